@@ -1,0 +1,401 @@
+"""Train a small text-conditional latent diffusion model on any labelled image folder or parquet file.
+
+For images that Stable Diffusion does not know, and for machines without a GPU. Three parts are trained from nothing:
+a tokenizer on the prompts, an autoencoder (stage `vae`), and a UNet with a CLIP text encoder (stage `unet`). The result
+is a Stable Diffusion checkpoint in miniature, in fp16 safetensors, that `StableDiffusionPipeline` and `SONAPipeline` load.
+
+    python examples/train_latent_diffusion.py --data images/ --output model/
+    accelerate launch examples/train_latent_diffusion.py --data images/ --output model/      # several processes
+
+Killed and started again with the same arguments, it goes on from the last checkpoint. `--output` receives the model,
+`checkpoints/` the state to resume from, `samples/` a sheet of reconstructions and one of generated images every so often.
+
+The embedded model of the package was made by (two cores, about two hours):
+
+    python examples/train_latent_diffusion.py --data fashion-mnist/diffusion.parquet --output tiny
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.utils import save_image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sona_pipeline.data import ImageSet, fit, is_grey, open_images
+
+TEMPLATES = ["a photo of a {}", "a photo of the {}", "an image of a {}", "{}"]
+LATENT_CHANNELS = 4
+
+
+class Images(torch.utils.data.Dataset):
+    """An `ImageSet` as tensors `[C, H, W]` in [-1, 1] with their indices."""
+
+    def __init__(self, images: ImageSet, resolution: int, mode: str):
+        self.images, self.resolution, self.mode = images, resolution, mode
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        pixels = pil_to_tensor(fit(self.images.image(index), self.resolution, self.mode))
+        return pixels.float().div(127.5).sub(1), index
+
+
+def train_tokenizer(prompts: list[str], vocabulary_size: int, length: int) -> CLIPTokenizer:
+    """A CLIP byte-pair tokenizer with merges learned on `prompts`; its 512 byte tokens spell any other text."""
+    bos, eos = "<|startoftext|>", "<|endoftext|>"
+    blank = CLIPTokenizer().backend_tokenizer
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    learner.train_from_iterator(
+        prompts, trainers.BpeTrainer(vocab_size=vocabulary_size, end_of_word_suffix="</w>", show_progress=False)
+    )
+    merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(m) for m in merges] + [bos, eos]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def build_models(tokenizer: CLIPTokenizer, channels: int, resolution: int, vae_width: int, unet_width: int):
+    """Untrained VAE (4 x down), UNet (two levels, cross-attention on the lower) and text encoder (two layers)."""
+    vae = AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=(vae_width, 2 * vae_width, 4 * vae_width),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+        sample_size=resolution,
+        mid_block_add_attention=False,
+    )
+    text_width = 64
+    unet = UNet2DConditionModel(
+        sample_size=resolution // 4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(unet_width, unet_width * 4 // 3),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=text_width,
+            projection_dim=text_width,
+            intermediate_size=4 * text_width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return vae, unet, text_encoder
+
+
+def make_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion, sampled by DDIM."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+class Stage:
+    """One training loop: seeded batches, warm-up and cosine decay, EMA, checkpoints in safetensors, progress bar."""
+
+    def __init__(
+        self,
+        name: str,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        steps: int,
+        lr: float,
+        seed: int,
+        output: Path,
+    ):
+        self.name, self.accelerator, self.steps, self.lr, self.seed = name, accelerator, steps, lr, seed
+        self.plain = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
+        self.ema = EMAModel(model.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
+        self.ema.to(accelerator.device)
+        self.checkpoint = output / "checkpoints" / f"{name}.safetensors"
+        self.step = 0
+
+    def resume(self) -> None:
+        """Take up the state of the last checkpoint, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = load_file(self.checkpoint)
+        self.step = int(state["step"])
+        parameters = list(self.plain.parameters())
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        for i, (parameter, shadow) in enumerate(zip(parameters, self.ema.shadow_params)):
+            parameter.data.copy_(state[f"model.{i}"])
+            shadow.copy_(state[f"ema.{i}"])
+            if self.step and f"exp_avg.{i}" in state:
+                inner.state[parameter] = {k: state[f"{k}.{i}"].clone() for k in ("exp_avg", "exp_avg_sq", "step")}
+        self.ema.optimization_step = self.step
+        self.accelerator.print(f"{self.name}: resumed at step {self.step} of {self.steps}")
+
+    def save(self) -> None:
+        """Write the checkpoint: a temporary file, then a rename."""
+        if not self.accelerator.is_main_process:
+            return
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        state = {"step": torch.tensor(self.step)}
+        for i, (parameter, shadow) in enumerate(zip(self.plain.parameters(), self.ema.shadow_params)):
+            state[f"model.{i}"], state[f"ema.{i}"] = parameter.detach().contiguous(), shadow.contiguous()
+            state |= {f"{k}.{i}": v.contiguous() for k, v in inner.state.get(parameter, {}).items()}
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        save_file(state, partial)
+        partial.rename(self.checkpoint)
+
+    def generator(self, step: int) -> torch.Generator:
+        """Random numbers of one step and process, so that a resumed run draws what an undisturbed one draws."""
+        place = (self.seed * 1_000_003 + step) * self.accelerator.num_processes + self.accelerator.process_index
+        return torch.Generator().manual_seed(place)
+
+    def run(self, loss_of, every: int, show) -> None:
+        """Train to the last step; `loss_of(generator)` gives the loss of a batch, `show(step)` draws a sheet."""
+        columns = [
+            TextColumn(self.name),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+        ]
+        average = None
+        with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
+            task = progress.add_task(self.name, total=self.steps, completed=self.step, loss="")
+            while self.step < self.steps:
+                warm, done = min(1.0, (self.step + 1) / 500), self.step / self.steps
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+                loss = loss_of(self.generator(self.step))
+                self.accelerator.backward(loss)
+                self.accelerator.clip_grad_norm_(self.plain.parameters(), 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.ema.step(self.plain.parameters())
+                self.step += 1
+                average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()
+                progress.update(task, completed=self.step, loss=f"loss {average:.4f}")
+                if self.step % every == 0 or self.step == self.steps:
+                    self.save()
+                    with_ema(self, lambda: show(self.step))
+                    if not progress.console.is_terminal:
+                        self.accelerator.print(f"{self.name}: step {self.step} of {self.steps}, loss {average:.4f}")
+        self.ema.copy_to(self.plain.parameters())
+
+
+def with_ema(stage: Stage, action) -> None:
+    """Run `action` with the averaged weights in place (main process only)."""
+    if stage.accelerator.is_main_process:
+        stage.ema.store(stage.plain.parameters())
+        stage.ema.copy_to(stage.plain.parameters())
+        with torch.no_grad():
+            action()
+        stage.ema.restore(stage.plain.parameters())
+
+
+class Autoencoding(torch.nn.Module):
+    """Loss of the autoencoder: absolute and squared error, and a light pull of the latents to a unit Gaussian."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        posterior = self.vae.encode(pixels).latent_dist
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        return F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels) + 1e-5 * posterior.kl().mean()
+
+
+class Denoising(torch.nn.Module):
+    """Loss of UNet and text encoder: the noise that was added, from noisy latents, time step and prompt."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy, timesteps, prompt_ids, noise) -> torch.Tensor:
+        distinct, which = torch.unique(prompt_ids, dim=0, return_inverse=True)
+        prompts = self.text_encoder(distinct)[0][which]
+        return F.mse_loss(self.unet(noisy, timesteps, prompts).sample, noise)
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, loader, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latent mean and standard deviation of every image, in half precision on the CPU."""
+    rows = []
+    for pixels, _ in loader:
+        posterior = vae.encode(pixels.to(device)).latent_dist
+        rows.append(torch.stack([posterior.mean, posterior.std], dim=1).half().cpu())
+    latents = torch.cat(rows)
+    return latents[:, 0], latents[:, 1]
+
+
+def draw_batch(images: Images, size: int, generator: torch.Generator) -> torch.Tensor:
+    """A random batch of images `[B, C, H, W]`."""
+    chosen = torch.randint(len(images), (size,), generator=generator).tolist()
+    return torch.stack([images[i][0] for i in chosen])
+
+
+def train_vae(stage: Stage, vae: AutoencoderKL, images: Images, batch_size: int, every: int, samples: Path) -> None:
+    """Stage one, up to and including the latents' scaling factor."""
+    device = stage.accelerator.device
+    fixed = draw_batch(images, 16, stage.generator(10**9)).to(device)
+
+    def loss_of(generator):
+        pixels = draw_batch(images, batch_size, generator).to(device)
+        shape = (batch_size, LATENT_CHANNELS, pixels.shape[-2] // 4, pixels.shape[-1] // 4)
+        return stage.model(pixels, torch.randn(shape, generator=generator).to(device))
+
+    def show(step):
+        decoded = vae.decode(vae.encode(fixed).latent_dist.mode()).sample.clamp(-1, 1)
+        save_image(torch.cat([fixed, decoded]) / 2 + 0.5, samples / f"vae-{step:06d}.png", nrow=16)
+        stage.accelerator.print(f"vae: mean absolute error {F.l1_loss(decoded, fixed) / 2:.4f} on [0, 1]")
+
+    stage.run(loss_of, every, show)
+
+
+def train_unet(
+    stage, pipe: StableDiffusionPipeline, latents, labels, prompt_ids, names, batch_size, every, samples
+) -> None:
+    """Stage two: `latents` are (mean, standard deviation), `prompt_ids` is `[classes + 1, templates, length]`."""
+    device, scheduler, scale = stage.accelerator.device, pipe.scheduler, pipe.vae.config.scaling_factor
+    mean, deviation = latents
+
+    def loss_of(generator):
+        rows = torch.randint(len(mean), (batch_size,), generator=generator)
+        clean = mean[rows].float() + deviation[rows].float() * torch.randn(mean[rows].shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
+        empty = torch.rand(batch_size, generator=generator) < 0.1
+        classes = torch.where(empty, len(prompt_ids) - 1, labels[rows])
+        ids = prompt_ids[classes, torch.randint(prompt_ids.shape[1], (batch_size,), generator=generator)]
+        noisy = scheduler.add_noise(clean * scale, noise, timesteps)
+        return stage.model(noisy.to(device), timesteps.to(device), ids.to(device), noise.to(device))
+
+    def show(step):
+        prompts = [TEMPLATES[0].format(name) for name in names[:12] for _ in range(8)]
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        drawn = pipe(prompts, num_inference_steps=25, guidance_scale=3.0, generator=generator, output_type="pt").images
+        save_image(drawn, samples / f"unet-{step:06d}.png", nrow=8)
+
+    stage.run(loss_of, every, show)
+
+
+def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
+    """Write the checkpoint in fp16 beside its place and move it there."""
+    with tempfile.TemporaryDirectory(dir=output) as temporary:
+        pipe.to(dtype=torch.float16).save_pretrained(temporary)
+        for part in Path(temporary).iterdir():
+            target = output / part.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            part.rename(target)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Image folder with class sub-folders, or a parquet file.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model, its checkpoints and sample sheets.")],
+    classes: Annotated[str, typer.Option(help="Only these classes, comma-separated (all by default).")] = "",
+    resolution: Annotated[int, typer.Option(help="Side of the images in pixels, a multiple of 8.")] = 32,
+    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 4000,
+    unet_steps: Annotated[int, typer.Option(help="Training steps of UNet and text encoder.")] = 12000,
+    batch_size: Annotated[int, typer.Option(help="Images a step and process.")] = 64,
+    vae_width: Annotated[int, typer.Option(help="Channels of the autoencoder's first level, a multiple of 8.")] = 16,
+    unet_width: Annotated[int, typer.Option(help="Channels of the UNet's first level, a multiple of 96.")] = 96,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    sample_every: Annotated[int, typer.Option(help="Steps between checkpoints and sample sheets.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+) -> None:
+    """Train tokenizer, autoencoder, UNet and text encoder on the images and labels of DATA; see the file's head."""
+    if resolution % 8:
+        raise typer.BadParameter(f"--resolution {resolution} is not a multiple of 8")
+    if vae_width % 8 or unet_width % 96:
+        raise typer.BadParameter("--vae-width must be a multiple of 8 and --unet-width a multiple of 96")
+    images = open_images(data)
+    if classes:
+        images = images.with_classes([name.strip() for name in classes.split(",")])
+    if not images.labels:
+        raise typer.BadParameter(f"{data} has no classes: put the images into one sub-folder a class")
+    names = list(images.classes)
+    accelerator = Accelerator()
+    torch.manual_seed(seed)
+    samples = output / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    channels = 1 if is_grey(images) else 3
+    pixels = Images(images, resolution, "L" if channels == 1 else "RGB")
+    accelerator.print(f"{len(images)} images of {len(names)} classes, {channels} channel(s), {resolution} px")
+
+    prompts = [[template.format(name) for template in TEMPLATES] for name in names] + [[""] * len(TEMPLATES)]
+    tokenizer = train_tokenizer(sum(prompts, []), vocabulary_size=2048, length=32)
+    vae, unet, text_encoder = build_models(tokenizer, channels, resolution, vae_width, unet_width)
+    for model in (vae, unet):
+        model.to(memory_format=torch.channels_last)
+
+    stage = Stage("vae", accelerator, Autoencoding(vae), vae_steps, learning_rate, seed, output)
+    stage.resume()
+    train_vae(stage, vae, pixels, batch_size, sample_every, samples)
+    vae.requires_grad_(False)
+
+    mean, deviation = encode_all(vae, torch.utils.data.DataLoader(pixels, batch_size=256), accelerator.device)
+    spread = (mean.float().var() + deviation.float().square().mean()).sqrt().item()
+    vae.register_to_config(scaling_factor=1 / spread)
+    pipe = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False
+    )
+    ids = [
+        tokenizer(p, padding="max_length", max_length=32, truncation=True, return_tensors="pt").input_ids
+        for p in prompts
+    ]
+    stage = Stage("unet", accelerator, Denoising(unet, text_encoder), unet_steps, learning_rate / 2, seed + 1, output)
+    stage.resume()
+    train_unet(
+        stage,
+        pipe,
+        (mean, deviation),
+        torch.tensor(images.labels),
+        torch.stack(ids),
+        names,
+        batch_size,
+        sample_every,
+        samples,
+    )
+    if accelerator.is_main_process:
+        save_model(pipe, output)
+        accelerator.print(f"saved to {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,736 @@
+# Copyright 2026 The SONA developers.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SONA: semantic outliers from labelled images, by region-wise guidance of a latent diffusion model.
+
+The method of "Diffusion based Semantic Outlier Generation via Nuisance Awareness for Out-of-Distribution Detection"
+(Yoon et al., AAAI 2025); equation numbers below are the paper's. This file stands alone, as a diffusers community
+pipeline does:
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint, custom_pipeline="sona")
+    outlier = pipe(image, id_prompt="a photo of a barn", ood_prompt="a photo of an airliner").images[0]
+"""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.loaders import FromSingleFileMixin, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import USE_PEFT_BACKEND, BaseOutput, logging, scale_lora_layers, unscale_lora_layers
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+
+logger = logging.get_logger(__name__)
+
+# Their `step` depends on nothing but its arguments and the step index, so images may join a running batch.
+SCHEDULERS_WITHOUT_HISTORY = frozenset(
+    {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
+)
+MASK_GRANULARITIES = ("channel", "all", "spatial")
+
+
+class SONAGuidance(NamedTuple):
+    """What `sona_guidance` returns; every field has the shape `[B, C, H, W]` of its inputs.
+
+    Attributes:
+        guidance: Delta_SONA of (4), in the units and the dtype of the noise estimates, not yet scaled by s.
+        id_semantic_mask: M_S(c_ID) of (3), bool.
+        id_nuisance_mask: M_N(c_ID) of (3), bool.
+        ood_semantic_mask: M_S(c_OOD) of (3), without M_N(c_ID) where the filter of (7) is on, bool.
+    """
+
+    guidance: torch.Tensor
+    id_semantic_mask: torch.Tensor
+    id_nuisance_mask: torch.Tensor
+    ood_semantic_mask: torch.Tensor
+
+
+def sona_guidance(
+    noise_uncond: torch.Tensor,
+    noise_id: torch.Tensor,
+    noise_ood: torch.Tensor,
+    *,
+    mask_threshold: float = 0.2,
+    mask_granularity: str = "channel",
+    remove_id_semantics: bool = True,
+    preserve_id_nuisance: bool = True,
+    add_ood_semantics: bool = True,
+    filter_ood_by_nuisance: bool = True,
+    global_guidance: bool = False,
+) -> SONAGuidance:
+    r"""SONA guidance, equations (3)-(7), of a batch of noise estimates.
+
+    With psi(c) = noise(c) - noise_uncond, and M_S / M_N the top / bottom share lambda of |psi|:
+
+        D_ID  = -M_S(ID) psi(ID)
+        D_N   =  M_N(ID) psi(ID)
+        D_OOD =  M_S(OOD) (1 - M_N(ID)) psi(OOD)
+        guidance = D_ID + D_N + D_OOD
+
+    Args:
+        noise_uncond, noise_id, noise_ood: noise estimates `[B, C, H, W]` for the empty, the ID and the OOD prompt.
+        mask_threshold: lambda, the share of a region, in (0, 0.5). A mask holds the nearest whole number of entries,
+            at least one; of equal magnitudes the ones that come first in memory count as smaller.
+        mask_granularity: what the share is taken over: "channel" (H x W of each channel), "all" (C x H x W), or
+            "spatial" (one H x W mask for all channels, from the sum of |psi| over them).
+        remove_id_semantics: add D_ID.
+        preserve_id_nuisance: add D_N.
+        add_ood_semantics: add D_OOD.
+        filter_ood_by_nuisance: the factor (1 - M_N(ID)) in D_OOD.
+        global_guidance: psi(OOD) everywhere instead (classifier-free guidance, the baseline of figure 6); the masks
+            are then empty for ID and full for OOD.
+
+    Magnitudes are compared in float32. Where psi is zero everywhere, its masks are empty.
+
+    Raises:
+        ValueError: `mask_threshold` or `mask_granularity` is not one of the above.
+    """
+    _check_mask_options(mask_threshold, mask_granularity)
+    psi_id = noise_id.float() - noise_uncond.float()
+    psi_ood = noise_ood.float() - noise_uncond.float()
+    if global_guidance:
+        nothing = torch.zeros_like(psi_ood, dtype=torch.bool)
+        return SONAGuidance(psi_ood.to(noise_uncond.dtype), nothing, nothing, ~nothing)
+
+    id_semantic, id_nuisance = _region_masks(psi_id, mask_threshold, mask_granularity)
+    ood_semantic, _ = _region_masks(psi_ood, mask_threshold, mask_granularity)
+    if filter_ood_by_nuisance:
+        ood_semantic = ood_semantic & ~id_nuisance
+
+    guidance = torch.zeros_like(psi_id)
+    if remove_id_semantics:
+        guidance = guidance - id_semantic * psi_id
+    if preserve_id_nuisance:
+        guidance = guidance + id_nuisance * psi_id
+    if add_ood_semantics:
+        guidance = guidance + ood_semantic * psi_ood
+    return SONAGuidance(guidance.to(noise_uncond.dtype), id_semantic, id_nuisance, ood_semantic)
+
+
+def _region_masks(psi: torch.Tensor, threshold: float, granularity: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top and bottom share of |psi| `[B, C, H, W]` as two disjoint bool masks of the same shape (3)."""
+    magnitude = psi.abs()
+    if granularity == "spatial":
+        magnitude = magnitude.sum(dim=1, keepdim=True)
+    flat = magnitude.flatten(1 if granularity == "all" else 2)
+    size = flat.shape[-1]
+    count = min(max(1, round(threshold * size)), size // 2)
+    order = flat.argsort(dim=-1, stable=True)
+    present = (flat.amax(dim=-1, keepdim=True) > 0).expand_as(flat)
+    empty = torch.zeros_like(present)
+    semantic = empty.scatter(-1, order[..., size - count :], present)
+    nuisance = empty.scatter(-1, order[..., :count], present)
+    return semantic.view_as(magnitude).expand_as(psi), nuisance.view_as(magnitude).expand_as(psi)
+
+
+def add_momentum(
+    guidance: torch.Tensor, momentum: torch.Tensor, mask: torch.Tensor, *, scale: float, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SEGA's momentum (Brack et al. 2023), kept inside `mask`: the guidance to apply, and the momentum to carry on.
+
+    guidance' = guidance + scale * mask * momentum;  momentum' = beta * momentum + (1 - beta) * guidance'
+    """
+    guidance = guidance + scale * mask * momentum
+    return guidance, beta * momentum + (1 - beta) * guidance
+
+
+def _check_mask_options(threshold: float, granularity: str) -> None:
+    if not 0 < threshold < 0.5:
+        raise ValueError(
+            f"`mask_threshold` is {threshold}, but a share of the entries strictly between 0 and 0.5 is needed."
+        )
+    if granularity not in MASK_GRANULARITIES:
+        raise ValueError(f"`mask_granularity` is {granularity!r}, but has to be one of {MASK_GRANULARITIES}.")
+
+
+@dataclass
+class SONAPipelineOutput(BaseOutput):
+    """Output of `SONAPipeline`.
+
+    Attributes:
+        images: the outliers, in the order of the input images: a list of PIL images, an array `[B, H, W, C]` or a
+            tensor `[B, C, H, W]` in [0, 1], or latents, by `output_type`.
+        stop_steps: the stop step of each image, 1 .. `num_inference_steps`; over `num_inference_steps`, its strength.
+        nsfw_content_detected: a flag an image if the checkpoint has a safety checker, else None.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    stop_steps: list[int]
+    nsfw_content_detected: list[bool] | None
+
+
+class SONAPipeline(
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    TextualInversionLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
+    FromSingleFileMixin,
+):
+    r"""Image-to-image pipeline that turns labelled images into semantic outliers with Stable Diffusion 1.x or 2.x.
+
+    Each image is noised up to a stop step of its own and denoised with `sona_guidance`, which removes the meaning of
+    the ID prompt, keeps the image's nuisance and adds the meaning of the OOD prompt. A PNDM scheduler, which most
+    checkpoints ship, is replaced by DDIM with the same noise schedule.
+
+    Args:
+        vae ([`AutoencoderKL`]): encodes images to latents and back.
+        text_encoder ([`~transformers.CLIPTextModel`]): frozen text encoder.
+        tokenizer ([`~transformers.CLIPTokenizer`]): its tokenizer.
+        unet ([`UNet2DConditionModel`]): predicts noise, velocity or sample from latents and prompt.
+        scheduler ([`SchedulerMixin`]): any scheduler of Stable Diffusion but PNDM; DDIM is the paper's.
+        safety_checker ([`StableDiffusionSafetyChecker`], *optional*): flags and blanks harmful images.
+        feature_extractor ([`~transformers.CLIPImageProcessor`], *optional*): prepares images for the safety checker.
+        requires_safety_checker (`bool`): kept for checkpoints that carry the setting.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    _callback_tensor_inputs = [
+        "latents",
+        "id_semantic_mask",
+        "id_nuisance_mask",
+        "ood_semantic_mask",
+        "noise_pred",
+        "guidance",
+    ]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker = None,
+        feature_extractor: CLIPImageProcessor = None,
+        requires_safety_checker: bool = False,
+    ):
+        super().__init__()
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("`safety_checker` needs a `feature_extractor`: pass both, or `safety_checker=None`.")
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=_usable_scheduler(scheduler),
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+        )
+        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        grey = vae is not None and vae.config.in_channels == 1
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.image_processor = VaeImageProcessor(
+            do_resize=False,
+            vae_scale_factor=self.vae_scale_factor,
+            vae_latent_channels=vae.config.latent_channels if vae is not None else 4,
+            do_convert_rgb=not grey,
+            do_convert_grayscale=grey,
+        )
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked for the end of the denoising, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """UNet calls of the current run."""
+        return self._num_timesteps
+
+    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+        """Write `model_index.json` and this file beside it, so that `trust_remote_code=True` loads the pipeline.
+
+        Called by `save_pretrained` and `push_to_hub`.
+        """
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        index = Path(save_directory) / self.config_name
+        config = json.loads(index.read_text(encoding="utf-8"))
+        config["_class_name"] = ["pipeline", type(self).__name__]
+        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        source, target = Path(inspect.getfile(SONAPipeline)), Path(save_directory) / "pipeline.py"
+        if source.resolve() != target.resolve():
+            shutil.copyfile(source, target)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        id_prompt: str | list[str] | None = None,
+        ood_prompt: str | list[str] | None = None,
+        strength: float | Sequence[float] | None = None,
+        stop_step: int | Sequence[int] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 10.0,
+        mask_threshold: float = 0.2,
+        mask_granularity: str = "channel",
+        remove_id_semantics: bool = True,
+        preserve_id_nuisance: bool = True,
+        add_ood_semantics: bool = True,
+        filter_ood_by_nuisance: bool = True,
+        global_guidance: bool = False,
+        warmup_steps: int = 0,
+        cooldown_steps: int | None = None,
+        momentum_scale: float = 0.0,
+        momentum_beta: float = 0.4,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        id_prompt_embeds: torch.Tensor | None = None,
+        ood_prompt_embeds: torch.Tensor | None = None,
+        uncond_prompt_embeds: torch.Tensor | None = None,
+        clip_skip: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> SONAPipelineOutput | tuple:
+        r"""Make one outlier of each image (algorithm 2 of the paper).
+
+        Costs exactly 3 x (sum of the stop steps) rows in the UNet, with first-order schedulers.
+
+        Args:
+            image: PIL images, arrays `[B, H, W, C]` or tensors `[B, C, H, W]` in [0, 1], or a list of one of these,
+                all of one size, with sides that the VAE's factor divides (8 for Stable Diffusion). A tensor with as
+                many channels as the VAE's latents (4) is taken as latents.
+            id_prompt, ood_prompt: what the images show and what the outliers shall mean; one for all, or one an image.
+            strength: part of the schedule to noise up to, in (0, 1]; one for all or one an image. Gives
+                `int(num_inference_steps * strength)` steps. None draws a stop step for each image, uniformly.
+            stop_step: the same as an exact number of steps, 1 .. `num_inference_steps`; instead of `strength`.
+            num_inference_steps: steps T of the full schedule.
+            guidance_scale: s of (2).
+            mask_threshold, mask_granularity, remove_id_semantics, preserve_id_nuisance, add_ood_semantics,
+            filter_ood_by_nuisance, global_guidance: see `sona_guidance`.
+            warmup_steps: no guidance in the first steps, counted on the full schedule (SEGA; 0 is off).
+            cooldown_steps: no guidance from this step of the full schedule on (SEGA; None is off).
+            momentum_scale, momentum_beta: see `add_momentum` (SEGA; scale 0 is off).
+            eta: eta of DDIM; ignored by other schedulers.
+            generator: one for the call, or one an image, which makes an image independent of its batch. Each gives
+                the stop step (if it is drawn), then the VAE sample, then the noise.
+            id_prompt_embeds, ood_prompt_embeds: text embeddings `[1 or B, L, D]` instead of the prompts.
+            uncond_prompt_embeds: embeddings `[1 or B, L, D]` instead of those of the empty prompt.
+            clip_skip: layers of the text encoder to skip for the ID and OOD prompts.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False returns the tuple (images, stop_steps, nsfw_content_detected).
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each UNet call, where
+                `step` counts on the full schedule; "latents" in the dictionary that it returns replace the latents,
+                and `pipe._interrupt = True` ends the denoising.
+            callback_on_step_end_tensor_inputs: names of `_callback_tensor_inputs`: "latents", "id_semantic_mask",
+                "id_nuisance_mask", "ood_semantic_mask" (after the filter), "noise_pred" (the guided prediction, as
+                the scheduler takes it) and "guidance" (in units of noise, without s). Each is `[B, C, H, W]` in the
+                order of the images. Images that have not joined yet have their noised latents, and zeros elsewhere.
+            cross_attention_kwargs: passed on to the attention processors.
+
+        Raises:
+            ValueError, TypeError: an argument breaks one of the rules above; before any model is run.
+            FloatingPointError: the latents of an image became NaN or infinite.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        regions = {
+            "mask_threshold": mask_threshold,
+            "mask_granularity": mask_granularity,
+            "remove_id_semantics": remove_id_semantics,
+            "preserve_id_nuisance": preserve_id_nuisance,
+            "add_ood_semantics": add_ood_semantics,
+            "filter_ood_by_nuisance": filter_ood_by_nuisance,
+            "global_guidance": global_guidance,
+        }
+        _check_mask_options(mask_threshold, mask_granularity)
+        image = self.preprocess_image(image)
+        prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
+        embeds = {"uncond": uncond_prompt_embeds, "id_prompt": id_prompt_embeds, "ood_prompt": ood_prompt_embeds}
+        self.check_inputs(
+            len(image), prompts, embeds, generator, num_inference_steps, output_type, callback_on_step_end_tensor_inputs
+        )
+        stop_steps = self.get_stop_steps(len(image), strength, stop_step, num_inference_steps, generator)
+        self._interrupt = False
+        device = self._execution_device
+
+        lora_scale = (cross_attention_kwargs or {}).get("scale")
+        prompt_embeds = self.encode_prompts(len(image), prompts, embeds, device, clip_skip, lora_scale)
+        source = self.encode_image(image, prompt_embeds.dtype, device, generator)
+        noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
+
+        batch = _Batch(source, noise, prompt_embeds, stop_steps, generator)
+        momentum = torch.zeros_like(source, dtype=torch.float32)
+        runs = self.plan_runs(batch.stop_steps)
+        self._num_timesteps = sum(batch.stop_steps[first] for first, _ in runs)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for run in runs:
+                timesteps, noise_units, joins = self.begin_run(batch, run, num_inference_steps, device)
+                for index in range(joins[0], len(timesteps)):
+                    if self.interrupt:
+                        break
+                    i, t = index // self.scheduler.order, timesteps[index]
+                    active = slice(run[0], run[0] + sum(join <= index for join in joins))
+
+                    latents = batch.latents[active].clone()  # some schedulers keep it for their next step
+                    noise_uncond, noise_id, noise_ood = self.unet(
+                        self.scheduler.scale_model_input(torch.cat([latents] * 3), t),
+                        t,
+                        encoder_hidden_states=batch.prompt_embeds[:, active].flatten(0, 1),
+                        cross_attention_kwargs=cross_attention_kwargs,
+                        return_dict=False,
+                    )[0].chunk(3)
+
+                    guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask = sona_guidance(
+                        noise_uncond, noise_id, noise_ood, **regions
+                    )
+                    if momentum_scale:
+                        mask = id_semantic_mask | id_nuisance_mask | ood_semantic_mask
+                        guidance, momentum[active] = add_momentum(
+                            guidance * noise_units[index],
+                            momentum[active],
+                            mask,
+                            scale=momentum_scale,
+                            beta=momentum_beta,
+                        )
+                        guidance = (guidance / noise_units[index]).to(noise_uncond.dtype)
+                    if i < warmup_steps or (cooldown_steps is not None and i >= cooldown_steps):
+                        guidance = torch.zeros_like(guidance)
+
+                    noise_pred = noise_uncond + guidance_scale * guidance
+                    extra = self.step_kwargs(eta, batch.generator, active)
+                    batch.latents[active] = self.scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
+                    batch.watch(active, i)
+
+                    if callback_on_step_end is not None:
+                        latents, guidance = batch.latents, guidance * noise_units[index]
+                        tensors = {}
+                        for name in callback_on_step_end_tensor_inputs:
+                            tensors[name] = batch.in_caller_order(locals()[name], active)
+                        replaced = callback_on_step_end(self, i, t, tensors) or {}
+                        if "latents" in replaced:
+                            batch.latents = replaced["latents"][batch.order].to(batch.latents)
+                    progress_bar.update()
+
+        batch.raise_if_bad()
+        images, nsfw_content_detected = self.decode(batch.in_caller_order(batch.latents), output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, stop_steps, nsfw_content_detected
+        return SONAPipelineOutput(images=images, stop_steps=stop_steps, nsfw_content_detected=nsfw_content_detected)
+
+    def preprocess_image(self, image: PipelineImageInput) -> torch.Tensor:
+        """Images of any accepted form as a tensor `[B, C, H, W]` in [-1, 1], or latents as they are.
+
+        Raises ValueError for no image, NaN, values out of range, and sizes, modes or channels the VAE cannot take.
+        """
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not images:
+            raise ValueError("`image` is an empty list: give at least one image.")
+        for k, one in enumerate(images):
+            if isinstance(one, PIL.Image.Image):
+                if one.mode == "F" or one.mode.startswith("I"):
+                    raise ValueError(
+                        f"Image {k} has the mode {one.mode!r}: scale it to 8 bits (mode 'L' or 'RGB') first."
+                    )
+                if one.size != images[0].size:
+                    raise ValueError(
+                        f"Image {k} is {one.size} pixels and image 0 {images[0].size}: bring all to one size."
+                    )
+        tensor = self.image_processor.preprocess(images)
+
+        channels, latent_channels = self.vae.config.in_channels, self.vae.config.latent_channels
+        if tensor.shape[1] not in (channels, latent_channels):
+            raise ValueError(
+                f"`image` has {tensor.shape[1]} channels; the VAE takes {channels}, and latents have {latent_channels}."
+            )
+        finite = tensor.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            raise ValueError(f"Image {finite.tolist().index(False)} holds NaN or infinite values.")
+        if tensor.shape[1] == channels and channels != latent_channels:
+            height, width = tensor.shape[-2:]
+            factor = self.vae_scale_factor
+            if height % factor or width % factor or not height or not width:
+                raise ValueError(
+                    f"Images are {width} x {height} pixels, but the VAE takes multiples of {factor}: resize them."
+                )
+            if tensor.abs().max() > 1:
+                raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
+        return tensor
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        prompts: dict[str, str | list[str] | None],
+        embeds: dict[str, torch.Tensor | None],
+        generator: torch.Generator | list[torch.Generator] | None,
+        num_inference_steps: int,
+        output_type: str,
+        callback_tensor_inputs: list[str],
+    ) -> None:
+        """Raise ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with."""
+        for name, prompt in prompts.items():
+            if (prompt is None) == (embeds[name] is None):
+                raise ValueError(f"Give either `{name}` or `{name}_embeds`, and not both.")
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+                raise TypeError(f"`{name}` has to be a string or a list of strings, but is {prompt!r}.")
+            if isinstance(prompt, list) and len(prompt) != batch_size:
+                raise ValueError(
+                    f"`{name}` has {len(prompt)} entries for {batch_size} images: give one, or one an image."
+                )
+        given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
+        width = self.unet.config.cross_attention_dim
+        for name, value in given.items():
+            if value.ndim != 3 or len(value) not in (1, batch_size) or value.shape[2] != width:
+                raise ValueError(
+                    f"`{name}` has the shape {tuple(value.shape)}, but [1 or {batch_size}, length, {width}] is needed."
+                )
+        lengths = {value.shape[1] for value in given.values()}
+        if len(given) < 3:
+            lengths.add(self.tokenizer.model_max_length)
+        if len(lengths) > 1:
+            raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
+
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` has {len(generator)} entries for {batch_size} images: give one, or one an image."
+            )
+        most = self.scheduler.config.num_train_timesteps
+        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= most:
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}."
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` is {output_type!r}, but has to be 'pil', 'np', 'pt' or 'latent'.")
+        if unknown := [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {unknown}, but can have {self._callback_tensor_inputs} only."
+            )
+        if isinstance(self.scheduler, PNDMScheduler):
+            raise ValueError("PNDM cannot start within its schedule: set `pipe.scheduler` to a `DDIMScheduler`, say.")
+
+    def get_stop_steps(
+        self,
+        batch_size: int,
+        strength: float | Sequence[float] | None,
+        stop_step: int | Sequence[int] | None,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> list[int]:
+        """Stop step of every image: as given, `int(num_inference_steps * strength)`, or drawn from 1 .. T."""
+        if strength is not None and stop_step is not None:
+            raise ValueError("Give either `strength` or `stop_step`, and not both.")
+        if strength is None and stop_step is None:
+            sources = generator if isinstance(generator, list) else [generator] * batch_size
+            return [_draw_step(num_inference_steps, source) for source in sources]
+        name, value = ("strength", strength) if stop_step is None else ("stop_step", stop_step)
+        values = list(value) if isinstance(value, (Sequence, np.ndarray, torch.Tensor)) else [value] * batch_size
+        if len(values) != batch_size:
+            raise ValueError(f"`{name}` has {len(values)} entries for {batch_size} images: give one, or one an image.")
+        if stop_step is None:
+            return [_step_of_strength(float(one), num_inference_steps) for one in values]
+        if not all(isinstance(one, (int, np.integer)) and 1 <= one <= num_inference_steps for one in values):
+            raise ValueError(f"`stop_step` is {value}, but has to be made of integers from 1 to {num_inference_steps}.")
+        return [int(one) for one in values]
+
+    def encode_prompts(
+        self,
+        batch_size: int,
+        prompts: dict[str, str | list[str] | None],
+        embeds: dict[str, torch.Tensor | None],
+        device: torch.device,
+        clip_skip: int | None = None,
+        lora_scale: float | None = None,
+    ) -> torch.Tensor:
+        """Embeddings `[3, B, L, D]` of the empty, ID and OOD prompts; each distinct text is encoded once.
+
+        As in img2img, `clip_skip` leaves the empty prompt alone.
+        """
+        texts = {"uncond": [""]} | {k: [v] if isinstance(v, str) else v for k, v in prompts.items()}
+        wanted = {name: texts[name] for name, given in embeds.items() if given is None}
+        row = {text: k for k, text in enumerate(dict.fromkeys(text for some in wanted.values() for text in some))}
+        if row:
+            if lora_scale is not None:
+                self._lora_scale = lora_scale
+                if USE_PEFT_BACKEND:
+                    scale_lora_layers(self.text_encoder, lora_scale)
+            last, skipped = self._encode_texts(list(row), device, clip_skip)
+            if lora_scale is not None and USE_PEFT_BACKEND:
+                unscale_lora_layers(self.text_encoder, lora_scale)
+        stacked = []
+        for name, given in embeds.items():
+            if given is None:
+                given = (last if name == "uncond" else skipped)[[row[text] for text in wanted[name]]]
+            stacked.append(given.to(device=device, dtype=self.unet.dtype).expand(batch_size, -1, -1))
+        return torch.stack(stacked)
+
+    def _encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None):
+        """Hidden states `[N, L, D]` of the last layer, and of the one `clip_skip` layers before it."""
+        texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        length = self.tokenizer.model_max_length
+        inputs = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        for text, ids in zip(texts, self.tokenizer(texts).input_ids):
+            if len(ids) > length:
+                logger.warning(f"The prompt {text!r} is longer than {length} tokens and is cut.")
+        use_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
+        outputs = self.text_encoder(
+            inputs.input_ids.to(device),
+            attention_mask=inputs.attention_mask.to(device) if use_mask else None,
+            output_hidden_states=clip_skip is not None,
+        )
+        if clip_skip is None:
+            return outputs[0], outputs[0]
+        norm = getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm
+        return outputs[0], norm(outputs.hidden_states[-(clip_skip + 1)])
+
+    def encode_image(self, image: torch.Tensor, dtype: torch.dtype, device: torch.device, generator) -> torch.Tensor:
+        """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1]; latents are passed through."""
+        if image.shape[1] == self.vae.config.latent_channels:
+            return image.to(device=device, dtype=dtype)
+        encoded = self.vae.encode(image.to(device=device, dtype=self.vae.dtype))
+        latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
+        return (latents * self.vae.config.scaling_factor).to(dtype)
+
+    def plan_runs(self, stop_steps: list[int]) -> list[tuple[int, int]]:
+        """Ranges (first, end) of the sorted images that share a run of the scheduler.
+
+        All at once for schedulers without history; images of one stop step for the others.
+        """
+        if type(self.scheduler).__name__ in SCHEDULERS_WITHOUT_HISTORY:
+            return [(0, len(stop_steps))]
+        firsts = [k for k, step in enumerate(stop_steps) if k == 0 or step != stop_steps[k - 1]]
+        return list(zip(firsts, firsts[1:] + [len(stop_steps)]))
+
+    def begin_run(self, batch: "_Batch", run: tuple[int, int], num_inference_steps: int, device: torch.device):
+        """Reset the scheduler and noise the images of a run, each to its own level z_T~ = add_noise(z_0, t_T~).
+
+        Returns the full schedule's timesteps; the factor from prediction to noise units at each; and the index in the
+        schedule at which each image joins, in rising order.
+        """
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        members = slice(*run)
+        joins = [(num_inference_steps - steps) * self.scheduler.order for steps in batch.stop_steps[members]]
+        starts = timesteps[torch.tensor(joins, device=timesteps.device)]
+        batch.latents[members] = self.scheduler.add_noise(batch.latents[members], batch.noise[members], starts)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(joins[0])
+        return timesteps, _noise_units(self.scheduler, timesteps), joins
+
+    def step_kwargs(self, eta: float, generator, active: slice) -> dict[str, Any]:
+        """The arguments `eta` and `generator`, for the active images, as far as `scheduler.step` has them."""
+        wanted = inspect.signature(self.scheduler.step).parameters
+        if isinstance(generator, list):
+            generator = generator[active]
+        return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in wanted}
+
+    def decode(self, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+        """Images of scaled latents `[B, C, H, W]`, and the safety checker's flags if there is one."""
+        if output_type == "latent":
+            return latents, None
+        image = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        flags = None
+        if self.safety_checker is not None:
+            shown = self.image_processor.postprocess(image, output_type="pil")
+            features = self.feature_extractor(shown, return_tensors="pt").to(image.device)
+            image, flags = self.safety_checker(images=image, clip_input=features.pixel_values.to(image.dtype))
+        denormalize = [not flag for flag in flags] if flags is not None else [True] * len(image)
+        return self.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
+
+
+class _Batch:
+    """What a call keeps of each image, sorted by falling stop step: those being denoised always come first."""
+
+    def __init__(self, source, noise, prompt_embeds, stop_steps: list[int], generator):
+        order = sorted(range(len(stop_steps)), key=lambda k: -stop_steps[k])
+        self.order = torch.tensor(order, device=source.device)
+        self.stop_steps = [stop_steps[k] for k in order]
+        self.generator = [generator[k] for k in order] if isinstance(generator, list) else generator
+        self.latents, self.noise, self.prompt_embeds = (
+            source[self.order],
+            noise[self.order],
+            prompt_embeds[:, self.order],
+        )
+        self._first_bad_step = torch.full((len(order),), -1, device=source.device)
+
+    def in_caller_order(self, value: torch.Tensor, active: slice = slice(None)) -> torch.Tensor:
+        """Values of all images, or of the active ones with zeros for the others, in the order of the input images."""
+        if len(value) == len(self.order):
+            active = slice(None)
+        restored = value.new_zeros(len(self.order), *value.shape[1:])
+        restored[self.order[active]] = value
+        return restored
+
+    def watch(self, active: slice, step: int) -> None:
+        """Note, on the device, the first step after which the latents of an image are not finite."""
+        bad = ~self.latents[active].isfinite().flatten(1).all(dim=1) & (self._first_bad_step[active] < 0)
+        self._first_bad_step[active] = self._first_bad_step[active].masked_fill(bad, step)
+
+    def raise_if_bad(self) -> None:
+        """Raise FloatingPointError for the first image whose latents stopped being finite."""
+        steps = self.in_caller_order(self._first_bad_step).tolist()
+        for k, step in enumerate(steps):
+            if step >= 0:
+                raise FloatingPointError(
+                    f"The latents of image {k} became NaN or infinite at step {step}: try bfloat16 or float32, or a lower"
+                    " `guidance_scale`."
+                )
+
+
+def _step_of_strength(strength: float, num_inference_steps: int) -> int:
+    if not 0 < strength <= 1:
+        raise ValueError(f"`strength` is {strength}, but has to be in (0, 1].")
+    step = int(num_inference_steps * strength)
+    if step < 1:
+        raise ValueError(
+            f"`strength` {strength} is less than one of {num_inference_steps} steps: use {1 / num_inference_steps:.3g} or more."
+        )
+    return step
+
+
+def _draw_step(num_inference_steps: int, generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(1, num_inference_steps + 1, (1,), generator=generator, device=device))
+
+
+def _noise_units(scheduler, timesteps: torch.Tensor) -> list[float]:
+    """The factor that turns a difference of predictions into a difference of noise estimates, at each time step.
+
+    With x_t = a x_0 + b noise: noise = a v + b x_t for velocities v, and noise = (x_t - a x_0) / b for samples.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return [1.0] * len(timesteps)
+    alphas = scheduler.alphas_cumprod.cpu()[timesteps.cpu().round().long().clamp(0, len(scheduler.alphas_cumprod) - 1)]
+    a, b = alphas.sqrt().clamp(min=1e-4), (1 - alphas).sqrt().clamp(min=1e-4)
+    return (a if kind == "v_prediction" else -a / b).tolist()
+
+
+def _usable_scheduler(scheduler):
+    """The scheduler with the settings of Stable Diffusion; PNDM as DDIM, since its counter cannot start mid-way."""
+    if scheduler is None:
+        return None
+    wanted = {"steps_offset": 1, "clip_sample": False}
+    changes = {name: value for name, value in wanted.items() if scheduler.config.get(name, value) != value}
+    if isinstance(scheduler, PNDMScheduler):
+        logger.info("Replacing the PNDM scheduler by DDIM: PNDM cannot start within its schedule.")
+        return DDIMScheduler.from_config(scheduler.config, **wanted)
+    return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
