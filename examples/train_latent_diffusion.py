@@ -1,14 +1,14 @@
 """Train a small text-conditional latent diffusion model on any labelled image folder or parquet file.
 
-For images that Stable Diffusion does not know, and for machines without a GPU. Three parts are trained from nothing:
-a tokenizer on the prompts, an autoencoder (stage `vae`), and a UNet with a CLIP text encoder (stage `unet`). The result
-is a Stable Diffusion checkpoint in miniature, in fp16 safetensors, that `StableDiffusionPipeline` and `SONAPipeline` load.
+For images that Stable Diffusion does not know, and for machines without a GPU. All parts are trained from nothing: a
+tokenizer on the prompts, an autoencoder (stage `vae`), a UNet with a CLIP text encoder (stage `unet`). The result is a
+Stable Diffusion checkpoint in miniature, in fp16 safetensors, that `StableDiffusionPipeline` and `SONAPipeline` load.
 
     python examples/train_latent_diffusion.py --data images/ --output model/
     accelerate launch examples/train_latent_diffusion.py --data images/ --output model/      # several processes
 
 Killed and started again with the same arguments, it goes on from the last checkpoint. `--output` receives the model,
-`checkpoints/` the state to resume from, `samples/` a sheet of reconstructions and one of generated images every so often.
+`checkpoints/` the state to resume from, `samples/` sheets of reconstructions and of generated images.
 
 The embedded model of the package was made by (two cores, about two hours):
 
@@ -359,7 +359,7 @@ def main(
     accelerator.print(f"{len(images)} images of {len(names)} classes, {channels} channel(s), {resolution} px")
 
     prompts = [[template.format(name) for template in TEMPLATES] for name in names] + [[""] * len(TEMPLATES)]
-    tokenizer = train_tokenizer(sum(prompts, []), vocabulary_size=2048, length=32)
+    tokenizer = train_tokenizer([text for some in prompts for text in some], vocabulary_size=2048, length=32)
     vae, unet, text_encoder = build_models(tokenizer, channels, resolution, vae_width, unet_width)
     for model in (vae, unet):
         model.to(memory_format=torch.channels_last)

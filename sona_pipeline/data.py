@@ -78,6 +78,21 @@ def open_images(source: str | Path) -> ImageSet:
     return _open_folder(path)
 
 
+def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Hold out a share of every class at random, at least one image: (the rest, the held-out images)."""
+    rng = np.random.default_rng(seed)
+    held_out: list[int] = []
+    for label in sorted(set(images.labels)):
+        members = rng.permutation([i for i, other in enumerate(images.labels) if other == label])
+        if len(members) < 2:
+            raise ValueError(
+                f"class {images.classes[label]!r} has {len(members)} image: two are needed to hold one out"
+            )
+        held_out += members[: max(1, round(share * len(members)))].tolist()
+    kept = sorted(set(range(len(images))) - set(held_out))
+    return images.take(kept), images.take(sorted(held_out))
+
+
 def _open_folder(root: Path) -> ImageSet:
     files = sorted(
         p.relative_to(root)
@@ -136,7 +151,8 @@ def fit(image: Image.Image, size: int, mode: str = "RGB") -> Image.Image:
     """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray((values * (255 / (65535 if values.max() > 255 else 255))).clip(0, 255).astype(np.uint8))
+        white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert(mode)

@@ -306,7 +306,7 @@ class SONAPipeline(
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> SONAPipelineOutput | tuple:
         r"""Make one outlier of each image (algorithm 2 of the paper).
@@ -483,7 +483,7 @@ class SONAPipeline(
         generator: torch.Generator | list[torch.Generator] | None,
         num_inference_steps: int,
         output_type: str,
-        callback_tensor_inputs: list[str],
+        callback_tensor_inputs: Sequence[str],
     ) -> None:
         """Raise ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with."""
         for name, prompt in prompts.items():
@@ -617,7 +617,7 @@ class SONAPipeline(
         if type(self.scheduler).__name__ in SCHEDULERS_WITHOUT_HISTORY:
             return [(0, len(stop_steps))]
         firsts = [k for k, step in enumerate(stop_steps) if k == 0 or step != stop_steps[k - 1]]
-        return list(zip(firsts, firsts[1:] + [len(stop_steps)]))
+        return list(zip(firsts, [*firsts[1:], len(stop_steps)]))
 
     def begin_run(self, batch: "_Batch", run: tuple[int, int], num_inference_steps: int, device: torch.device):
         """Reset the scheduler and noise the images of a run, each to its own level z_T~ = add_noise(z_0, t_T~).
@@ -690,8 +690,8 @@ class _Batch:
         for k, step in enumerate(steps):
             if step >= 0:
                 raise FloatingPointError(
-                    f"The latents of image {k} became NaN or infinite at step {step}: try bfloat16 or float32, or a lower"
-                    " `guidance_scale`."
+                    f"The latents of image {k} became NaN or infinite at step {step}: try bfloat16 or float32, or a"
+                    " lower `guidance_scale`."
                 )
 
 
@@ -701,7 +701,8 @@ def _step_of_strength(strength: float, num_inference_steps: int) -> int:
     step = int(num_inference_steps * strength)
     if step < 1:
         raise ValueError(
-            f"`strength` {strength} is less than one of {num_inference_steps} steps: use {1 / num_inference_steps:.3g} or more."
+            f"`strength` {strength} is less than one of {num_inference_steps} steps: use at least"
+            f" {1 / num_inference_steps:.3g}."
         )
     return step
 

@@ -1,0 +1,6 @@
+"""`python -m sona_pipeline` is `sona`."""
+
+from sona_pipeline.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from sona_pipeline.metrics import ood_metrics
+
+scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30)
+
+
+@given(scores, scores)
+def test_auroc_is_the_share_of_ordered_pairs(id_scores, ood_scores):
+    pairs = [(o > i) + 0.5 * (o == i) for i in id_scores for o in ood_scores]
+    assert ood_metrics(id_scores, ood_scores)["auroc"] == pytest.approx(100 * np.mean(pairs))
+
+
+@given(scores, scores)
+def test_fpr95_is_the_share_of_id_images_at_the_highest_threshold_that_flags_95_percent_of_ood(id_scores, ood_scores):
+    threshold = max(t for t in ood_scores if np.mean(np.array(ood_scores) >= t) >= 0.95)
+    assert ood_metrics(id_scores, ood_scores)["fpr95"] == pytest.approx(100 * np.mean(np.array(id_scores) >= threshold))
+
+
+def test_agrees_with_scikit_learn_on_continuous_scores():
+    rng = np.random.default_rng(0)
+    id_scores, ood_scores = rng.normal(0, 1, 700), rng.normal(1, 1, 400)
+    truth = np.r_[np.zeros(700), np.ones(400)]
+    found = ood_metrics(id_scores, ood_scores)
+    both = np.r_[id_scores, ood_scores]
+    assert found["auroc"] == pytest.approx(100 * roc_auc_score(truth, both))
+    assert found["aupr_out"] == pytest.approx(100 * average_precision_score(truth, both), abs=0.2)
+    assert found["aupr_in"] == pytest.approx(100 * average_precision_score(1 - truth, -both), abs=0.2)
+
+
+def test_perfect_and_inverted_scores():
+    assert ood_metrics([0, 1], [2, 3]) == {"auroc": 100, "fpr95": 0, "aupr_in": 100, "aupr_out": 100}
+    assert ood_metrics([2, 3], [0, 1])["auroc"] == 0
+    assert ood_metrics([2, 3], [0, 1])["fpr95"] == 100
+
+
+@pytest.mark.parametrize(("id_scores", "ood_scores"), [([], [1.0]), ([1.0], []), ([float("nan")], [1.0])])
+def test_empty_and_nan_scores_are_refused(id_scores, ood_scores):
+    with pytest.raises(ValueError, match="cannot be ranked"):
+        ood_metrics(id_scores, ood_scores)
