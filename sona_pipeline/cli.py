@@ -113,7 +113,7 @@ def train(
     validation: Annotated[
         Path | None, typer.Option(help="Labelled ID images for the threshold (else 10 % of DATA).")
     ] = None,
-    network: Annotated[str, typer.Option(help="'resnet20' (about 32 px) or 'resnet18'.")] = "resnet20",
+    network: Annotated[str, typer.Option(help="'resnet8', 'resnet20' (about 32 px), 'resnet18'.")] = "resnet8",
     image_size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 32,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=2, help="ID images a step.")] = 64,

@@ -39,7 +39,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     def __init__(
         self,
         classes: list[str],
-        network: str = "resnet20",
+        network: str = "resnet8",
         image_size: int = 32,
         threshold: float | None = None,
         temperature: float = 1.0,

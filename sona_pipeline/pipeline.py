@@ -267,14 +267,25 @@ class SONAPipeline(
 
         Called by `save_pretrained` and `push_to_hub`.
         """
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        index = Path(save_directory) / self.config_name
-        config = json.loads(index.read_text(encoding="utf-8"))
-        config["_class_name"] = ["pipeline", type(self).__name__]
-        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        source, target = Path(inspect.getfile(SONAPipeline)), Path(save_directory) / "pipeline.py"
+        source, target = Path(inspect.getfile(type(self))), Path(save_directory) / "pipeline.py"
+        target.parent.mkdir(parents=True, exist_ok=True)
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The contents of `model_index.json`, with the class name in the list form of custom pipelines."""
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = ["pipeline", type(self).__name__]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        """Take the list form for the class that is being asked, which needs no remote code."""
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][1]
+        return config
 
     @torch.no_grad()
     def __call__(
@@ -454,7 +465,7 @@ class SONAPipeline(
                     raise ValueError(
                         f"Image {k} is {one.size} pixels and image 0 {images[0].size}: bring all to one size."
                     )
-        tensor = self.image_processor.preprocess(images)
+        tensor = self.image_processor.preprocess(images if isinstance(image, tuple) else image)
 
         channels, latent_channels = self.vae.config.in_channels, self.vae.config.latent_channels
         if tensor.shape[1] not in (channels, latent_channels):

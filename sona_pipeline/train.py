@@ -35,7 +35,7 @@ class TrainingSettings:
         seed: of weights, order and augmentation.
     """
 
-    network: str = "resnet20"
+    network: str = "resnet8"
     image_size: int = 32
     epochs: int = 20
     batch_size: int = 64

@@ -1,0 +1,127 @@
+"""Tiny random pipelines: a few seconds of work for whole test files, and no downloads."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sona_pipeline.pipeline import SONAPipeline
+
+# The settings of Stable Diffusion 1.x and 2.x, in diffusers' names.
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+LENGTH = 16
+"""Tokens of a prompt."""
+WIDTH = 16
+"""Width of its embedding."""
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer of single characters: the 256 symbols of byte-level BPE, inside and at the end of a word."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(code) for code in printable] + [chr(256 + k) for k in range(256 - len(printable))]
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: k for k, token in enumerate(tokens)},
+        merges=[],
+        model_max_length=LENGTH,
+        pad_token="<|endoftext|>",
+    )
+
+
+def build(
+    prediction_type: str = "epsilon",
+    scheduler=DDIMScheduler,
+    image_channels: int = 3,
+    dtype: torch.dtype = torch.float32,
+) -> dict:
+    """Components of a random pipeline, the same at each call: the VAE divides sides by 4, latents have 4 channels."""
+    tokenizer = byte_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            in_channels=image_channels,
+            out_channels=image_channels,
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+            block_out_channels=[4, 4, 8],
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=32,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=WIDTH,
+                intermediate_size=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=LENGTH,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+            up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+            block_out_channels=[8, 16],
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=WIDTH,
+        )
+        # Initial weights hardly listen to the prompt: louder token embeddings and cross attention make it matter.
+        for name, parameter in [*text_encoder.named_parameters(), *unet.named_parameters()]:
+            if "token_embedding" in name:
+                parameter.data.mul_(50)
+            elif "attn2.to_out" in name:
+                parameter.data.mul_(4)
+    models = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
+    if dtype != torch.float32:
+        models = {name: model.to(dtype) for name, model in models.items()}
+    return {
+        **{name: model.eval().requires_grad_(False) for name, model in models.items()},
+        "tokenizer": tokenizer,
+        "scheduler": scheduler.from_config(DDIMScheduler(**SCHEDULE, prediction_type=prediction_type).config),
+    }
+
+
+@pytest.fixture
+def tiny_components() -> dict:
+    """Components of a random pipeline in float32, with DDIM."""
+    return build()
+
+
+@pytest.fixture
+def tiny_pipe(tiny_components) -> SONAPipeline:
+    pipe = SONAPipeline(**tiny_components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def make_pipe():
+    """Factory of random pipelines; takes the arguments of `build`.
+
+    They compute in float64 unless told otherwise: a mask is a step function of the noise estimates, so that the
+    rounding of float32 could turn an entry over.
+    """
+
+    def make(dtype: torch.dtype = torch.float64, **options) -> SONAPipeline:
+        pipe = SONAPipeline(**build(dtype=dtype, **options))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make

@@ -1,0 +1,186 @@
+"""A Hugging Face Hub on 127.0.0.1 that serves local folders as repositories, for `HF_ENDPOINT`.
+
+    with LoopbackHub() as hub:
+        hub.add("user/model", folder)
+        subprocess.run(command, env=os.environ | hub.environment(cache))
+
+It has what downloads need: repository info, the tree listing and the files themselves (HEAD and GET). A folder is read
+at each request, and its commit is a hash of its content, so changed files are a new commit; older ones are not kept.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+BRANCH = "main"
+TYPE_OF_PREFIX = {"": "model", "models": "model", "datasets": "dataset"}
+
+
+class HubError(Exception):
+    """An answer with the status and the `X-Error-Code` by which huggingface_hub chooses its exception."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.code, self.headers = status, code, headers or {}
+
+
+@dataclass
+class Answer:
+    """Body and headers of a response."""
+
+    body: bytes
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_json(cls, value, **kwargs) -> "Answer":
+        return cls(json.dumps(value).encode(), headers={"Content-Type": "application/json"}, **kwargs)
+
+
+@dataclass
+class Repository:
+    """A folder served under `repo_id`; its only branch is `main`."""
+
+    repo_id: str
+    folder: Path
+
+    def files(self) -> dict[str, Path]:
+        """The files by their path in the repository."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path for path in paths}
+
+    def commit(self) -> str:
+        """40 hexadecimal digits that stand for names and content of all files."""
+        listing = [f"{name} {blob_id(path.read_bytes())}" for name, path in self.files().items()]
+        return hashlib.sha1("\n".join(listing).encode()).hexdigest()
+
+    def resolve(self, revision: str) -> str:
+        """The commit of a branch or commit name."""
+        commit = self.commit()
+        if revision not in (BRANCH, commit):
+            raise HubError(404, "RevisionNotFound", f"{self.repo_id} has no revision {revision}")
+        return commit
+
+
+def blob_id(content: bytes) -> str:
+    """Git's hash of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class LoopbackHub:
+    """The server; a context manager.
+
+    Attributes:
+        url: its address, for `HF_ENDPOINT`.
+        requests: "METHOD /path" of all requests up to now, in their order.
+    """
+
+    def __init__(self):
+        self.requests: list[str] = []
+        self._repositories: dict[tuple[str, str], Repository] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "LoopbackHub":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def add(self, repo_id: str, folder: str | Path, repo_type: str = "model") -> Repository:
+        """Serve a folder as the repository `namespace/name`."""
+        repository = Repository(repo_id, Path(folder))
+        self._repositories[repo_type, repo_id] = repository
+        return repository
+
+    def repository(self, repo_type: str, repo_id: str) -> Repository:
+        if (repo_type, repo_id) not in self._repositories:
+            raise HubError(404, "RepoNotFound", f"there is no {repo_type} repository {repo_id}")
+        return self._repositories[repo_type, repo_id]
+
+    def environment(self, home: str | Path) -> dict[str, str]:
+        """Environment variables of a process that takes this for the Hub, with its caches under `home`."""
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def answer(self, method: str, path: str) -> Answer:
+        """The response to a request; the routes are tried in their order."""
+        for methods, pattern, action in ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and method in methods:
+                return action(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
+        raise HubError(404, "NotFound", f"no route for {method} {path}")
+
+    def info(self, prefix: str, repo_id: str, revision: str) -> Answer:
+        """Commit and file names of a repository."""
+        repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
+        commit = repository.resolve(revision or BRANCH)
+        siblings = [{"rfilename": name} for name in repository.files()]
+        return Answer.of_json({"id": repo_id, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+
+    def tree(self, prefix: str, repo_id: str, revision: str) -> Answer:
+        """All files with size and hash, on one page."""
+        repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
+        repository.resolve(revision)
+        entries = []
+        for name, path in repository.files().items():
+            content = path.read_bytes()
+            entries.append({"type": "file", "path": name, "size": len(content), "oid": blob_id(content)})
+        return Answer.of_json(entries)
+
+    def file(self, prefix: str, repo_id: str, revision: str, path: str) -> Answer:
+        """A file, with its hash as ETag."""
+        repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
+        commit = {"X-Repo-Commit": repository.resolve(revision)}
+        source = repository.files().get(path)
+        if source is None:
+            raise HubError(404, "EntryNotFound", f"{repo_id} has no file {path}", commit)
+        content = source.read_bytes()
+        return Answer(content, headers=commit | {"ETag": f'"{blob_id(content)}"'})
+
+
+_READ = ("GET", "HEAD")
+_API = "/api/(?P<prefix>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
+_FILES = "/((?P<prefix>datasets)/)?(?P<repo_id>[^/]+/[^/]+)"
+ROUTES: list[tuple[tuple[str, ...], str, Callable[..., Answer]]] = [
+    (_READ, _API + "(/revision/(?P<revision>[^/]+))?", LoopbackHub.info),
+    (_READ, _API + "/tree/(?P<revision>[^/]+)", LoopbackHub.tree),
+    (_READ, _FILES + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", LoopbackHub.file),
+]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Passes requests on to the hub, and its answers back."""
+
+    protocol_version = "HTTP/1.1"
+    hub: LoopbackHub
+
+    def _serve(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.requests.append(f"{self.command} {unquote(path)}")
+        try:
+            answer = self.hub.answer(self.command, path)
+        except HubError as error:
+            headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
+            answer = Answer.of_json({"error": str(error)}, status=error.status)
+            answer.headers |= headers | error.headers
+        self.send_response(answer.status)
+        for name, value in (answer.headers | {"Content-Length": str(len(answer.body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    do_GET = do_HEAD = _serve  # noqa: N815  (the names http.server asks for)
+
+    def log_message(self, format: str, *args) -> None:
+        """Keep quiet: `LoopbackHub.requests` is the log."""

@@ -1,0 +1,95 @@
+"""The example scripts, run as a reader would run them."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from sona_pipeline import SONAPipeline
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str):
+    """An example script as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *arguments) -> str:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A folder of coloured images of two classes."""
+    root, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for name, tint in {"red apple": (200, 40, 40), "lime": (60, 200, 60)}.items():
+        (root / name).mkdir()
+        for number in range(40):
+            pixels = np.clip(np.array(tint) + rng.normal(0, 25, (20, 16, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_trained_model_loads_and_makes_outliers_of_its_images(colours, tmp_path):
+    steps = ("--vae-steps", 4, "--unet-steps", 4, "--batch-size", 4, "--resolution", 16, "--vae-width", 8)
+    run("train_latent_diffusion.py", "--data", colours, "--output", tmp_path, *steps, "--sample-every", 4)
+    assert (tmp_path / "samples" / "unet-000004.png").exists()
+    pipe = SONAPipeline.from_pretrained(tmp_path)
+    image = Image.open(next((colours / "lime").iterdir())).resize((16, 16))
+    output = pipe(image, "a photo of a lime", "a photo of a red apple", stop_step=2, num_inference_steps=4)
+    assert output.images[0].size == (16, 16)
+    assert output.images[0].mode == "RGB"
+
+    check = ("--model", tmp_path, "--train", colours, "--test", colours, "--count", 2, "--steps", 2)
+    table = run("check_latent_diffusion.py", *check, "--judge-epochs", 1, "--sheet", tmp_path / "sheet.png")
+    assert "autoencoder: mean absolute error" in table
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_resumed_training_equals_undisturbed_training(tmp_path):
+    script = load("train_latent_diffusion")
+
+    class InterruptionError(Exception):
+        pass
+
+    def train(output: Path, interrupt_at: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3)
+        stage = script.Stage("toy", Accelerator(), model, steps=8, lr=0.1, seed=0, output=output)
+        stage.resume()
+
+        def loss_of(generator):
+            return stage.model(torch.randn(4, 5, generator=generator)).square().mean()
+
+        def show(step):
+            if step == interrupt_at:
+                raise InterruptionError
+
+        stage.run(loss_of, every=4, show=show)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    undisturbed = train(tmp_path / "one")
+    with pytest.raises(InterruptionError):
+        train(tmp_path / "two", interrupt_at=4)
+    assert torch.equal(train(tmp_path / "two"), undisturbed)
+
+
+def test_learned_tokenizer_round_trips_any_text():
+    tokenizer = load("train_latent_diffusion").train_tokenizer(["a photo of a cat", "a photo of a dog"], 600, 32)
+    assert tokenizer.decode(tokenizer("a photo of a cat").input_ids, skip_special_tokens=True) == "a photo of a cat"
+    assert len(tokenizer("a photo of a cat").input_ids) == 7
+    assert tokenizer.decode(tokenizer("zebra, ünï").input_ids, skip_special_tokens=True) == "zebra , ünï"
+    assert len(tokenizer("x", padding="max_length").input_ids) == 32

@@ -1,0 +1,55 @@
+"""The quickstart on a cut-down sample; CI runs it whole, as the README's first command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sona_pipeline import quickstart as job
+from sona_pipeline import sample
+from sona_pipeline.generate import GenerationSettings
+from sona_pipeline.train import TrainingSettings
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function that runs the cut-down quickstart in one folder and returns its results and that folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = sample.id_images
+        patch.setattr(sample, "id_images", lambda part: whole(part).take(range(48)))
+        patch.setattr(job, "TrainingSettings", lambda seed: TrainingSettings(epochs=2, batch_size=16, seed=seed))
+        patch.setattr(
+            job, "GenerationSettings", lambda **given: GenerationSettings(**given | {"num_inference_steps": 8})
+        )
+        folder = tmp_path_factory.mktemp("quick start")
+        yield lambda seed=0: (job.quickstart(folder, seed), folder)
+
+
+def test_results_pictures_and_resume(run):
+    results, folder = run()
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored == results
+    for part in (results, results["baseline"]):
+        assert 0 <= part["id_accuracy"] <= 100
+        assert set(part["near_ood"]) == {"coat", "ankle boot", "mean"}
+        assert set(part["far_ood"]) == {"digits", "photos", "mean"}
+        for row in [*part["near_ood"].values(), *part["far_ood"].values()]:
+            assert set(row) == {"auroc", "fpr95", "aupr_in", "aupr_out"}
+    for name in ("pairs", "masks-1", "masks-2", "masks-3", "scores"):
+        with Image.open(folder / "pictures" / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+    kept = [p for part in ("generated", "detector", "baseline") for p in (folder / part).rglob("*") if p.is_file()]
+    made = {p: p.stat().st_mtime_ns for p in kept}
+    again, _ = run()
+    assert all(p.stat().st_mtime_ns == time for p, time in made.items())
+    assert {k: v for k, v in again.items() if k != "seconds_of_this_run"} == {
+        k: v for k, v in results.items() if k != "seconds_of_this_run"
+    }
+
+
+def test_other_seed_in_the_same_folder_is_refused(run):
+    run()
+    with pytest.raises(ValueError, match=r"seed \(0 then, 1 now\)"):
+        run(1)
