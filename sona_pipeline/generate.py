@@ -13,7 +13,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.data import ImageSet, fit, is_grey, upright
@@ -62,6 +64,9 @@ def load_pipeline(model: str, device: str | None = None) -> SONAPipeline:
 
     In half precision on an accelerator, in float32 on the CPU.
     """
+    if model == "tiny":
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     device = device or (torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.float16
     pipe = SONAPipeline.from_pretrained(TINY_MODEL if model == "tiny" else model, dtype=dtype).to(device)
@@ -182,10 +187,25 @@ def reconstruct(pipe: SONAPipeline, sources: Sequence[Image.Image]) -> list[Imag
     return pipe.image_processor.postprocess(decoded, output_type="pil")
 
 
-def open_outlier_set(folder: str | Path, images: ImageSet) -> tuple[ImageSet, ImageSet, ImageSet | None]:
-    """An outlier set beside its ID images: (ID images, their outliers, their VAE round trips or None), all paired.
+@dataclass(frozen=True)
+class OutlierPairs:
+    """ID images beside what was made of them, all in one order.
 
-    ID images without an outlier (rejected ones) are left out.
+    Attributes:
+        images: the ID images.
+        outliers: the outlier of each.
+        reconstructions: the VAE round trip of each, or None.
+        strengths: stop step over number of steps of each outlier, in (0, 1].
+    """
+
+    images: ImageSet
+    outliers: ImageSet
+    reconstructions: ImageSet | None
+    strengths: tuple[float, ...]
+
+
+def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
+    """Open an outlier set beside its ID images; those without an outlier (rejected ones) are left out.
 
     Raises:
         FileNotFoundError: `folder` is not an outlier set.
@@ -196,14 +216,21 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> tuple[ImageSet, Im
         raise FileNotFoundError(
             f"{root / 'metadata.jsonl'} does not exist: {folder} is not a set made by `sona generate`"
         )
-    file_of = {row["source_key"]: row["file_name"] for row in _Metadata(root / "metadata.jsonl").rows}
-    paired = [index for index, key in enumerate(images.keys) if key in file_of]
+    steps = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))["num_inference_steps"]
+    row_of = {row["source_key"]: row for row in _Metadata(root / "metadata.jsonl").rows}
+    paired = [index for index, key in enumerate(images.keys) if key in row_of]
     if not paired:
         raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
-    names = [file_of[images.keys[index]] for index in paired]
+    rows = [row_of[images.keys[index]] for index in paired]
+    names = [row["file_name"] for row in rows]
     round_trips = Path(folder) / RECONSTRUCTIONS
     complete = all((round_trips / name).exists() for name in names)
-    return images.take(paired), _open_files(root, names), _open_files(round_trips, names) if complete else None
+    return OutlierPairs(
+        images=images.take(paired),
+        outliers=_open_files(root, names),
+        reconstructions=_open_files(round_trips, names) if complete else None,
+        strengths=tuple(row["stop_step"] / steps for row in rows),
+    )
 
 
 def _open_files(root: Path, names: list[str]) -> ImageSet:

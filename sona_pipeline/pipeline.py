@@ -374,13 +374,19 @@ class SONAPipeline(
         _check_mask_options(mask_threshold, mask_granularity)
         image = self.preprocess_image(image)
         prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
-        embeds = {"uncond": uncond_prompt_embeds, "id_prompt": id_prompt_embeds, "ood_prompt": ood_prompt_embeds}
+        embeds = {
+            "uncond_prompt": uncond_prompt_embeds,
+            "id_prompt": id_prompt_embeds,
+            "ood_prompt": ood_prompt_embeds,
+        }
+        generator = list(generator) if isinstance(generator, tuple) else generator
         self.check_inputs(
             len(image), prompts, embeds, generator, num_inference_steps, output_type, callback_on_step_end_tensor_inputs
         )
         stop_steps = self.get_stop_steps(len(image), strength, stop_step, num_inference_steps, generator)
         self._interrupt = False
         device = self._execution_device
+        timesteps = self.set_timesteps(num_inference_steps, device)
 
         lora_scale = (cross_attention_kwargs or {}).get("scale")
         prompt_embeds = self.encode_prompts(len(image), prompts, embeds, device, clip_skip, lora_scale)
@@ -388,17 +394,20 @@ class SONAPipeline(
         noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
 
         batch = _Batch(source, noise, prompt_embeds, stop_steps, generator)
+        joins = [(num_inference_steps - steps) * self.scheduler.order for steps in batch.stop_steps]
+        batch.latents = self.scheduler.add_noise(batch.latents, batch.noise, timesteps[joins])
+        noise_units = _noise_units(self.scheduler, timesteps)
         momentum = torch.zeros_like(source, dtype=torch.float32)
         runs = self.plan_runs(batch.stop_steps)
-        self._num_timesteps = sum(batch.stop_steps[first] for first, _ in runs)
+        self._num_timesteps = sum(len(timesteps) - joins[first] for first, _ in runs)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for run in runs:
-                timesteps, noise_units, joins = self.begin_run(batch, run, num_inference_steps, device)
-                for index in range(joins[0], len(timesteps)):
+            for first, end in runs:
+                self.set_timesteps(num_inference_steps, device, begin=joins[first])
+                for index in range(joins[first], len(timesteps)):
                     if self.interrupt:
                         break
                     i, t = index // self.scheduler.order, timesteps[index]
-                    active = slice(run[0], run[0] + sum(join <= index for join in joins))
+                    active = slice(first, first + sum(join <= index for join in joins[first:end]))
 
                     latents = batch.latents[active].clone()  # some schedulers keep it for their next step
                     noise_uncond, noise_id, noise_ood = self.unet(
@@ -453,24 +462,26 @@ class SONAPipeline(
         Raises ValueError for no image, NaN, values out of range, and sizes, modes or channels the VAE cannot take.
         """
         images = list(image) if isinstance(image, (list, tuple)) else [image]
-        if not images:
-            raise ValueError("`image` is an empty list: give at least one image.")
+        kinds = (PIL.Image.Image, np.ndarray, torch.Tensor)
+        if not any(all(isinstance(one, kind) for one in images) for kind in kinds):
+            found = sorted({type(one).__name__ for one in images})
+            raise TypeError(f"`image` is made of {found}: give PIL images, arrays or tensors, all of one kind.")
+        if not images or any(len(one) == 0 for one in images if not isinstance(one, PIL.Image.Image)):
+            raise ValueError("`image` is empty: give at least one image.")
         for k, one in enumerate(images):
-            if isinstance(one, PIL.Image.Image):
-                if one.mode == "F" or one.mode.startswith("I"):
-                    raise ValueError(
-                        f"Image {k} has the mode {one.mode!r}: scale it to 8 bits (mode 'L' or 'RGB') first."
-                    )
-                if one.size != images[0].size:
-                    raise ValueError(
-                        f"Image {k} is {one.size} pixels and image 0 {images[0].size}: bring all to one size."
-                    )
+            size, first = (x.size if isinstance(x, PIL.Image.Image) else tuple(x.shape) for x in (one, images[0]))
+            if size != first:
+                raise ValueError(f"Image {k} has the size {size} and image 0 {first}: bring all to one size.")
+            if isinstance(one, PIL.Image.Image) and (one.mode == "F" or one.mode.startswith("I")):
+                raise ValueError(f"Image {k} has the mode {one.mode!r}: scale it to 8 bits (mode 'L' or 'RGB') first.")
         tensor = self.image_processor.preprocess(images if isinstance(image, tuple) else image)
 
         channels, latent_channels = self.vae.config.in_channels, self.vae.config.latent_channels
-        if tensor.shape[1] not in (channels, latent_channels):
+        is_array = isinstance(images[0], np.ndarray)
+        if tensor.shape[1] != channels and (is_array or tensor.shape[1] != latent_channels):
             raise ValueError(
-                f"`image` has {tensor.shape[1]} channels; the VAE takes {channels}, and latents have {latent_channels}."
+                f"`image` has {tensor.shape[1]} channels; the VAE takes {channels}, and tensors of latents have"
+                f" {latent_channels}."
             )
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
@@ -525,7 +536,7 @@ class SONAPipeline(
                 f"`generator` has {len(generator)} entries for {batch_size} images: give one, or one an image."
             )
         most = self.scheduler.config.num_train_timesteps
-        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= most:
+        if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
             raise ValueError(
                 f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}."
             )
@@ -553,7 +564,8 @@ class SONAPipeline(
             sources = generator if isinstance(generator, list) else [generator] * batch_size
             return [_draw_step(num_inference_steps, source) for source in sources]
         name, value = ("strength", strength) if stop_step is None else ("stop_step", stop_step)
-        values = list(value) if isinstance(value, (Sequence, np.ndarray, torch.Tensor)) else [value] * batch_size
+        value = value.tolist() if isinstance(value, (np.ndarray, torch.Tensor)) else value
+        values = list(value) if isinstance(value, Sequence) else [value] * batch_size
         if len(values) != batch_size:
             raise ValueError(f"`{name}` has {len(values)} entries for {batch_size} images: give one, or one an image.")
         if stop_step is None:
@@ -575,7 +587,7 @@ class SONAPipeline(
 
         As in img2img, `clip_skip` leaves the empty prompt alone.
         """
-        texts = {"uncond": [""]} | {k: [v] if isinstance(v, str) else v for k, v in prompts.items()}
+        texts = {"uncond_prompt": [""]} | {k: [v] if isinstance(v, str) else v for k, v in prompts.items()}
         wanted = {name: texts[name] for name, given in embeds.items() if given is None}
         row = {text: k for k, text in enumerate(dict.fromkeys(text for some in wanted.values() for text in some))}
         if row:
@@ -589,7 +601,7 @@ class SONAPipeline(
         stacked = []
         for name, given in embeds.items():
             if given is None:
-                given = (last if name == "uncond" else skipped)[[row[text] for text in wanted[name]]]
+                given = (last if name == "uncond_prompt" else skipped)[[row[text] for text in wanted[name]]]
             stacked.append(given.to(device=device, dtype=self.unet.dtype).expand(batch_size, -1, -1))
         return torch.stack(stacked)
 
@@ -630,21 +642,15 @@ class SONAPipeline(
         firsts = [k for k, step in enumerate(stop_steps) if k == 0 or step != stop_steps[k - 1]]
         return list(zip(firsts, [*firsts[1:], len(stop_steps)]))
 
-    def begin_run(self, batch: "_Batch", run: tuple[int, int], num_inference_steps: int, device: torch.device):
-        """Reset the scheduler and noise the images of a run, each to its own level z_T~ = add_noise(z_0, t_T~).
-
-        Returns the full schedule's timesteps; the factor from prediction to noise units at each; and the index in the
-        schedule at which each image joins, in rising order.
-        """
+    def set_timesteps(self, num_inference_steps: int, device: torch.device, begin: int | None = None) -> torch.Tensor:
+        """Reset the scheduler, to start at the index `begin` of the full schedule, whose time steps are returned."""
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        members = slice(*run)
-        joins = [(num_inference_steps - steps) * self.scheduler.order for steps in batch.stop_steps[members]]
-        starts = timesteps[torch.tensor(joins, device=timesteps.device)]
-        batch.latents[members] = self.scheduler.add_noise(batch.latents[members], batch.noise[members], starts)
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(joins[0])
-        return timesteps, _noise_units(self.scheduler, timesteps), joins
+        timesteps, known = self.scheduler.timesteps, self.scheduler.config.num_train_timesteps
+        if not timesteps.is_floating_point() and timesteps.max() >= known:
+            raise ValueError(f"`num_inference_steps` {num_inference_steps} leads beyond {known} time steps: use fewer.")
+        if begin is not None and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        return timesteps
 
     def step_kwargs(self, eta: float, generator, active: slice) -> dict[str, Any]:
         """The arguments `eta` and `generator`, for the active images, as far as `scheduler.step` has them."""

@@ -48,14 +48,14 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     images, validation = sample.id_images("train"), sample.id_images("validation")
     generation = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=seed)
     generated = generate_outliers(images, pipe, output / "generated", generation, reconstructions=True)
-    images, outliers, reconstructions = open_outlier_set(generated, images)
+    pairs = open_outlier_set(generated, images)
+    images = pairs.images
 
     training = TrainingSettings(seed=seed)
-    extra = {"outliers": outliers, "reconstructions": reconstructions}
     detectors = {
         "SONA": _once(
             output / "detector",
-            lambda: train_detector(images, training, validation=validation, title="detector", **extra),
+            lambda: train_detector(images, training, validation=validation, pairs=pairs, title="detector"),
         ),
         "cross-entropy": _once(
             output / "baseline", lambda: train_detector(images, training, validation=validation, title="baseline")
@@ -64,7 +64,8 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     test, near, far = sample.id_images("test"), sample.near_ood(), sample.far_ood()
     evaluations = {name: evaluate_detector(detector, test, near, far) for name, detector in detectors.items()}
 
-    draw(output / "pictures", pipe, images, outliers, generation, evaluations)
+    _save_energies(output / "energies.npz", evaluations)
+    draw(output / "pictures", pipe, images, pairs.outliers, generation, evaluations)
     counts = {"train": len(images), "validation": len(validation), "test": len(test)}
     results = {
         **evaluations["SONA"].results,
@@ -115,11 +116,20 @@ def draw(
     )
 
 
+def _save_energies(path: Path, evaluations: dict[str, Evaluation]) -> None:
+    """Write the energies as arrays named `<detector>/<data set>`."""
+    arrays = {f"{who}/{name}": e for who, evaluation in evaluations.items() for name, e in evaluation.energies.items()}
+    partial = path.with_name(f".{path.name}")
+    np.savez(partial, **arrays)
+    os.replace(partial, path)
+
+
 def _once(folder: Path, train: Callable[[], Detector]) -> Detector:
-    """The detector saved in `folder`, trained and saved there first if it is not there yet."""
-    if not folder.exists():
-        detector = train()
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            detector.save_pretrained(Path(temporary) / "detector")
-            os.replace(Path(temporary) / "detector", folder)
-    return Detector.from_pretrained(folder)
+    """The detector saved in `folder`, or else a newly trained one, which is saved there."""
+    if folder.exists():
+        return Detector.from_pretrained(folder)
+    detector = train()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        detector.save_pretrained(Path(temporary) / "detector")
+        os.replace(Path(temporary) / "detector", folder)
+    return detector

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from sona_pipeline.data import ImageSet, fit
 from sona_pipeline.detector import Detector
 from sona_pipeline.evaluate import predict
+from sona_pipeline.generate import OutlierPairs
 from sona_pipeline.losses import outlier_exposure
 from sona_pipeline.progress import Track
 
@@ -31,6 +32,7 @@ class TrainingSettings:
         image_size: side in pixels.
         epochs, batch_size, learning_rate, weight_decay: of SGD with Nesterov momentum 0.9 and a one-cycle rate.
         outlier_weight: beta, the weight of outlier exposure.
+        min_strength: outliers of less strength are not trained on, since they have hardly changed.
         flip: mirror images at random, where left and right mean the same.
         seed: of weights, order and augmentation.
     """
@@ -42,6 +44,7 @@ class TrainingSettings:
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     outlier_weight: float = 0.5
+    min_strength: float = 0.4
     flip: bool = True
     seed: int = 0
 
@@ -67,16 +70,23 @@ class Pixels(Dataset):
 
 
 class PairedPixels(Dataset):
-    """ID images with their labels, their own outlier and their own VAE round trip (where given)."""
+    """ID images as dictionaries: `image`, `label`, and where given `outlier`, `is_used` and `reconstruction`."""
 
-    def __init__(self, images: Pixels, outliers: Pixels | None, reconstructions: Pixels | None):
-        self.images, self.others = images, [other for other in (outliers, reconstructions) if other is not None]
+    def __init__(self, images: ImageSet, pairs: OutlierPairs | None, settings: TrainingSettings):
+        augment = _augmentation(settings)
+        sets = {"image": images}
+        if pairs:
+            sets |= {"outlier": pairs.outliers, "reconstruction": pairs.reconstructions}
+        self.labels = images.labels
+        self.pixels = {k: Pixels(s, settings.image_size, augment) for k, s in sets.items() if s is not None}
+        self.is_used = [strength >= settings.min_strength for strength in pairs.strengths] if pairs else None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple:
-        return self.images[index], self.images.images.labels[index], *(other[index] for other in self.others)
+    def __getitem__(self, index: int) -> dict:
+        item = {name: pixels[index] for name, pixels in self.pixels.items()} | {"label": self.labels[index]}
+        return item | {"is_used": self.is_used[index]} if self.is_used else item
 
 
 def train_detector(
@@ -84,8 +94,7 @@ def train_detector(
     settings: TrainingSettings,
     *,
     validation: ImageSet,
-    outliers: ImageSet | None = None,
-    reconstructions: ImageSet | None = None,
+    pairs: OutlierPairs | None = None,
     title: str = "training",
 ) -> Detector:
     """Train a detector with L = CE(ID) + beta OE(outliers), (8) of the paper without its MI term.
@@ -94,25 +103,22 @@ def train_detector(
         images: labelled ID images.
         settings: see `TrainingSettings`.
         validation: labelled ID images that the threshold is calibrated on, at a true-positive rate of 95 %.
-        outliers: one an ID image, in the same order; None trains by cross-entropy only.
-        reconstructions: VAE round trips of the ID images in the same order, trained on as ID images, so that the
-            traces of the decoder do not give outliers away.
+        pairs: the same images with their outliers; None trains by cross-entropy only. VAE round trips among them are
+            trained on as ID images, so that the traces of the decoder do not give outliers away.
         title: what the progress bar says.
 
     Raises:
         ValueError: the sets do not go together.
     """
-    _check(images, validation, outliers, reconstructions)
+    _check(images, validation, pairs, settings)
     torch.manual_seed(settings.seed)
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     accelerator = Accelerator()
     detector = Detector(list(images.classes), settings.network, settings.image_size)
-    augment = _augmentation(settings)
-    sets = [s and Pixels(s, settings.image_size, augment) for s in (images, outliers, reconstructions)]
     order = torch.Generator().manual_seed(settings.seed)
     loader = DataLoader(
-        PairedPixels(*sets),
+        PairedPixels(images, pairs, settings),
         settings.batch_size,
         shuffle=True,
         generator=order,
@@ -129,9 +135,7 @@ def train_detector(
         for _ in range(settings.epochs):
             model.train()
             for batch in loader:
-                loss = detection_loss(
-                    model, batch, outliers is not None, reconstructions is not None, settings.outlier_weight
-                )
+                loss = detection_loss(model, batch, settings.outlier_weight)
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 optimizer.step()
@@ -141,16 +145,19 @@ def train_detector(
     return detector.calibrated(torch.from_numpy(predict(detector, validation).energies))
 
 
-def detection_loss(model, batch, has_outliers: bool, has_reconstructions: bool, outlier_weight: float) -> torch.Tensor:
-    """CE(ID) + beta OE(outliers) of a batch (images, labels[, outliers][, reconstructions]) of uint8 images.
+def detection_loss(model, batch: dict[str, torch.Tensor], outlier_weight: float) -> torch.Tensor:
+    """CE(ID) + beta OE(outliers) of a batch as `PairedPixels` gives it.
 
     Reconstructions count as ID images with the labels of their sources. One forward pass for all.
     """
-    images, labels, *others = batch
-    logits = model(torch.cat([images, *others]).float() / 255).chunk(1 + len(others))
-    known = [logits[0], logits[-1]] if has_reconstructions else [logits[0]]
-    loss = sum(F.cross_entropy(part, labels) for part in known) / len(known)
-    return loss + outlier_weight * outlier_exposure(logits[1]) if has_outliers else loss
+    parts = [name for name in ("image", "reconstruction", "outlier") if name in batch]
+    pixels = torch.cat([batch[name] for name in parts]).float() / 255
+    logits = dict(zip(parts, model(pixels).chunk(len(parts))))
+    known = [F.cross_entropy(logits[name], batch["label"]) for name in parts if name != "outlier"]
+    loss = sum(known) / len(known)
+    if "outlier" in logits and batch["is_used"].any():
+        loss = loss + outlier_weight * outlier_exposure(logits["outlier"][batch["is_used"]])
+    return loss
 
 
 def _augmentation(settings: TrainingSettings) -> v2.Transform:
@@ -158,11 +165,12 @@ def _augmentation(settings: TrainingSettings) -> v2.Transform:
     return v2.Compose([*steps, v2.RandomHorizontalFlip()] if settings.flip else steps)
 
 
-def _check(images: ImageSet, validation: ImageSet, outliers: ImageSet | None, reconstructions: ImageSet | None) -> None:
+def _check(images: ImageSet, validation: ImageSet, pairs: OutlierPairs | None, settings: TrainingSettings) -> None:
     if len(set(images.labels)) < 2:
         raise ValueError(f"a detector needs images of two classes or more; there are {sorted(set(images.labels))}")
     if validation.classes != images.classes:
         raise ValueError(f"validation classes {validation.classes} are not the training classes {images.classes}")
-    for name, other in (("outliers", outliers), ("reconstructions", reconstructions)):
-        if other is not None and len(other) != len(images):
-            raise ValueError(f"{len(other)} {name} for {len(images)} images: one an image is needed, in their order")
+    if pairs and pairs.images.keys != images.keys:
+        raise ValueError(f"{len(images)} images and {len(pairs.images)} with outliers: they have to be the same ones")
+    if pairs and max(pairs.strengths) < settings.min_strength:
+        raise ValueError(f"no outlier has the strength {settings.min_strength} or more: lower `min_strength`")

@@ -153,18 +153,21 @@ def test_unreadable_image_is_recorded_and_passed_over(pipe, tmp_path):
         generate_outliers(images, pipe, tmp_path / "set", SETTINGS)
     rows = [json.loads(line) for line in (tmp_path / "set" / "rejects.jsonl").read_text().splitlines()]
     assert [row["source_key"] for row in rows] == ["shirt/bad.png"]
-    paired, outliers, reconstructions = open_outlier_set(tmp_path / "set", images)
-    assert paired.keys == ("shirt/good.png",)
-    assert len(outliers) == 1
-    assert reconstructions is None
+    pairs = open_outlier_set(tmp_path / "set", images)
+    assert pairs.images.keys == ("shirt/good.png",)
+    assert len(pairs.outliers) == 1
+    assert pairs.reconstructions is None
 
 
 def test_pairs_belong_together(images, pipe, tmp_path):
     generate_outliers(images, pipe, tmp_path, SETTINGS, reconstructions=True)
-    paired, _, reconstructions = open_outlier_set(tmp_path, images)
-    for i in range(len(paired)):
-        source, back = (np.asarray(s.image(i).convert("L"), dtype=float) for s in (paired, reconstructions))
-        others = [np.asarray(paired.image(j).convert("L"), dtype=float) for j in range(len(paired)) if j != i]
+    pairs = open_outlier_set(tmp_path, images.take(range(9, -1, -1)))
+    steps = {images.keys[item.index]: item.stop_step for item in plan_outliers(images, SETTINGS)}
+    assert pairs.strengths == tuple(steps[key] / 4 for key in pairs.images.keys)
+    sources = [np.asarray(pairs.images.image(i), dtype=float) for i in range(10)]
+    for i, source in enumerate(sources):
+        back = np.asarray(pairs.reconstructions.image(i), dtype=float)
+        others = sources[:i] + sources[i + 1 :]
         assert np.abs(source - back).mean() < min(np.abs(other - back).mean() for other in others)
 
 

@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from sona_pipeline.pipeline import SONAPipeline, add_momentum, sona_guidance
 
 # diffusers' schedulers and NumPy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 T = 10
 STOPS = [2, 5, 1, 5]
@@ -270,6 +270,14 @@ def test_outlier_depends_on_nothing_else_in_its_batch(make_pipe, scheduler):
         close(pipe(**pick(order, eta=0.7)).images, together[order])
 
 
+def test_noise_of_a_stochastic_solver_with_history_comes_from_the_generator_of_the_image(make_pipe):
+    pipe = make_pipe()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="sde-dpmsolver++")
+    together = pipe(**arguments()).images
+    for k in range(4):
+        close(pipe(**pick([k])).images, together[[k]])
+
+
 def test_drawn_stop_steps_depend_on_nothing_else_in_the_batch(make_pipe):
     pipe = make_pipe()
     together = pipe(**arguments(stop_step=None))
@@ -372,7 +380,7 @@ def test_stop_step_is_exact_in_any_container(tiny_pipe, stop_step):
     assert tiny_pipe.get_stop_steps(2, None, stop_step, 10) == [2, 10]
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
 def test_schedule_of_every_training_step(tiny_pipe, scheduler):
     tiny_pipe.scheduler = scheduler.from_config(tiny_pipe.scheduler.config)
 
@@ -496,8 +504,8 @@ def test_changing_the_tensors_in_place_changes_nothing(make_pipe):
     close(found, pipe(**arguments()).images)
 
 
-@pytest.mark.parametrize(("scheduler", "rows"), [(DDIMScheduler, [6, 6]), (DPMSolverMultistepScheduler, [6, 6])])
-def test_interrupt_ends_the_denoising_of_this_call_only(make_pipe, scheduler, rows):
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_interrupt_ends_the_denoising_of_this_call_only(make_pipe, scheduler):
     pipe = make_pipe(scheduler=scheduler)
     seen, last = count_rows(pipe.unet), {}
 
@@ -507,10 +515,10 @@ def test_interrupt_ends_the_denoising_of_this_call_only(make_pipe, scheduler, ro
         return {}
 
     stopped = pipe(**arguments(), callback_on_step_end=interrupt).images
-    assert seen == rows and pipe.interrupt
+    assert seen == [6, 6] and pipe.interrupt
     assert torch.equal(stopped[[1, 3]], last["latents"][[1, 3]])
     pipe(**arguments())
-    assert sum(seen) == sum(rows) + 3 * sum(STOPS) and not pipe.interrupt
+    assert sum(seen) == 12 + 3 * sum(STOPS) and not pipe.interrupt
 
 
 class Recorder(PipelineCallback):
@@ -728,9 +736,9 @@ BAD_ARGUMENTS = {
     ),
     "inputs of a callback object": ({"callback_on_step_end": Recorder("psi")}, r"has \['psi'\], but can have"),
     # images
-    "no image": ({"image": []}, "`image` is an empty list"),
+    "no image": ({"image": []}, "`image` is empty: give at least one image"),
     "a batch of no image": ({"image": torch.zeros(0, 3, HEIGHT, WIDTH)}, "at least one image"),
-    "not an image": ({"image": "cat.png"}, "PIL"),
+    "not an image": ({"image": "cat.png"}, r"`image` is made of \['str'\]: give PIL images"),
     "a NaN": ({"image": spoilt(float("nan"))}, "Image 2 holds NaN or infinite values"),
     "an infinity": ({"image": spoilt(float("inf"))}, "Image 2 holds NaN or infinite values"),
     "a NaN in latents": ({"image": torch.full((4, 4, 6, 8), float("nan"))}, "Image 0 holds NaN"),
@@ -738,26 +746,36 @@ BAD_ARGUMENTS = {
     "22 rows": ({"image": torch.zeros(4, 3, 22, 32)}, "32 x 22 pixels, but the VAE takes multiples of 4"),
     "PIL sizes": (
         {"image": [pil()] * 3 + [pil(size=(32, 32))]},
-        r"Image 3 is \(32, 32\) pixels and image 0 \(32, 24\)",
+        r"Image 3 has the size \(32, 32\) and image 0 \(32, 24\)",
     ),
     "array sizes": ({"image": [np.zeros((24, 32, 3)), np.zeros((32, 32, 3))]}, "size|shape"),
     "tensor sizes": ({"image": [torch.zeros(3, 24, 32), torch.zeros(3, 32, 32)]}, "size|shape"),
-    "PIL and tensor": ({"image": [pil(), torch.zeros(3, 24, 32)]}, "image"),
+    "PIL and tensor": (
+        {"image": [pil(), torch.zeros(3, 24, 32)]},
+        r"made of \['Image', 'Tensor'\]: give .* one kind",
+    ),
     "0 to 255": ({"image": 255 * pictures()}, r"Image values go beyond 1: scale arrays and tensors to \[0, 1\]"),
     "0 to 255 in bytes": ({"image": np.full((4, 24, 32, 3), 200, dtype=np.uint8)}, "Image values go beyond 1"),
     "bytes of a tensor": ({"image": torch.full((4, 3, 24, 32), 200, dtype=torch.uint8)}, "Image values go beyond 1"),
     "16 bits": ({"image": [pil()] + [pil("I;16")] * 3}, "Image 1 has the mode 'I;16': scale it to 8 bits"),
     "32 bits": ({"image": [pil("I")] * 4}, "Image 0 has the mode 'I': scale it to 8 bits"),
     "floats": ({"image": [pil("F")] * 4}, "Image 0 has the mode 'F': scale it to 8 bits"),
-    "two channels": ({"image": torch.zeros(4, 2, 24, 32)}, "has 2 channels; the VAE takes 3, and latents have 4"),
-    "grey tensors": ({"image": torch.zeros(4, 1, 24, 32)}, "has 1 channels; the VAE takes 3, and latents have 4"),
+    "more steps than DDIM has": ({"num_inference_steps": 1000}, "1000 leads beyond 1000 time steps: use fewer"),
+    "two channels": (
+        {"image": torch.zeros(4, 2, 24, 32)},
+        "has 2 channels; the VAE takes 3, .* have 4",
+    ),
+    "grey tensors": (
+        {"image": torch.zeros(4, 1, 24, 32)},
+        "has 1 channels; the VAE takes 3, .* have 4",
+    ),
     "an array with alpha": ({"image": np.zeros((4, 24, 32, 4))}, "channels"),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_argument_is_an_error_before_any_model_runs(unrun_pipe, changes, message):
-    kind = TypeError if "string or a list" in message or "string .*" in message else ValueError
+    kind = TypeError if any(words in message for words in ("string or a list", "string .*", "made of")) else ValueError
     with pytest.raises(kind, match=message):
         unrun_pipe(**arguments(**changes))
 
@@ -771,6 +789,13 @@ def test_pndm_becomes_ddim_of_the_same_schedule(tiny_components):
     assert pipe.scheduler.final_alpha_cumprod == pndm.final_alpha_cumprod
     wanted = {"prediction_type": "v_prediction", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
     assert wanted.items() <= pipe.scheduler.config.items()
+
+
+def test_outdated_settings_of_a_scheduler_are_those_of_stable_diffusion(tiny_components):
+    outdated = DDIMScheduler(steps_offset=0, clip_sample=True, beta_start=0.001)
+    scheduler = SONAPipeline(**tiny_components | {"scheduler": outdated}).scheduler
+    assert {"steps_offset": 1, "clip_sample": False, "beta_start": 0.001}.items() <= scheduler.config.items()
+    assert SONAPipeline(**tiny_components).scheduler is tiny_components["scheduler"]
 
 
 def test_pndm_set_later_is_an_error_before_any_model_runs(unrun_pipe):

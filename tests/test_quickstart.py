@@ -9,6 +9,7 @@ from PIL import Image
 from sona_pipeline import quickstart as job
 from sona_pipeline import sample
 from sona_pipeline.generate import GenerationSettings
+from sona_pipeline.metrics import ood_metrics
 from sona_pipeline.train import TrainingSettings
 
 
@@ -39,6 +40,10 @@ def test_results_pictures_and_resume(run):
     for name in ("pairs", "masks-1", "masks-2", "masks-3", "scores"):
         with Image.open(folder / "pictures" / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5
+
+    with np.load(folder / "energies.npz") as energies:
+        near = ood_metrics(energies["SONA/id"], energies["SONA/coat"])
+    assert near == results["near_ood"]["coat"]
 
     kept = [p for part in ("generated", "detector", "baseline") for p in (folder / part).rglob("*") if p.is_file()]
     made = {p: p.stat().st_mtime_ns for p in kept}

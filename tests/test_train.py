@@ -11,6 +11,7 @@ from sona_pipeline import networks
 from sona_pipeline.data import ImageSet
 from sona_pipeline.detector import Detector
 from sona_pipeline.evaluate import evaluate_detector, predict
+from sona_pipeline.generate import OutlierPairs
 from sona_pipeline.metrics import ood_metrics
 from sona_pipeline.train import TrainingSettings, detection_loss, train_detector
 
@@ -31,6 +32,11 @@ def shapes(kinds: list[str], count: int, seed: int, labelled: bool = True) -> Im
     return ImageSet(keys, tuple(labels) if labelled else (), tuple(kinds) if labelled else (), pictures.__getitem__)
 
 
+def beside(images: ImageSet, outliers: ImageSet, strength: float = 1.0) -> OutlierPairs:
+    """ID images paired with outliers of one strength, without round trips."""
+    return OutlierPairs(images, outliers, None, (strength,) * len(outliers))
+
+
 @pytest.fixture(scope="module")
 def id_images():
     return shapes(["horizontal", "vertical"], 160, seed=0)
@@ -43,7 +49,7 @@ def validation():
 
 def test_learns_the_classes_and_to_tell_outliers(id_images, validation):
     outliers = shapes(["diagonal"], 160, seed=2, labelled=False)
-    detector = train_detector(id_images, SETTINGS, validation=validation, outliers=outliers)
+    detector = train_detector(id_images, SETTINGS, validation=validation, pairs=beside(id_images, outliers))
     test = shapes(["horizontal", "vertical"], 100, seed=3)
     found = predict(detector, test)
     assert (found.labels == np.array(test.labels)).mean() > 0.95
@@ -68,21 +74,27 @@ def test_loss_is_cross_entropy_and_weighted_uniformity_worked_by_hand():
     """A linear model, so that batches of parts and the whole give the same logits."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    parts = [torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8) for _ in range(3)]
-    labels = torch.tensor([0, 1, 2, 1])
-    images, outliers, round_trips = [model(p.float() / 255).log_softmax(dim=1) for p in parts]
+    names = ("image", "outlier", "reconstruction")
+    batch = {name: torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8) for name in names}
+    log_probabilities = {name: model(pixels.float() / 255).log_softmax(dim=1) for name, pixels in batch.items()}
+    batch |= {"label": torch.tensor([0, 1, 2, 1]), "is_used": torch.tensor([True, False, True, False])}
     rows = torch.arange(4)
-    cross_entropy = -(images[rows, labels].mean() + round_trips[rows, labels].mean()) / 2
-    expected = cross_entropy - 0.5 * outliers.mean()
-    found = detection_loss(model, (parts[0], labels, parts[1], parts[2]), True, True, 0.5)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    only = detection_loss(model, (parts[0], labels), False, False, 0.5)
-    assert only.item() == pytest.approx(-images[rows, labels].mean().item(), rel=1e-5)
+    known = {name: -log_probabilities[name][rows, batch["label"]].mean() for name in ("image", "reconstruction")}
+    uniformity = -log_probabilities["outlier"][[0, 2]].mean()
+    expected = (known["image"] + known["reconstruction"]) / 2 + 0.5 * uniformity
+    assert detection_loss(model, batch, 0.5).item() == pytest.approx(expected.item(), rel=1e-5)
+    only = {name: batch[name] for name in ("image", "label")}
+    assert detection_loss(model, only, 0.5).item() == pytest.approx(known["image"].item(), rel=1e-5)
+    unused = batch | {"is_used": torch.zeros(4, dtype=torch.bool)}
+    assert detection_loss(model, unused, 0.5).isfinite()
 
 
 def test_sets_that_do_not_go_together_are_refused(id_images, validation):
-    with pytest.raises(ValueError, match="3 outliers for 160 images"):
-        train_detector(id_images, SETTINGS, validation=validation, outliers=shapes(["diagonal"], 3, 0))
+    three = id_images.take(range(3))
+    with pytest.raises(ValueError, match="160 images and 3 with outliers"):
+        train_detector(id_images, SETTINGS, validation=validation, pairs=beside(three, three))
+    with pytest.raises(ValueError, match="no outlier has the strength"):
+        train_detector(id_images, SETTINGS, validation=validation, pairs=beside(id_images, id_images, strength=0.1))
     with pytest.raises(ValueError, match="validation classes"):
         train_detector(id_images, SETTINGS, validation=shapes(["horizontal", "diagonal"], 4, 0))
     with pytest.raises(ValueError, match="two classes or more"):
