@@ -34,7 +34,7 @@ def main() -> None:
         sys.exit(2)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def common(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
 ) -> None:

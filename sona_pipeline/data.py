@@ -160,10 +160,16 @@ def fit(image: Image.Image, size: int, mode: str = "RGB") -> Image.Image:
 
 
 def is_grey(images: ImageSet, sample: int = 64) -> bool:
-    """Whether an even sample of the set holds grey images only (stored so, or with three equal channels)."""
+    """Whether an even sample of the set holds grey images only (stored so, or with three equal channels).
+
+    Images that cannot be read do not count.
+    """
     step = max(1, len(images) // sample)
     for i in range(0, len(images), step):
-        pixels = np.asarray(images.image(i).convert("RGB"))
+        try:
+            pixels = np.asarray(images.image(i).convert("RGB"))
+        except OSError:
+            continue
         if not (pixels == pixels[..., :1]).all():
             return False
     return True

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -84,15 +83,19 @@ def _planned(images: ImageSet, index: int, settings: GenerationSettings) -> Plan
     key = images.keys[index]
     digest = hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()
     step, label, seed = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16))
-    stem = re.sub(r"[^\w.-]+", "-", Path(key).stem)[:80]
-    name = f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.png"
     return PlannedOutlier(
         index=index,
-        file_name=f"{quote(images.label_name(index), safe=' ')}/{name}",
+        file_name=f"{_folder_name(images.label_name(index))}/{hashlib.sha256(key.encode()).hexdigest()[:16]}.png",
         stop_step=1 + step % settings.num_inference_steps,
         ood_label=settings.ood_labels[label % len(settings.ood_labels)],
         seed=seed >> 1,
     )
+
+
+def _folder_name(class_name: str) -> str:
+    """The class name, with %-escapes for what file systems forbid and words that `datasets` takes for splits."""
+    risky = r'[\x00-\x1f%/\\:*?"<>|]|^\.|(?i:train|test|val|dev|eval)'
+    return re.sub(risky, lambda found: f"%{ord(found[0][0]):02x}{found[0][1:]}", class_name)
 
 
 def generate_outliers(
@@ -303,8 +306,9 @@ class _Metadata:
     def keep(self, file_names: set[str]) -> None:
         """Drop all rows but those of `file_names`."""
         self.rows = [row for row in self.rows if row["file_name"] in file_names]
-        if self.path.exists():
-            write_text(self.path, "".join(_json_line(row) for row in self.rows))
+        text = "".join(_json_line(row) for row in self.rows)
+        if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
+            write_text(self.path, text)
 
     def append(self, rows: list[dict]) -> None:
         """Add rows and bring them to the disk."""

@@ -397,7 +397,7 @@ class SONAPipeline(
         joins = [(num_inference_steps - steps) * self.scheduler.order for steps in batch.stop_steps]
         batch.latents = self.scheduler.add_noise(batch.latents, batch.noise, timesteps[joins])
         noise_units = _noise_units(self.scheduler, timesteps)
-        momentum = torch.zeros_like(source, dtype=torch.float32)
+        sega = _Sega(warmup_steps, cooldown_steps, momentum_scale, momentum_beta, source)
         runs = self.plan_runs(batch.stop_steps)
         self._num_timesteps = sum(len(timesteps) - joins[first] for first, _ in runs)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
@@ -421,19 +421,8 @@ class SONAPipeline(
                     guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask = sona_guidance(
                         noise_uncond, noise_id, noise_ood, **regions
                     )
-                    if momentum_scale:
-                        mask = id_semantic_mask | id_nuisance_mask | ood_semantic_mask
-                        guidance, momentum[active] = add_momentum(
-                            guidance * noise_units[index],
-                            momentum[active],
-                            mask,
-                            scale=momentum_scale,
-                            beta=momentum_beta,
-                        )
-                        guidance = (guidance / noise_units[index]).to(noise_uncond.dtype)
-                    if i < warmup_steps or (cooldown_steps is not None and i >= cooldown_steps):
-                        guidance = torch.zeros_like(guidance)
-
+                    mask = id_semantic_mask | id_nuisance_mask | ood_semantic_mask
+                    guidance = sega(guidance, mask, i, active, noise_units[index])
                     noise_pred = noise_uncond + guidance_scale * guidance
                     extra = self.step_kwargs(eta, batch.generator, active)
                     batch.latents[active] = self.scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
@@ -710,6 +699,24 @@ class _Batch:
                     f"The latents of image {k} became NaN or infinite at step {step}: try bfloat16 or float32, or a"
                     " lower `guidance_scale`."
                 )
+
+
+class _Sega:
+    """SEGA's options (Brack et al. 2023): steps of the full schedule without guidance, and momentum in noise units."""
+
+    def __init__(self, warmup_steps: int, cooldown_steps: int | None, scale: float, beta: float, like: torch.Tensor):
+        self.warmup_steps, self.cooldown_steps, self.scale, self.beta = warmup_steps, cooldown_steps, scale, beta
+        self.momentum = torch.zeros_like(like, dtype=torch.float32) if scale else None
+
+    def __call__(self, guidance: torch.Tensor, mask: torch.Tensor, step: int, active: slice, noise_unit: float):
+        """Guidance of the active images at a step of the full schedule; momentum builds up in the warm-up, too."""
+        if self.momentum is not None:
+            moved, self.momentum[active] = add_momentum(
+                guidance * noise_unit, self.momentum[active], mask, scale=self.scale, beta=self.beta
+            )
+            guidance = (moved / noise_unit).to(guidance.dtype)
+        is_off = step < self.warmup_steps or (self.cooldown_steps is not None and step >= self.cooldown_steps)
+        return torch.zeros_like(guidance) if is_off else guidance
 
 
 def _step_of_strength(strength: float, num_inference_steps: int) -> int:

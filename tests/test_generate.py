@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from sona_pipeline import sample
-from sona_pipeline.data import open_images
+from sona_pipeline.data import ImageSet, open_images
 from sona_pipeline.generate import (
     GenerationSettings,
     generate_outliers,
@@ -73,6 +73,16 @@ def test_outlier_set_opens_in_datasets_and_torchvision(images, pipe, tmp_path):
     assert folder.classes == sorted({images.label_name(i) for i in range(10)})
     assert len(folder) == 10
     assert len(ImageFolder(tmp_path / "reconstructions")) == 10
+
+
+def test_class_names_of_any_kind_become_folders_that_datasets_takes_for_classes(pipe, tmp_path):
+    names = ["train", "test tube", "T-shirt/top", "ünï côde", "..", "val.1"]
+    picture = Image.new("L", (32, 32), 90)
+    images = ImageSet(tuple(f"test/{n}.png" for n in range(6)), tuple(range(6)), tuple(names), lambda _: picture)
+    generate_outliers(images, pipe, tmp_path, SETTINGS)
+    table = datasets.load_dataset("imagefolder", data_dir=tmp_path / "outliers", cache_dir=tmp_path / "cache")
+    assert list(table) == ["train"]
+    assert sorted(table["train"]["source_class"]) == sorted(names)
 
 
 def test_outliers_do_not_depend_on_batch_size_or_order(images, pipe, tmp_path):

@@ -752,7 +752,7 @@ BAD_ARGUMENTS = {
     "tensor sizes": ({"image": [torch.zeros(3, 24, 32), torch.zeros(3, 32, 32)]}, "size|shape"),
     "PIL and tensor": (
         {"image": [pil(), torch.zeros(3, 24, 32)]},
-        r"made of \['Image', 'Tensor'\]: give .* one kind",
+        r"`image` is made of \['Image', 'Tensor'\]: give .* one kind",
     ),
     "0 to 255": ({"image": 255 * pictures()}, r"Image values go beyond 1: scale arrays and tensors to \[0, 1\]"),
     "0 to 255 in bytes": ({"image": np.full((4, 24, 32, 3), 200, dtype=np.uint8)}, "Image values go beyond 1"),
@@ -775,7 +775,8 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_argument_is_an_error_before_any_model_runs(unrun_pipe, changes, message):
-    kind = TypeError if any(words in message for words in ("string or a list", "string .*", "made of")) else ValueError
+    is_type_error = any(words in message for words in ("string or a list", "string .*", "`image` is made of"))
+    kind = TypeError if is_type_error else ValueError
     with pytest.raises(kind, match=message):
         unrun_pipe(**arguments(**changes))
 
