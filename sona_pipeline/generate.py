@@ -106,7 +106,6 @@ def generate_outliers(
     *,
     reconstructions: bool = False,
     batch_size: int = 64,
-    title: str = "outliers",
 ) -> Path:
     """Write one outlier of each image to `output/outliers`, by source class, and go on where an earlier run stopped.
 
@@ -139,7 +138,7 @@ def generate_outliers(
     remaining = sorted((item for item in plan if not is_done(item)), key=lambda item: (-item.stop_step, item.file_name))
     table.keep(ready - {item.file_name for item in remaining})
     size, mode = _image_form(pipe, settings)
-    with Track(title, len(plan)) as track:
+    with Track("outliers", len(plan)) as track:
         track.advance(len(plan) - len(remaining))
         for start in range(0, len(remaining), batch_size):
             batch, sources = [], []
@@ -149,10 +148,10 @@ def generate_outliers(
                     batch.append(item)
                 except (OSError, ValueError) as error:
                     rejects.append([{"source_key": images.keys[item.index], "reason": str(error)}])
+            if batch and reconstructions:
+                for item, image in zip(batch, reconstruct(pipe, sources)):
+                    save_image(image, output / RECONSTRUCTIONS / item.file_name)
             if batch:
-                if reconstructions:
-                    for item, image in zip(batch, reconstruct(pipe, sources)):
-                        save_image(image, output / RECONSTRUCTIONS / item.file_name)
                 outliers = make_outliers(pipe, sources, batch, [images.label_name(i.index) for i in batch], settings)
                 hashes = [save_image(o, output / OUTLIERS / i.file_name) for o, i in zip(outliers, batch)]
                 table.append([_row(images, item, digest) for item, digest in zip(batch, hashes)])

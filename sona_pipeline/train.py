@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -50,9 +48,9 @@ class TrainingSettings:
 
 
 class Pixels(Dataset):
-    """Images of a set as uint8 tensors `[3, S, S]`, kept in memory once decoded as long as there is room."""
+    """Augmented images of a set, uint8 `[3, S, S]`; decoded once and kept in memory as long as there is room."""
 
-    def __init__(self, images: ImageSet, size: int, augment: v2.Transform | None = None):
+    def __init__(self, images: ImageSet, size: int, augment: v2.Transform):
         self.images, self.size, self.augment = images, size, augment
         self._kept: dict[int, torch.Tensor] = {}
         self._room = CACHE_BYTES // (3 * size * size)
@@ -66,7 +64,7 @@ class Pixels(Dataset):
             pixels = pil_to_tensor(fit(self.images.image(index), self.size))
             if len(self._kept) < self._room:
                 self._kept[index] = pixels
-        return pixels if self.augment is None else self.augment(pixels)
+        return self.augment(pixels)
 
 
 class PairedPixels(Dataset):
@@ -112,8 +110,6 @@ def train_detector(
     """
     _check(images, validation, pairs, settings)
     torch.manual_seed(settings.seed)
-    random.seed(settings.seed)
-    np.random.seed(settings.seed)
     accelerator = Accelerator()
     detector = Detector(list(images.classes), settings.network, settings.image_size)
     order = torch.Generator().manual_seed(settings.seed)
