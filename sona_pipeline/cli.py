@@ -73,7 +73,9 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the full schedule.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Guidance scale s.")] = 10.0,
     mask_threshold: Annotated[float, typer.Option(help="Share lambda of the regions, between 0 and 0.5.")] = 0.2,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels (the model's own by default).")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images in pixels (the model's own by default).")
+    ] = None,
     reconstructions: Annotated[bool, typer.Option(help="Also write VAE round trips of the ID images.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a call of the pipeline.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images, to try things out.")] = None,
@@ -177,8 +179,8 @@ def evaluate(
 
     sets = [{name: open_images(path) for name, path in map(named_path, group or [])} for group in (near, far)]
     id_images = open_images(id)
-    if not detector.is_dir():
-        raise FileNotFoundError(f"{detector} is not a folder: give the folder that `sona train` wrote")
+    if not (detector / "config.json").is_file():
+        raise FileNotFoundError(f"{detector} holds no detector: give the folder that `sona train` wrote")
     results = evaluate_detector(Detector.from_pretrained(detector), id_images, *sets).results
     print_results({str(detector): results})
     if output:

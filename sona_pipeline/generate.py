@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.data import ImageSet, fit, is_grey, upright
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipeline import SONAPipeline, check_mask_options
 from sona_pipeline.progress import Track
 
 OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
@@ -124,6 +125,9 @@ def generate_outliers(
     check_settings(images, settings)
     if pipe.vae.config.in_channels == 1 and not is_grey(images):
         raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
+    size, mode = _image_form(pipe, settings)
+    pipe.preprocess_image(Image.new(mode, (size, size)))
+    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
     settle_settings(output / "settings.json", {"model": _model_name(pipe), **asdict(settings)})
     plan = plan_outliers(images, settings)
     table = _Metadata(output / OUTLIERS / "metadata.jsonl")
@@ -137,7 +141,6 @@ def generate_outliers(
 
     remaining = sorted((item for item in plan if not is_done(item)), key=lambda item: (-item.stop_step, item.file_name))
     table.keep(ready - {item.file_name for item in remaining})
-    size, mode = _image_form(pipe, settings)
     with Track("outliers", len(plan)) as track:
         track.advance(len(plan) - len(remaining))
         for start in range(0, len(remaining), batch_size):
@@ -332,7 +335,10 @@ def _model_name(pipe: SONAPipeline) -> str:
 
 
 def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
-    """Raise ValueError if the images have no classes, or labels or prompt cannot be used with them."""
+    """Raise ValueError if the images have no classes, or the settings cannot be used with them."""
+    check_mask_options(settings.mask_threshold, settings.mask_granularity)
+    if not math.isfinite(settings.guidance_scale):
+        raise ValueError(f"the guidance scale is {settings.guidance_scale}: give a finite number")
     if not images.labels:
         raise ValueError("the images have no classes: put them into one sub-folder a class")
     if not settings.ood_labels:

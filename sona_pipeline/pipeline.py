@@ -108,7 +108,7 @@ def sona_guidance(
     Raises:
         ValueError: `mask_threshold` or `mask_granularity` is not one of the above.
     """
-    _check_mask_options(mask_threshold, mask_granularity)
+    check_mask_options(mask_threshold, mask_granularity)
     psi_id = noise_id.float() - noise_uncond.float()
     psi_ood = noise_ood.float() - noise_uncond.float()
     if global_guidance:
@@ -157,7 +157,8 @@ def add_momentum(
     return guidance, beta * momentum + (1 - beta) * guidance
 
 
-def _check_mask_options(threshold: float, granularity: str) -> None:
+def check_mask_options(threshold: float, granularity: str) -> None:
+    """Raise ValueError unless `sona_guidance` can work with these."""
     if not 0 < threshold < 0.5:
         raise ValueError(
             f"`mask_threshold` is {threshold}, but a share of the entries strictly between 0 and 0.5 is needed."
@@ -371,7 +372,7 @@ class SONAPipeline(
             "filter_ood_by_nuisance": filter_ood_by_nuisance,
             "global_guidance": global_guidance,
         }
-        _check_mask_options(mask_threshold, mask_granularity)
+        check_mask_options(mask_threshold, mask_granularity)
         image = self.preprocess_image(image)
         prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
         embeds = {

@@ -54,7 +54,8 @@ def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path):
         (["generate", "--data", folders / "id", "--ood-labels", tmp_path / "clash.txt"], "are ID classes as well"),
         (["train", "--data", folders / "near"], "a detector needs images of two classes"),
         (["train", "--data", folders / "id", "--outliers", tmp_path], "is not a set made by"),
-        (["evaluate", "--detector", tmp_path / "no", "--id", folders / "test"], "is not a folder"),
+        (["evaluate", "--detector", tmp_path / "no", "--id", folders / "test"], "holds no detector"),
+        (["evaluate", "--detector", tmp_path, "--id", folders / "test"], "holds no detector"),
         (["evaluate", "--detector", tmp_path, "--id", folders / "test", "--near", "coat"], "NAME=DIR"),
     ]
     for arguments, message in cases:

@@ -183,7 +183,7 @@ def test_pairs_belong_together(images, pipe, tmp_path):
 
 def test_reconstruct_is_the_vae_there_and_back(images, pipe):
     source = images.image(0)
-    pixels = torch.from_numpy(np.asarray(source)).float()[None, None] / 127.5 - 1
+    pixels = torch.tensor(np.asarray(source)).float()[None, None] / 127.5 - 1
     with torch.no_grad():
         expected = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample[0, 0]
     found = np.asarray(reconstruct(pipe, [source])[0], dtype=float)
@@ -196,6 +196,10 @@ def test_reconstruct_is_the_vae_there_and_back(images, pipe):
         ({"ood_labels": ()}, "no OOD labels"),
         ({"ood_labels": ("bag", "Shirt")}, r"OOD labels \['Shirt'\] are ID classes"),
         ({"prompt": "a photo"}, "has no {} for the label"),
+        ({"mask_threshold": 0.5}, "`mask_threshold` is 0.5"),
+        ({"guidance_scale": float("nan")}, "guidance scale is nan"),
+        ({"size": 33}, "33 x 33 pixels, but the VAE takes multiples of 4"),
+        ({"num_inference_steps": 2000}, "2000"),
     ],
 )
 def test_bad_settings_are_refused(images, pipe, tmp_path, change, message):
