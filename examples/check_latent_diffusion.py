@@ -19,7 +19,7 @@ from torchvision.utils import save_image
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.data import ImageSet, fit, open_images, split
-from sona_pipeline.evaluate import predict
+from sona_pipeline.detector import predict
 from sona_pipeline.train import TrainingSettings, train_detector
 
 

@@ -132,7 +132,7 @@ def train(
     Example: sona train --data photos/ --outliers outliers/ --output detector/
     """
     from sona_pipeline.data import open_images, split
-    from sona_pipeline.generate import open_outlier_set
+    from sona_pipeline.outlier_set import open_outlier_set
     from sona_pipeline.train import TrainingSettings, train_detector
 
     images, pairs = open_images(data), None
@@ -175,7 +175,7 @@ def evaluate(
     from sona_pipeline.data import open_images
     from sona_pipeline.detector import Detector
     from sona_pipeline.evaluate import evaluate_detector
-    from sona_pipeline.generate import write_text
+    from sona_pipeline.files import write_text
 
     sets = [{name: open_images(path) for name, path in map(named_path, group or [])} for group in (near, far)]
     id_images = open_images(id)

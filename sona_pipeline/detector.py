@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
@@ -12,7 +13,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline import networks
-from sona_pipeline.data import fit
+from sona_pipeline.data import ImageSet, fit
 from sona_pipeline.scores import energy
 
 
@@ -23,6 +24,14 @@ class Detection:
     label: str
     energy: float
     is_ood: bool
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted class index `[N]` and energy `[N]` of every image of a set."""
+
+    labels: np.ndarray
+    energies: np.ndarray
 
 
 class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", tags=["out-of-distribution-detection"]):
@@ -86,3 +95,17 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         new = Detector(**settings)
         new.load_state_dict(self.state_dict())
         return new
+
+
+@torch.no_grad()
+def predict(detector: Detector, images: ImageSet, batch_size: int = 256) -> Predictions:
+    """Run the detector over all images of a set, in batches."""
+    detector.eval()
+    device = next(detector.parameters()).device
+    labels, energies = [], []
+    for start in range(0, len(images), batch_size):
+        pictures = [images.image(i) for i in range(start, min(start + batch_size, len(images)))]
+        logits = detector(detector.pixels(pictures).to(device))
+        labels.append(logits.argmax(dim=1).cpu().numpy())
+        energies.append(energy(logits, detector.temperature).cpu().numpy())
+    return Predictions(np.concatenate(labels), np.concatenate(energies))

@@ -6,20 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from sona_pipeline.data import ImageSet
-from sona_pipeline.detector import Detector
+from sona_pipeline.detector import Detector, predict
 from sona_pipeline.metrics import ood_metrics
-from sona_pipeline.scores import energy
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predicted class index `[N]` and energy `[N]` of every image of a set."""
-
-    labels: np.ndarray
-    energies: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -28,20 +18,6 @@ class Evaluation:
 
     results: dict
     energies: dict[str, np.ndarray]
-
-
-@torch.no_grad()
-def predict(detector: Detector, images: ImageSet, batch_size: int = 256) -> Predictions:
-    """Run the detector over all images of a set, in batches."""
-    detector.eval()
-    device = next(detector.parameters()).device
-    labels, energies = [], []
-    for start in range(0, len(images), batch_size):
-        pictures = [images.image(i) for i in range(start, min(start + batch_size, len(images)))]
-        logits = detector(detector.pixels(pictures).to(device))
-        labels.append(logits.argmax(dim=1).cpu().numpy())
-        energies.append(energy(logits, detector.temperature).cpu().numpy())
-    return Predictions(np.concatenate(labels), np.concatenate(energies))
 
 
 def evaluate_detector(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sona_pipeline.files import write_bytes
 from sona_pipeline.pipeline import SONAPipeline
 
 MASKS = {
@@ -20,13 +21,11 @@ MASKS = {
 }
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 110) -> Path:
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a figure as a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=dpi, facecolor="white")
-    os.replace(partial, path)
-    return path
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, facecolor="white")
+    write_bytes(path, content.getvalue())
 
 
 def pairs_figure(pairs: Sequence[tuple[Image.Image, Image.Image, str]], columns: int = 8) -> Figure:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +15,11 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from sona_pipeline import TINY_MODEL
-from sona_pipeline.data import ImageSet, fit, is_grey, upright
+from sona_pipeline.data import ImageSet, fit, is_grey
+from sona_pipeline.files import JsonLines, save_image, settle_settings
+from sona_pipeline.outlier_set import OUTLIERS, RECONSTRUCTIONS
 from sona_pipeline.pipeline import SONAPipeline, check_mask_options
 from sona_pipeline.progress import Track
-
-OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,8 @@ def generate_outliers(
     pipe.set_timesteps(settings.num_inference_steps, pipe.device)
     settle_settings(output / "settings.json", {"model": _model_name(pipe), **asdict(settings)})
     plan = plan_outliers(images, settings)
-    table = _Metadata(output / OUTLIERS / "metadata.jsonl")
-    rejects = _Metadata(output / "rejects.jsonl")
+    table = JsonLines(output / OUTLIERS / "metadata.jsonl")
+    rejects = JsonLines(output / "rejects.jsonl")
     refused = {row["source_key"] for row in rejects.rows}
     ready = {row["file_name"] for row in table.rows if (output / OUTLIERS / row["file_name"]).exists()}
 
@@ -192,95 +189,6 @@ def reconstruct(pipe: SONAPipeline, sources: Sequence[Image.Image]) -> list[Imag
     return pipe.image_processor.postprocess(decoded, output_type="pil")
 
 
-@dataclass(frozen=True)
-class OutlierPairs:
-    """ID images beside what was made of them, all in one order.
-
-    Attributes:
-        images: the ID images.
-        outliers: the outlier of each.
-        reconstructions: the VAE round trip of each, or None.
-        strengths: stop step over number of steps of each outlier, in (0, 1].
-    """
-
-    images: ImageSet
-    outliers: ImageSet
-    reconstructions: ImageSet | None
-    strengths: tuple[float, ...]
-
-
-def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
-    """Open an outlier set beside its ID images; those without an outlier (rejected ones) are left out.
-
-    Raises:
-        FileNotFoundError: `folder` is not an outlier set.
-        ValueError: no image of the set belongs to `images`.
-    """
-    root = Path(folder) / OUTLIERS
-    if not (root / "metadata.jsonl").exists():
-        raise FileNotFoundError(
-            f"{root / 'metadata.jsonl'} does not exist: {folder} is not a set made by `sona generate`"
-        )
-    steps = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))["num_inference_steps"]
-    row_of = {row["source_key"]: row for row in _Metadata(root / "metadata.jsonl").rows}
-    paired = [index for index, key in enumerate(images.keys) if key in row_of]
-    if not paired:
-        raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
-    rows = [row_of[images.keys[index]] for index in paired]
-    names = [row["file_name"] for row in rows]
-    round_trips = Path(folder) / RECONSTRUCTIONS
-    complete = all((round_trips / name).exists() for name in names)
-    return OutlierPairs(
-        images=images.take(paired),
-        outliers=_open_files(root, names),
-        reconstructions=_open_files(round_trips, names) if complete else None,
-        strengths=tuple(row["stop_step"] / steps for row in rows),
-    )
-
-
-def _open_files(root: Path, names: list[str]) -> ImageSet:
-    return ImageSet(tuple(names), (), (), lambda index: upright(root / names[index]))
-
-
-def settle_settings(path: Path, settings: dict) -> None:
-    """Write the settings of a job, or check that an earlier run into the same folder had the very same.
-
-    Raises:
-        ValueError: they differ; the message says in what.
-    """
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [key for key in sorted(settings | earlier) if settings.get(key) != earlier.get(key)]:
-            what = ", ".join(f"{key} ({earlier.get(key)!r} then, {settings.get(key)!r} now)" for key in changed)
-            raise ValueError(f"{path.parent} was made with other settings: {what}; choose another folder")
-        return
-    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    _write(path, text.encode())
-
-
-def save_image(image: Image.Image, path: Path) -> str:
-    """Write a PNG whole or not at all; returns the SHA-256 of the file."""
-    content = io.BytesIO()
-    image.save(content, format="PNG")
-    _write(path, content.getvalue())
-    return hashlib.sha256(content.getvalue()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _row(images: ImageSet, item: PlannedOutlier, digest: str) -> dict:
     return {
         "file_name": item.file_name,
@@ -291,37 +199,6 @@ def _row(images: ImageSet, item: PlannedOutlier, digest: str) -> dict:
         "seed": item.seed,
         "sha256": digest,
     }
-
-
-class _Metadata:
-    """A table of JSON lines that is only appended to; a line torn by a kill is dropped when it is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict] = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                self.rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-
-    def keep(self, file_names: set[str]) -> None:
-        """Drop all rows but those of `file_names`."""
-        self.rows = [row for row in self.rows if row["file_name"] in file_names]
-        text = "".join(_json_line(row) for row in self.rows)
-        if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
-            write_text(self.path, text)
-
-    def append(self, rows: list[dict]) -> None:
-        """Add rows and bring them to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(_json_line(row) for row in rows))
-        self.rows += rows
-
-
-def _json_line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _image_form(pipe: SONAPipeline, settings: GenerationSettings) -> tuple[int, str]:

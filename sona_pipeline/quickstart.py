@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -14,15 +15,9 @@ import numpy as np
 from sona_pipeline import __version__, figures, sample
 from sona_pipeline.detector import Detector
 from sona_pipeline.evaluate import Evaluation, evaluate_detector
-from sona_pipeline.generate import (
-    GenerationSettings,
-    generate_outliers,
-    load_pipeline,
-    open_outlier_set,
-    plan_outliers,
-    settle_settings,
-    write_text,
-)
+from sona_pipeline.files import settle_settings, write_bytes, write_text
+from sona_pipeline.generate import GenerationSettings, generate_outliers, load_pipeline, plan_outliers
+from sona_pipeline.outlier_set import open_outlier_set
 from sona_pipeline.train import TrainingSettings, train_detector
 
 PAIRS, MASK_SHEETS = 24, 3
@@ -119,9 +114,9 @@ def draw(
 def _save_energies(path: Path, evaluations: dict[str, Evaluation]) -> None:
     """Write the energies as arrays named `<detector>/<data set>`."""
     arrays = {f"{who}/{name}": e for who, evaluation in evaluations.items() for name, e in evaluation.energies.items()}
-    partial = path.with_name(f".{path.name}")
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def _once(folder: Path, train: Callable[[], Detector]) -> Detector:

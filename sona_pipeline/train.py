@@ -12,10 +12,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.data import ImageSet, fit
-from sona_pipeline.detector import Detector
-from sona_pipeline.evaluate import predict
-from sona_pipeline.generate import OutlierPairs
+from sona_pipeline.detector import Detector, predict
 from sona_pipeline.losses import outlier_exposure
+from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.progress import Track
 
 CACHE_BYTES = 2 << 30

@@ -21,10 +21,10 @@ from sona_pipeline.generate import (
     GenerationSettings,
     generate_outliers,
     load_pipeline,
-    open_outlier_set,
     plan_outliers,
     reconstruct,
 )
+from sona_pipeline.outlier_set import open_outlier_set
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from sona_pipeline import networks
 from sona_pipeline.data import ImageSet
-from sona_pipeline.detector import Detector
-from sona_pipeline.evaluate import evaluate_detector, predict
-from sona_pipeline.generate import OutlierPairs
+from sona_pipeline.detector import Detector, predict
+from sona_pipeline.evaluate import evaluate_detector
 from sona_pipeline.metrics import ood_metrics
+from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.train import TrainingSettings, detection_loss, train_detector
 
 SETTINGS = TrainingSettings(image_size=16, epochs=4, batch_size=16, flip=False)
