@@ -18,6 +18,7 @@ from sona_pipeline.evaluate import Evaluation, evaluate_detector
 from sona_pipeline.files import settle_settings, write_bytes, write_text
 from sona_pipeline.generate import GenerationSettings, generate_outliers, load_pipeline, plan_outliers
 from sona_pipeline.outlier_set import open_outlier_set
+from sona_pipeline.progress import Track
 from sona_pipeline.train import TrainingSettings, train_detector
 
 PAIRS, MASK_SHEETS = 24, 3
@@ -57,7 +58,11 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
         ),
     }
     test, near, far = sample.id_images("test"), sample.near_ood(), sample.far_ood()
-    evaluations = {name: evaluate_detector(detector, test, near, far) for name, detector in detectors.items()}
+    evaluations = {}
+    with Track("scores", len(detectors)) as track:
+        for name, detector in detectors.items():
+            evaluations[name] = evaluate_detector(detector, test, near, far)
+            track.advance()
 
     _save_energies(output / "energies.npz", evaluations)
     draw(output / "pictures", pipe, images, pairs.outliers, generation, evaluations)
@@ -93,18 +98,20 @@ def draw(
     )
     figures.save_figure(sheet, folder / "pairs.png")
     late = [item for item in plan if item.stop_step > settings.num_inference_steps // 2]
-    for number, item in enumerate(late[:MASK_SHEETS], start=1):
-        labels = images.label_name(item.index), item.ood_label
-        sheet = figures.masks_figure(
-            pipe,
-            images.image(item.index),
-            labels,
-            (settings.prompt.format(labels[0]), settings.prompt.format(labels[1])),
-            item.stop_step,
-            item.seed,
-            num_inference_steps=settings.num_inference_steps,
-        )
-        figures.save_figure(sheet, folder / f"masks-{number}.png")
+    with Track("pictures", len(late[:MASK_SHEETS])) as track:
+        for number, item in enumerate(late[:MASK_SHEETS], start=1):
+            labels = images.label_name(item.index), item.ood_label
+            sheet = figures.masks_figure(
+                pipe,
+                images.image(item.index),
+                labels,
+                (settings.prompt.format(labels[0]), settings.prompt.format(labels[1])),
+                item.stop_step,
+                item.seed,
+                num_inference_steps=settings.num_inference_steps,
+            )
+            figures.save_figure(sheet, folder / f"masks-{number}.png")
+            track.advance()
     figures.save_figure(
         figures.scores_figure({name: evaluation.energies for name, evaluation in evaluations.items()}),
         folder / "scores.png",
