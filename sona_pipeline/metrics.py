@@ -8,8 +8,8 @@ def ood_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, floa
     """How well scores tell OOD images (higher) from ID images (lower), in percent.
 
     `auroc`; `fpr95`: share of ID images flagged when 95 % of the OOD images are (OOD is the positive class, as in
-    OpenOOD); `aupr_in` and `aupr_out`: area under the precision-recall curve with ID and OOD as positive class, by the
-    trapezoidal rule.
+    OpenOOD, and as there read off scikit-learn's curve, which leaves out points on a straight line); `aupr_in` and
+    `aupr_out`: area under the precision-recall curve with ID and OOD as positive class, by the trapezoidal rule.
 
     Raises:
         ValueError: one of the two is empty, or holds NaN.

@@ -1,11 +1,16 @@
 """Tiny random pipelines: a few seconds of work for whole test files, and no downloads."""
 
+import hypothesis
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sona_pipeline.pipeline import SONAPipeline
+
+# The same examples in every run, and none refused for being slow on a busy machine.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 # The settings of Stable Diffusion 1.x and 2.x, in diffusers' names.
 SCHEDULE = {

@@ -15,10 +15,23 @@ def test_auroc_is_the_share_of_ordered_pairs(id_scores, ood_scores):
     assert ood_metrics(id_scores, ood_scores)["auroc"] == pytest.approx(100 * np.mean(pairs))
 
 
-@given(scores, scores)
-def test_fpr95_is_the_share_of_id_images_at_the_highest_threshold_that_flags_95_percent_of_ood(id_scores, ood_scores):
+def share_of_id_images_flagged_with_95_percent_of_ood(id_scores, ood_scores) -> float:
     threshold = max(t for t in ood_scores if np.mean(np.array(ood_scores) >= t) >= 0.95)
-    assert ood_metrics(id_scores, ood_scores)["fpr95"] == pytest.approx(100 * np.mean(np.array(id_scores) >= threshold))
+    return 100 * np.mean(np.array(id_scores) >= threshold)
+
+
+@given(scores, scores)
+def test_fpr95_is_never_below_the_share_of_id_images_flagged_with_95_percent_of_ood(id_scores, ood_scores):
+    least = share_of_id_images_flagged_with_95_percent_of_ood(id_scores, ood_scores)
+    assert least - 1e-9 <= ood_metrics(id_scores, ood_scores)["fpr95"] <= 100
+
+
+def test_fpr95_is_that_share_but_for_points_on_a_straight_line_of_the_curve():
+    rng = np.random.default_rng(1)
+    id_scores, ood_scores = rng.normal(0, 1, 900), rng.normal(2, 1, 700)
+    expected = share_of_id_images_flagged_with_95_percent_of_ood(id_scores, ood_scores)
+    assert ood_metrics(id_scores, ood_scores)["fpr95"] == pytest.approx(expected, abs=0.3)
+    assert ood_metrics([1, 2, 3, 4], [2.5] * 4)["fpr95"] == 50
 
 
 def test_agrees_with_scikit_learn_on_continuous_scores():
