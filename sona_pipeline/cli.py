@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sona_pipeline import __version__
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[bold red]sona:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]sona:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -106,7 +107,8 @@ def generate(
     console.print(f"Outliers of {len(images)} images: {output / 'outliers'}")
     rejects = output / "rejects.jsonl"
     if rejects.exists():
-        console.print(f"[yellow]{len(rejects.read_text().splitlines())} images could not be read: {rejects}[/]")
+        count = len(rejects.read_text(encoding="utf-8").splitlines())
+        console.print(f"[yellow]{count} images could not be read: {escape(str(rejects))}[/]")
 
 
 @app.command()

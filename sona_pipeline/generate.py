@@ -29,7 +29,7 @@ class GenerationSettings:
     Attributes:
         ood_labels: meanings to add, one drawn for each image; disjoint from the ID classes.
         prompt: template of the prompts, with `{}` for the label.
-        num_inference_steps, guidance_scale, mask_threshold, mask_granularity, global_guidance: of `SONAPipeline`.
+        num_inference_steps, guidance_scale, mask_threshold, mask_granularity: of `SONAPipeline`.
         size: side of the images in pixels; None is the model's own.
         seed: root of all randomness; stop step, label and noise of an image follow from it and the image's key.
     """
@@ -40,7 +40,6 @@ class GenerationSettings:
     guidance_scale: float = 10.0
     mask_threshold: float = 0.2
     mask_granularity: str = "channel"
-    global_guidance: bool = False
     size: int | None = None
     seed: int = 0
 
@@ -176,7 +175,6 @@ def make_outliers(
         guidance_scale=settings.guidance_scale,
         mask_threshold=settings.mask_threshold,
         mask_granularity=settings.mask_granularity,
-        global_guidance=settings.global_guidance,
         generator=[torch.Generator().manual_seed(item.seed) for item in plan],
     ).images
 

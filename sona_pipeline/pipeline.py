@@ -422,8 +422,8 @@ class SONAPipeline(
                     guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask = sona_guidance(
                         noise_uncond, noise_id, noise_ood, **regions
                     )
-                    mask = id_semantic_mask | id_nuisance_mask | ood_semantic_mask
-                    guidance = sega(guidance, mask, i, active, noise_units[index])
+                    masks = id_semantic_mask, id_nuisance_mask, ood_semantic_mask
+                    guidance = sega(guidance, masks, i, active, noise_units[index])
                     noise_pred = noise_uncond + guidance_scale * guidance
                     extra = self.step_kwargs(eta, batch.generator, active)
                     batch.latents[active] = self.scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
@@ -709,11 +709,12 @@ class _Sega:
         self.warmup_steps, self.cooldown_steps, self.scale, self.beta = warmup_steps, cooldown_steps, scale, beta
         self.momentum = torch.zeros_like(like, dtype=torch.float32) if scale else None
 
-    def __call__(self, guidance: torch.Tensor, mask: torch.Tensor, step: int, active: slice, noise_unit: float):
+    def __call__(self, guidance: torch.Tensor, masks: tuple, step: int, active: slice, noise_unit: float):
         """Guidance of the active images at a step of the full schedule; momentum builds up in the warm-up, too."""
         if self.momentum is not None:
+            anywhere = masks[0] | masks[1] | masks[2]
             moved, self.momentum[active] = add_momentum(
-                guidance * noise_unit, self.momentum[active], mask, scale=self.scale, beta=self.beta
+                guidance * noise_unit, self.momentum[active], anywhere, scale=self.scale, beta=self.beta
             )
             guidance = (moved / noise_unit).to(guidance.dtype)
         is_off = step < self.warmup_steps or (self.cooldown_steps is not None and step >= self.cooldown_steps)

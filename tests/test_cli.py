@@ -49,7 +49,10 @@ def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path):
     (tmp_path / "clash.txt").write_text("shirt\n")
     (tmp_path / "none.txt").write_text("\n")
     cases = [
-        (["generate", "--data", tmp_path / "no", "--ood-labels", folders / "labels.txt"], "does not exist"),
+        (
+            ["generate", "--data", tmp_path / "[/red] no", "--ood-labels", folders / "labels.txt"],
+            "[/red] no does not exist",
+        ),
         (["generate", "--data", folders / "id", "--ood-labels", tmp_path / "none.txt"], "no OOD labels"),
         (["generate", "--data", folders / "id", "--ood-labels", tmp_path / "clash.txt"], "are ID classes as well"),
         (["train", "--data", folders / "near"], "a detector needs images of two classes"),
