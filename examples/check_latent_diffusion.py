@@ -18,8 +18,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
 from sona_pipeline import TINY_MODEL
-from sona_pipeline.data import ImageSet, fit, open_images, split
+from sona_pipeline.data import ImageSet, open_images, split
 from sona_pipeline.detector import predict
+from sona_pipeline.imaging import fit
 from sona_pipeline.train import TrainingSettings, train_detector
 
 

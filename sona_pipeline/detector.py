@@ -13,7 +13,8 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline import networks
-from sona_pipeline.data import ImageSet, fit
+from sona_pipeline.data import ImageSet
+from sona_pipeline.imaging import fit
 from sona_pipeline.scores import energy
 
 

@@ -30,18 +30,66 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
 
 def pairs_figure(pairs: Sequence[tuple[Image.Image, Image.Image, str]], columns: int = 8) -> Figure:
     """A sheet of (source, outlier, caption), source above outlier, in the order given."""
-    rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(1.5 * columns, 3.3 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    figure = Figure(figsize=(1.5 * columns, _height_of_pairs(pairs, columns)), layout="constrained")
+    _draw_pairs(figure, pairs, columns)
+    return figure
+
+
+def inspection_figure(
+    counts: Mapping[str, Mapping[str, int]],
+    stop_steps: Mapping[int, int],
+    steps: int,
+    checks: Mapping[str, np.ndarray],
+    pairs: Sequence[tuple[Image.Image | None, Image.Image, str]],
+    columns: int = 8,
+) -> Figure:
+    """A sheet of what is in an outlier set.
+
+    Args:
+        counts: for each chart its title, and how many outliers have what; the most frequent are shown.
+        stop_steps: how many outliers each stop step has.
+        steps: T, the last stop step.
+        checks: values of the quality checks, for histograms.
+        pairs: samples as in `pairs_figure`, where the source may be missing.
+        columns: of the samples.
+    """
+    heights = [3.2, 2.4, _height_of_pairs(pairs, columns)]
+    figure = Figure(figsize=(1.5 * columns, sum(heights)), layout="constrained")
+    upper, middle, lower = figure.subfigures(3, 1, height_ratios=heights)
+    axes = upper.subplots(1, len(counts) + 1)
+    for axis, (title, numbers) in zip(axes, counts.items()):
+        _draw_counts(axis, title, numbers)
+    axes[-1].bar(range(1, steps + 1), [stop_steps.get(step, 0) for step in range(1, steps + 1)], width=1.0)
+    axes[-1].set(title="stop step", xlabel="stop step", ylabel="outliers")
+    for axis, (name, values) in zip(np.atleast_1d(middle.subplots(1, len(checks))), checks.items()):
+        axis.hist(values, bins=40)
+        axis.set(title=f"{name}, median {np.median(values):.3g}", ylabel="outliers")
+    _draw_pairs(lower, pairs, columns)
+    return figure
+
+
+def _draw_counts(axis, title: str, numbers: Mapping[str, int], most: int = 16) -> None:
+    top = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[:most][::-1]
+    axis.barh([name[:24] for name, _ in top], [count for _, count in top])
+    axis.set(title=title if len(numbers) <= most else f"{title}: {most} of {len(numbers)}", xlabel="outliers")
+    axis.tick_params(axis="y", labelsize=7)
+
+
+def _height_of_pairs(pairs: Sequence, columns: int) -> float:
+    return 3.3 * -(-len(pairs) // columns) + 0.4
+
+
+def _draw_pairs(figure, pairs: Sequence[tuple[Image.Image | None, Image.Image, str]], columns: int) -> None:
+    axes = figure.subplots(2 * -(-len(pairs) // columns), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for k, (source, outlier, caption) in enumerate(pairs):
         row, column = 2 * (k // columns), k % columns
-        _show(axes[row, column], source)
+        if source is not None:
+            _show(axes[row, column], source)
         _show(axes[row + 1, column], outlier)
         axes[row, column].set_title(caption, fontsize=8)
     figure.suptitle("Source above, outlier below, by rising stop step", fontsize=10)
-    return figure
 
 
 def masks_figure(

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a job needs to be resumed."""
+"""Files that appear whole or not at all, tables of JSON lines, and what a job needs to be resumed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,43 @@ import hashlib
 import io
 import json
 import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 
-def settle_settings(path: Path, settings: dict) -> None:
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder` while the context lasts; the lock ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another run is in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"another run is writing to {folder}: wait for its end, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def settle_settings(path: Path, settings: dict, notes: dict | None = None) -> None:
     """Write the settings of a job, or check that an earlier run into the same folder had the very same.
+
+    Args:
+        path: of the JSON file.
+        settings: what has to be equal.
+        notes: what is written beside the settings under "notes" and may change.
 
     Raises:
         ValueError: they differ; the message says in what.
@@ -20,11 +50,15 @@ def settle_settings(path: Path, settings: dict) -> None:
     settings = json.loads(json.dumps(settings))
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier.pop("notes", None)
         if changed := [key for key in sorted(settings | earlier) if settings.get(key) != earlier.get(key)]:
-            what = ", ".join(f"{key} ({earlier.get(key)!r} then, {settings.get(key)!r} now)" for key in changed)
+            short = reprlib.Repr(maxstring=60, maxlist=4, maxdict=4).repr
+            pairs = ((key, short(earlier.get(key)), short(settings.get(key))) for key in changed)
+            what = ", ".join(f"{key} ({then} then, {now} now)" for key, then, now in pairs)
             raise ValueError(f"{path.parent} was made with other settings: {what}; choose another folder")
         return
-    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    written = settings | ({"notes": notes} if notes else {})
+    write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,51 +66,41 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def save_image(image: Image.Image, path: Path) -> str:
-    """Write a PNG whole or not at all; returns the SHA-256 of the file."""
-    content = io.BytesIO()
-    image.save(content, format="PNG")
-    write_bytes(path, content.getvalue())
-    return hashlib.sha256(content.getvalue()).hexdigest()
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
+    write_with(path, lambda partial: partial.write_bytes(content))
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file at the place it is given, which becomes `path` when that is done."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
+        write(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-class JsonLines:
-    """A table of JSON lines that is only appended to; a line torn by a kill is dropped when it is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict] = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                self.rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-
-    def keep(self, file_names: set[str]) -> None:
-        """Drop all rows but those of `file_names`."""
-        self.rows = [row for row in self.rows if row["file_name"] in file_names]
-        text = "".join(_json_line(row) for row in self.rows)
-        if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
-            write_text(self.path, text)
-
-    def append(self, rows: list[dict]) -> None:
-        """Add rows and bring them to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(_json_line(row) for row in rows))
-        self.rows += rows
+def png(image: Image.Image) -> bytes:
+    """The image as a PNG file."""
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
 
 
-def _json_line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def json_lines(rows: Iterable[dict]) -> str:
+    """A table as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_json_lines(path: Path) -> Iterator[dict]:
+    """The rows of a table of JSON lines; none if the file is not there."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)

@@ -1,98 +1,56 @@
-"""Job: one outlier of every image of a labelled set, as an image folder that the ecosystem opens as it is."""
+"""Job: one outlier of every image of a labelled set, at data-set scale, as a set that the ecosystem opens as it is."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
-from collections.abc import Sequence
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from diffusers.utils import logging as diffusers_logging
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from PIL import Image
-from transformers.utils import logging as transformers_logging
 
-from sona_pipeline import TINY_MODEL
-from sona_pipeline.data import ImageSet, fit, is_grey
-from sona_pipeline.files import JsonLines, save_image, settle_settings
-from sona_pipeline.outlier_set import OUTLIERS, RECONSTRUCTIONS
-from sona_pipeline.pipeline import SONAPipeline, check_mask_options
+from sona_pipeline.checkpoint import find_batch_size, identity
+from sona_pipeline.checks import SOURCE_CONFIDENCE, Bound, load_classifier
+from sona_pipeline.data import ImageSet, is_grey
+from sona_pipeline.files import only_run, settle_settings
+from sona_pipeline.make import OutlierMaker, Work, image_form, is_grey_model
+from sona_pipeline.ood_labels import pipeline_encoder, similarities, text_encoder
+from sona_pipeline.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_rejects
+from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.plan import Batch, GenerationSettings, Plan, check_settings, plan_outliers
 from sona_pipeline.progress import Track
+from sona_pipeline.stages import ahead
+
+DEPTH = 2
+"""Batches that reading and writing may be ahead of or behind the device."""
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    """How outliers are made; together with the model and the images it fixes every one of them.
+class OutputSettings:
+    """What a run writes, and how.
 
     Attributes:
-        ood_labels: meanings to add, one drawn for each image; disjoint from the ID classes.
-        prompt: template of the prompts, with `{}` for the label.
-        num_inference_steps, guidance_scale, mask_threshold, mask_granularity: of `SONAPipeline`.
-        size: side of the images in pixels; None is the model's own.
-        seed: root of all randomness; stop step, label and noise of an image follow from it and the image's key.
+        format: "folder" (image folders), or shards of "parquet" or "webdataset".
+        reconstructions: also write the VAE round trips of the ID images, with the same codec.
+        classifier: image classifier for the check `source_confidence`, see `checks.load_classifier`.
+        batch_size: images that are made together.
+        strict: stop at an image that cannot be read, instead of recording it.
     """
 
-    ood_labels: tuple[str, ...]
-    prompt: str = "a photo of a {}"
-    num_inference_steps: int = 50
-    guidance_scale: float = 10.0
-    mask_threshold: float = 0.2
-    mask_granularity: str = "channel"
-    size: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class PlannedOutlier:
-    """What will be made of image `index`: file name, stop step, OOD label, and the seed of its noise."""
-
-    index: int
-    file_name: str
-    stop_step: int
-    ood_label: str
-    seed: int
-
-
-def load_pipeline(model: str, device: str | None = None) -> SONAPipeline:
-    """The pipeline of a Stable Diffusion checkpoint (Hub id or folder; "tiny" is the embedded model) on a device.
-
-    In half precision on an accelerator, in float32 on the CPU.
-    """
-    if model == "tiny":
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-    device = device or (torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu")
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    pipe = SONAPipeline.from_pretrained(TINY_MODEL if model == "tiny" else model, dtype=dtype).to(device)
-    pipe.unet.to(memory_format=torch.channels_last)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def plan_outliers(images: ImageSet, settings: GenerationSettings) -> list[PlannedOutlier]:
-    """The outlier of every image, in the order of the images; each follows from (seed, image key) alone."""
-    return [_planned(images, index, settings) for index in range(len(images))]
-
-
-def _planned(images: ImageSet, index: int, settings: GenerationSettings) -> PlannedOutlier:
-    key = images.keys[index]
-    digest = hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()
-    step, label, seed = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16))
-    return PlannedOutlier(
-        index=index,
-        file_name=f"{_folder_name(images.label_name(index))}/{hashlib.sha256(key.encode()).hexdigest()[:16]}.png",
-        stop_step=1 + step % settings.num_inference_steps,
-        ood_label=settings.ood_labels[label % len(settings.ood_labels)],
-        seed=seed >> 1,
-    )
-
-
-def _folder_name(class_name: str) -> str:
-    """The class name, with %-escapes for what file systems forbid and words that `datasets` takes for splits."""
-    risky = r'[\x00-\x1f%/\\:*?"<>|]|^\.|(?i:train|test|val|dev|eval)'
-    return re.sub(risky, lambda found: f"%{ord(found[0][0]):02x}{found[0][1:]}", class_name)
+    format: str = "folder"
+    reconstructions: bool = True
+    classifier: str | None = None
+    batch_size: int = 64
+    strict: bool = False
 
 
 def generate_outliers(
@@ -100,126 +58,223 @@ def generate_outliers(
     pipe: SONAPipeline,
     output: str | Path,
     settings: GenerationSettings,
+    writing: OutputSettings = OutputSettings(),
     *,
-    reconstructions: bool = False,
-    batch_size: int = 64,
+    revision: str | None = None,
+    id_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Write one outlier of each image to `output/outliers`, by source class, and go on where an earlier run stopped.
+    """Write one outlier of each image to `output`, and go on where an earlier run stopped.
 
-    Beside the images stand `outliers/metadata.jsonl` (file name, source key and class, OOD label, stop step, seed,
-    content hash) and `settings.json`. With `reconstructions`, the VAE round trips of the images go to
-    `output/reconstructions` under the same names. Images that cannot be read are recorded in `rejects.jsonl` and
-    passed over. Files appear whole or not at all.
+    As a folder, the outliers lie in `output/outliers`, by source class, with `metadata.jsonl` beside them (file name,
+    source key and class, labels, stop step, seed, quality checks, content hash); the VAE round trips of the images in
+    `output/reconstructions` under the same names; `output/outliers.txt` lists the outliers as OpenOOD does. As shards,
+    `output/outliers` has both together, and `output/metadata.jsonl` the table. `settings.json` has all settings, and
+    `rejects.jsonl` the images without an outlier, with the reason.
+
+    Under `accelerate launch` the processes share the work; `output` has to be a folder that all of them see.
+
+    Args:
+        images: labelled images.
+        pipe: a loaded pipeline.
+        output: folder of the set.
+        settings: how outliers are made.
+        writing: what is written.
+        revision: that the model was loaded with.
+        id_names: all names of the ID classes, for the classifier.
 
     Returns:
         The folder `output`.
 
     Raises:
-        ValueError: the labels, the images, the model or an earlier run's settings do not go together.
+        ValueError: labels, images, model, settings or those of an earlier run do not go together.
+        BlockingIOError: another run is writing to the folder.
+        OSError: the disk is full, or, when strict, an image cannot be read. What was written before stays.
     """
-    output = Path(output)
-    check_settings(images, settings)
-    if pipe.vae.config.in_channels == 1 and not is_grey(images):
-        raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
-    size, mode = _image_form(pipe, settings)
-    pipe.preprocess_image(Image.new(mode, (size, size)))
-    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
-    settle_settings(output / "settings.json", {"model": _model_name(pipe), **asdict(settings)})
-    plan = plan_outliers(images, settings)
-    table = JsonLines(output / OUTLIERS / "metadata.jsonl")
-    rejects = JsonLines(output / "rejects.jsonl")
-    refused = {row["source_key"] for row in rejects.rows}
-    ready = {row["file_name"] for row in table.rows if (output / OUTLIERS / row["file_name"]).exists()}
+    output, state = Path(output), PartialState(timeout=timedelta(days=30))
+    check_run(images, pipe, settings, writing)
+    plan = make_plan(images, pipe, settings)
+    names = id_names or {name: (settings.id_label(name),) for name in images.classes}
+    classifier = load_classifier(writing.classifier, names) if writing.classifier else None
+    maker = OutlierMaker(
+        pipe, plan, reconstructions=writing.reconstructions, classifier=classifier, strict=writing.strict
+    )
+    writer = OutlierWriter(output, writing.format)
+    with ExitStack() as stack:
 
-    def is_done(item: PlannedOutlier) -> bool:
-        again = reconstructions and not (output / RECONSTRUCTIONS / item.file_name).exists()
-        return images.keys[item.index] in refused or (item.file_name in ready and not again)
+        def settle() -> None:
+            stack.enter_context(only_run(output))
+            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing, revision))
 
-    remaining = sorted((item for item in plan if not is_done(item)), key=lambda item: (-item.stop_step, item.file_name))
-    table.keep(ready - {item.file_name for item in remaining})
-    with Track("outliers", len(plan)) as track:
-        track.advance(len(plan) - len(remaining))
-        for start in range(0, len(remaining), batch_size):
-            batch, sources = [], []
-            for item in remaining[start : start + batch_size]:
-                try:
-                    sources.append(fit(images.image(item.index), size, mode))
-                    batch.append(item)
-                except (OSError, ValueError) as error:
-                    rejects.append([{"source_key": images.keys[item.index], "reason": str(error)}])
-            if batch and reconstructions:
-                for item, image in zip(batch, reconstruct(pipe, sources)):
-                    save_image(image, output / RECONSTRUCTIONS / item.file_name)
-            if batch:
-                outliers = make_outliers(pipe, sources, batch, [images.label_name(i.index) for i in batch], settings)
-                hashes = [save_image(o, output / OUTLIERS / i.file_name) for o, i in zip(outliers, batch)]
-                table.append([_row(images, item, digest) for item, digest in zip(batch, hashes)])
-            track.advance(min(batch_size, len(remaining) - start))
+        _on_main_process(state, settle)
+        batches, ready = _remaining(plan, writer, writing)
+        state.wait_for_everyone()
+        with Track("outliers", len(plan), shown=state.is_main_process) as track:
+            track.reach(ready)
+            sizes = {batch.name: len(batch.indices) for batch in batches}
+            for _ in _through_stages(maker, writer, batches[state.process_index :: state.num_processes]):
+                if state.is_main_process:
+                    track.reach(ready + sum(sizes.get(name, 0) for name in writer.committed()))
+            state.wait_for_everyone()
+            track.reach(len(plan))
+        _on_main_process(state, lambda: writer.finish(settings.drop_duplicates))
     return output
 
 
-def make_outliers(
-    pipe: SONAPipeline,
-    sources: Sequence[Image.Image],
-    plan: Sequence[PlannedOutlier],
-    classes: Sequence[str],
-    settings: GenerationSettings,
-) -> list[Image.Image]:
-    """The planned outliers of `sources`, whose class names are `classes`, in one call of the pipeline."""
-    return pipe(
-        list(sources),
-        id_prompt=[settings.prompt.format(name) for name in classes],
-        ood_prompt=[settings.prompt.format(item.ood_label) for item in plan],
-        stop_step=[item.stop_step for item in plan],
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        mask_threshold=settings.mask_threshold,
-        mask_granularity=settings.mask_granularity,
-        generator=[torch.Generator().manual_seed(item.seed) for item in plan],
-    ).images
+def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings) -> Plan:
+    """The plan of a run, with the similarities of labels where the label choice needs them."""
+    if settings.label_choice == "random":
+        return plan_outliers(images, settings)
+    check_settings(images, settings)
+    encode = text_encoder(settings.label_encoder) if settings.label_encoder else pipeline_encoder(pipe)
+    id_prompts = [settings.id_prompt_of(name) for name in images.classes]
+    ood_prompts = [settings.ood_prompt_of(label) for label in settings.ood_labels]
+    return plan_outliers(images, settings, similarities(encode, id_prompts, ood_prompts))
 
 
-@torch.no_grad()
-def reconstruct(pipe: SONAPipeline, sources: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images through the pipeline's VAE and back, without noise."""
-    pixels = pipe.preprocess_image(list(sources)).to(pipe.device, pipe.vae.dtype)
-    decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample
-    return pipe.image_processor.postprocess(decoded, output_type="pil")
+def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> None:
+    """Raise ValueError if images, pipeline and settings do not go together; nothing is written and no model run."""
+    check_settings(images, settings)
+    check_output(settings, writing)
+    if is_grey_model(pipe) and not is_grey(images):
+        raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
+    size, mode = image_form(pipe, settings.size)
+    pipe.preprocess_image(Image.new(mode, (size, size)))
+    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
 
 
-def _row(images: ImageSet, item: PlannedOutlier, digest: str) -> dict:
-    return {
-        "file_name": item.file_name,
-        "source_key": images.keys[item.index],
-        "source_class": images.label_name(item.index),
-        "ood_label": item.ood_label,
-        "stop_step": item.stop_step,
-        "seed": item.seed,
-        "sha256": digest,
+def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
+    """Raise ValueError if what is to be written cannot be, whatever the model and the images."""
+    if writing.format not in FORMATS:
+        raise ValueError(f"the format is {writing.format!r}, but has to be one of {FORMATS}")
+    if writing.batch_size < 1:
+        raise ValueError(f"the batch size is {writing.batch_size}, but has to be 1 or more")
+    if not writing.classifier and SOURCE_CONFIDENCE in {Bound.parse(text).check for text in settings.reject}:
+        raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost.
+
+    Attributes:
+        images, unet_rows: counts.
+        rows_per_second: of this device, all stages included.
+        seconds: of the whole run on one such device.
+        bytes: of the files.
+        free_bytes: on the disk of the output folder.
+    """
+
+    images: int
+    unet_rows: int
+    rows_per_second: float
+    seconds: float
+    bytes: int
+    free_bytes: int
+
+
+def estimate(plan: Plan, pipe: SONAPipeline, output: Path, writing: OutputSettings) -> Estimate:
+    """Make part of one batch to see what the whole plan would cost; nothing is written.
+
+    The batch is made once to warm up and twice more, with the first steps of the schedule only; the difference of the
+    times is the cost of a step.
+
+    Raises:
+        ValueError: none of the images in the batch can be read.
+    """
+    maker = OutlierMaker(pipe, plan, reconstructions=writing.reconstructions)
+    few, many = 1, min(4, plan.settings.num_inference_steps)
+    size = min(writing.batch_size, len(plan))
+    work = maker.read(Batch("", np.argsort(plan.hashes, kind="stable")[:size]))
+    if not work.items:
+        raise ValueError(f"none of {size} images could be read; the first: {work.rejects[0]['reason']}")
+    timed = {}
+    for steps in (few, few, many):
+        started = time.perf_counter()
+        short = maker.denoise(maker.encode(Work("", work.items, pixels=work.pixels)), steps)
+        samples = maker.samples(maker.decode(short))
+        timed[steps] = time.perf_counter() - started
+    per_step = (timed[many] - timed[few]) / max(1, many - few) or timed[few]
+    per_row = per_step / (3 * len(work.items))
+    overhead = max(0.0, timed[few] - few * per_step) / len(work.items)
+    seconds = per_row * plan.unet_rows + overhead * len(plan)
+    bytes_each = statistics.mean(len(s.outlier) + len(s.reconstruction or b"") + 600 for s in samples) if samples else 0
+    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    return Estimate(
+        images=len(plan),
+        unet_rows=plan.unet_rows,
+        rows_per_second=plan.unet_rows / seconds,
+        seconds=seconds,
+        bytes=round(bytes_each * len(plan)),
+        free_bytes=shutil.disk_usage(place).free,
+    )
+
+
+def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: Path) -> int:
+    """A batch size found by trying, or that of an earlier run into the folder; the same in all processes."""
+    found: list[int] = [0]
+    if PartialState().is_main_process:
+        path = output / SETTINGS
+        notes = json.loads(path.read_text(encoding="utf-8")).get("notes", {}) if path.exists() else {}
+        found = [notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def count_rejects(output: str | Path) -> int:
+    """How many images of a finished run have no outlier."""
+    return sum(1 for _ in read_rejects(output))
+
+
+def _through_stages(maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch]) -> Iterator[None]:
+    """Make and commit batches; reading and writing overlap with the device's work.
+
+    On an accelerator the VAE has threads of its own, too, which keep its queue full; on the CPU they would only take
+    the cores from the UNet.
+    """
+    vae_depth = 0 if maker.pipe.device.type == "cpu" else 1
+
+    def commit(work: Work) -> None:
+        writer.commit(work.name, maker.samples(work), work.rejects)
+
+    read = ahead(maker.read, batches, DEPTH)
+    encoded = ahead(maker.encode, read, vae_depth)
+    denoised = ahead(maker.denoise, encoded, 0)
+    decoded = ahead(maker.decode, denoised, vae_depth)
+    with closing(read), closing(encoded), closing(denoised), closing(decoded):
+        yield from ahead(commit, decoded, DEPTH)
+
+
+def _remaining(plan: Plan, writer: OutlierWriter, writing: OutputSettings) -> tuple[list[Batch], int]:
+    """The batches still to be made, without what is there, and how many images are done."""
+    done = writer.done(writing.reconstructions)
+    is_done = np.isin(plan.hashes, np.fromiter(done, np.uint64, len(done)))
+    batches = [plan.batch(batch.indices[~is_done[batch.indices]]) for batch in plan.batches(writing.batch_size)]
+    return [batch for batch in batches if len(batch.indices)], int(is_done.sum())
+
+
+def _recorded(
+    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, revision: str | None
+) -> tuple[dict, dict]:
+    """What has to be equal in all runs into one folder, and what is only noted."""
+    fixed = identity(pipe, revision) | asdict(settings)
+    fixed |= {
+        "format": writing.format,
+        "reconstructions": writing.reconstructions,
+        "classifier": writing.classifier,
     }
+    packages = ("sona-pipeline", "diffusers", "torch", "transformers", "pillow")
+    notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
+    return fixed, notes | {"versions": {name: version(name) for name in packages}}
 
 
-def _image_form(pipe: SONAPipeline, settings: GenerationSettings) -> tuple[int, str]:
-    size = settings.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return size, "L" if pipe.vae.config.in_channels == 1 else "RGB"
-
-
-def _model_name(pipe: SONAPipeline) -> str:
-    path = Path(pipe.name_or_path)
-    return path.name if path.exists() else pipe.name_or_path
-
-
-def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
-    """Raise ValueError if the images have no classes, or the settings cannot be used with them."""
-    check_mask_options(settings.mask_threshold, settings.mask_granularity)
-    if not math.isfinite(settings.guidance_scale):
-        raise ValueError(f"the guidance scale is {settings.guidance_scale}: give a finite number")
-    if not images.labels:
-        raise ValueError("the images have no classes: put them into one sub-folder a class")
-    if not settings.ood_labels:
-        raise ValueError("no OOD labels: give at least one")
-    names = {name.casefold(): name for name in images.classes}
-    if clashes := [label for label in settings.ood_labels if label.casefold() in names]:
-        raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
-    if "{}" not in settings.prompt:
-        raise ValueError(f"the prompt {settings.prompt!r} has no {{}} for the label")
+def _on_main_process(state: PartialState, action: Callable[[], None]) -> None:
+    """Let the main process act; what it raises is raised in every process."""
+    failure: list[Exception | None] = [None]
+    if state.is_main_process:
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            failure = [error]
+    broadcast_object_list(failure)
+    if failure[0]:
+        raise failure[0]

@@ -1,15 +1,122 @@
-"""An outlier set on disk, and its pairing with the ID images that it was made of."""
+"""An outlier set on disk: written batch by batch so that nothing is lost, and read beside its ID images."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sona_pipeline.data import ImageSet, upright
-from sona_pipeline.files import JsonLines
+from sona_pipeline.checks import FINGERPRINT
+from sona_pipeline.data import ImageSet
+from sona_pipeline.files import json_lines, read_json_lines, write_bytes, write_text, write_with
+from sona_pipeline.imaging import decoded, upright
+from sona_pipeline.shards import PACKINGS, Sample
 
 OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
+SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "rejects.jsonl", "outliers.txt"
+FORMATS = ("folder", *PACKINGS)
+SHARD_BYTES = 256 << 20
+_PARTS = ".parts"
+
+
+class OutlierWriter:
+    """Writes the outliers of a run, and merges them into a set at its end.
+
+    Each batch is committed by one small file under `.parts`, written when everything else of it is on the disk; a run
+    that is killed loses the batches in flight and nothing else. `finish` merges the parts and takes them away.
+
+    Args:
+        folder: of the set.
+        form: "folder" (image folders), "parquet" or "webdataset".
+    """
+
+    def __init__(self, folder: Path, form: str):
+        self.folder, self.form = folder, form
+        self.parts = folder / _PARTS
+        self.table = _table(folder, form)
+
+    def done(self, reconstructions: bool) -> set[int]:
+        """Hashes of the image keys whose outliers are there, or were rejected."""
+        made = {row["file_name"] for row in read_rows(self.folder)}
+        if self.form == "folder":
+            made &= _files_under(self.folder / OUTLIERS)
+            if reconstructions:
+                made &= _files_under(self.folder / RECONSTRUCTIONS)
+        rejected = {row["file_name"] for row in read_rejects(self.folder)}
+        return {int(Path(name).stem, 16) for name in made | rejected}
+
+    def commit(self, name: str, samples: Sequence[Sample], rejects: Sequence[dict]) -> None:
+        """Bring a batch to the disk: its outliers, and the images of which there will be none."""
+        if self.form == "folder":
+            for sample in samples:
+                if sample.reconstruction:
+                    write_bytes(self.folder / RECONSTRUCTIONS / sample.row["file_name"], sample.reconstruction)
+                write_bytes(self.folder / OUTLIERS / sample.row["file_name"], sample.outlier)
+        elif samples:
+            packing = PACKINGS[self.form]
+            write_with(self.parts / f"{name}.{packing.suffix}", lambda path: packing.pack(path, samples))
+        write_text(self.parts / f"{name}.jsonl", json_lines([*(sample.row for sample in samples), *rejects]))
+
+    def committed(self) -> set[str]:
+        """Names of the batches that any process has committed since the last `finish`."""
+        return {path.stem for path in self.parts.glob("*.jsonl")}
+
+    def finish(self, drop_duplicates: bool = False) -> None:
+        """Merge everything committed into the tables and shards of the set.
+
+        With `drop_duplicates`, of outliers with one fingerprint only the one with the first file name stays.
+        """
+        dropped = _duplicates(read_rows(self.folder)) if drop_duplicates else {}
+        lines, rejects = {}, {row["file_name"]: row for row in read_rejects(self.folder)}
+        for row in read_rows(self.folder):
+            name = row["file_name"]
+            if name in dropped:
+                reason = f"looks like {dropped[name]}"
+                rejects[name] = {"file_name": name, "source_key": row["source_key"], "reason": reason}
+            else:
+                lines[name] = json_lines([row])
+        if self.form == "folder":
+            for name in dropped:
+                (self.folder / OUTLIERS / name).unlink(missing_ok=True)
+                (self.folder / RECONSTRUCTIONS / name).unlink(missing_ok=True)
+            write_text(self.folder / IMAGE_LIST, "".join(f"{OUTLIERS}/{name} -1\n" for name in sorted(lines)))
+        else:
+            self._merge_parts(lambda name: name not in dropped)
+        write_text(self.table, "".join(lines[name] for name in sorted(lines)))
+        if rejects:
+            write_text(self.folder / REJECTS, json_lines(rejects[name] for name in sorted(rejects)))
+        for path in self.parts.iterdir() if self.parts.exists() else ():
+            path.unlink()
+        if self.parts.exists():
+            self.parts.rmdir()
+
+    def _merge_parts(self, is_kept: Callable[[str], bool]) -> None:
+        """Merge the committed parts, in the order of their names, into shards of about `SHARD_BYTES`."""
+        for listing in sorted(self.parts.glob("*.merge")):
+            self._end_merge(listing)
+        committed, group, size = self.committed(), [], 0
+        parts = [p for p in sorted(self.parts.glob(f"*.{PACKINGS[self.form].suffix}")) if p.stem in committed]
+        for part in parts:
+            group.append(part)
+            size += part.stat().st_size
+            if size >= SHARD_BYTES or part == parts[-1]:
+                listing = self.parts / f"{group[0].stem}.merge"
+                write_text(listing, "\n".join(path.name for path in group))
+                write_with(self._shard(listing), lambda path: PACKINGS[self.form].merge(path, group, is_kept))  # noqa: B023
+                self._end_merge(listing)
+                group, size = [], 0
+
+    def _end_merge(self, listing: Path) -> None:
+        """Take away the parts in a listing if their shard is there; a kill may have come before or after it."""
+        if self._shard(listing).exists():
+            for name in listing.read_text(encoding="utf-8").splitlines():
+                (self.parts / name).unlink(missing_ok=True)
+        listing.unlink()
+
+    def _shard(self, listing: Path) -> Path:
+        return self.folder / OUTLIERS / f"train-{listing.stem}.{PACKINGS[self.form].suffix}"
 
 
 @dataclass(frozen=True)
@@ -36,27 +143,88 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: no image of the set belongs to `images`.
     """
-    root = Path(folder) / OUTLIERS
-    if not (root / "metadata.jsonl").exists():
-        raise FileNotFoundError(
-            f"{root / 'metadata.jsonl'} does not exist: {folder} is not a set made by `sona generate`"
-        )
-    steps = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))["num_inference_steps"]
-    row_of = {row["source_key"]: row for row in JsonLines(root / "metadata.jsonl").rows}
+    settings = read_settings(folder)
+    row_of = {row["source_key"]: row for row in read_rows(folder)}
     paired = [index for index, key in enumerate(images.keys) if key in row_of]
     if not paired:
         raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
     rows = [row_of[images.keys[index]] for index in paired]
-    names = [row["file_name"] for row in rows]
-    round_trips = Path(folder) / RECONSTRUCTIONS
-    complete = all((round_trips / name).exists() for name in names)
+    outliers, reconstructions = open_outliers(folder, [row["file_name"] for row in rows])
     return OutlierPairs(
         images=images.take(paired),
-        outliers=_open_files(root, names),
-        reconstructions=_open_files(round_trips, names) if complete else None,
-        strengths=tuple(row["stop_step"] / steps for row in rows),
+        outliers=outliers,
+        reconstructions=reconstructions,
+        strengths=tuple(row["stop_step"] / settings["num_inference_steps"] for row in rows),
     )
 
 
-def _open_files(root: Path, names: list[str]) -> ImageSet:
+def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None]:
+    """The outliers with the file names `names`, and the VAE round trips of their sources if the set has them."""
+    settings, folder = read_settings(folder), Path(folder)
+    kinds = (OUTLIERS, RECONSTRUCTIONS) if settings["reconstructions"] else (OUTLIERS,)
+    if settings["format"] == "folder":
+        found = [_open_files(folder / kind, names) for kind in kinds]
+    else:
+        found = [_open_shards(folder / OUTLIERS, settings["format"], kind, names) for kind in kinds]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def read_settings(folder: str | Path) -> dict:
+    """The settings that an outlier set was made with; FileNotFoundError if `folder` is none."""
+    path = Path(folder) / SETTINGS
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "ood_labels" not in settings:
+        raise FileNotFoundError(f"{folder} is not a set made by `sona generate`: it has no {SETTINGS} of one")
+    return settings
+
+
+def read_rows(folder: str | Path) -> Iterator[dict]:
+    """The rows of a set's metadata table, and of what an unfinished run has added."""
+    folder = Path(folder)
+    yield from read_json_lines(_table(folder, read_settings(folder)["format"]))
+    yield from (row for row in _part_rows(folder) if "reason" not in row)
+
+
+def read_rejects(folder: str | Path) -> Iterator[dict]:
+    """Images of which there is no outlier: the file name it would have, the source's key, and the reason."""
+    yield from read_json_lines(Path(folder) / REJECTS)
+    yield from (row for row in _part_rows(Path(folder)) if "reason" in row)
+
+
+def _part_rows(folder: Path) -> Iterator[dict]:
+    for path in sorted((folder / _PARTS).glob("*.jsonl")):
+        yield from read_json_lines(path)
+
+
+def _table(folder: Path, form: str) -> Path:
+    return folder / OUTLIERS / METADATA if form == "folder" else folder / METADATA
+
+
+def _duplicates(rows: Iterator[dict]) -> dict[str, str]:
+    """Outliers that look like one with an earlier file name, and that one."""
+    first: dict[str, str] = {}
+    marks = {row["file_name"]: row[FINGERPRINT] for row in rows}
+    return {name: kept for name in sorted(marks) if (kept := first.setdefault(marks[name], name)) != name}
+
+
+def _files_under(root: Path) -> set[str]:
+    """Files in the class folders of `root`, as `class/name`."""
+    folders = [entry for entry in os.scandir(root) if entry.is_dir()] if root.exists() else []
+    return {f"{folder.name}/{name}" for folder in folders for name in os.listdir(folder)}
+
+
+def _open_files(root: Path, names: Sequence[str]) -> ImageSet:
     return ImageSet(tuple(names), (), (), lambda index: upright(root / names[index]))
+
+
+def _open_shards(root: Path, form: str, kind: str, names: Sequence[str]) -> ImageSet:
+    import datasets
+
+    table = datasets.load_dataset(form, data_files=str(root / f"*.{PACKINGS[form].suffix}"), split="train")
+    column = PACKINGS[form].columns[kind == RECONSTRUCTIONS]
+    rows = table["file_name"] if form == "parquet" else (row["file_name"] for row in table["json"])
+    place = {name: index for index, name in enumerate(rows)}
+    pictures = table.select_columns([column])
+    return ImageSet(
+        tuple(names), (), (), lambda i: decoded(lambda: pictures[place[names[i]]][column], f"{names[i]} in {root}")
+    )

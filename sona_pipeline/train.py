@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from sona_pipeline.data import ImageSet, fit
+from sona_pipeline.data import ImageSet
 from sona_pipeline.detector import Detector, predict
+from sona_pipeline.imaging import fit
 from sona_pipeline.losses import outlier_exposure
 from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.progress import Track

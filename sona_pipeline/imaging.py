@@ -1,0 +1,78 @@
+"""One image, made ready: decoded, turned upright, and brought to the size and mode that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+RESIZE_MODES = ("crop", "pad", "squash")
+
+# Registered with Pillow, but films, meteorological data, or code that needs another program to be drawn.
+_NO_PICTURES = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "WMF"}
+
+
+def image_suffixes() -> frozenset[str]:
+    """The file suffixes, in lower case, of the picture formats that Pillow reads."""
+    suffixes = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in suffixes if name in Image.OPEN and name not in _NO_PICTURES)
+
+
+def upright(path: str | Path) -> Image.Image:
+    """Decode the image file at `path` and turn it upright; OSError names the file when it cannot be decoded."""
+    return decoded(lambda: Image.open(path), str(path))
+
+
+def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
+    """What `opened` opens, decoded and turned upright by its EXIF tag; OSError with `name` when that fails."""
+    try:
+        image = opened()
+        if image is None:
+            raise OSError("there is no image")
+        with image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"{name} cannot be read as an image: {error}") from error
+
+
+def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "crop") -> Image.Image:
+    """`image` as `size` x `size` pixels in `mode`, resampled by Lanczos' filter.
+
+    16-bit greys are scaled to 8 bits; transparent parts are laid on white.
+
+    Args:
+        image: of any size and mode.
+        size: side of the result in pixels.
+        mode: "RGB" or "L".
+        resize_mode: "crop" scales the short side to `size` and crops the long one around its centre; "pad" scales the
+            long side and fills up with black; "squash" scales both and changes the proportions.
+
+    Raises:
+        ValueError: `resize_mode` is not one of these.
+    """
+    if resize_mode not in RESIZE_MODES:
+        raise ValueError(f"the resize mode is {resize_mode!r}, but has to be one of {RESIZE_MODES}")
+    image = _opaque(_eight_bits(image)).convert(mode)
+    if image.size == (size, size):
+        return image
+    if resize_mode == "squash":
+        return image.resize((size, size), Image.Resampling.LANCZOS)
+    scale = ImageOps.fit if resize_mode == "crop" else ImageOps.pad
+    return scale(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+    return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if "A" not in image.mode and "a" not in image.mode and "transparency" not in image.info:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

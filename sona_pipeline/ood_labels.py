@@ -1,0 +1,176 @@
+"""OOD labels: where they come from, which of them collide with ID classes, and which may be drawn for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from sona_pipeline.class_names import Names, imagenet_labels, normal, spoken, synsets
+from sona_pipeline.pipeline import SONAPipeline
+
+IMAGENET = "imagenet"
+SHARE = 0.1
+"""Part of the labels that the rules `close` and `far` draw from."""
+SAME_NAME = "the same name"
+_LONGEST_NAME = 6
+
+Encode = Callable[[Sequence[str]], torch.Tensor]
+"""Texts to embeddings `[N, D]`."""
+
+
+@dataclass(frozen=True)
+class Collision:
+    """An OOD label that means, or may mean, the ID class `id_class`, and why."""
+
+    label: str
+    id_class: str
+    reason: str
+
+
+def read_labels(source: str | Path) -> list[Names]:
+    """OOD labels with their synonyms.
+
+    Args:
+        source: a text file with a label on each line and synonyms after commas (WordNet ids become words), or
+            "imagenet" for the 1,000 labels of ImageNet-1k.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    if str(source) == IMAGENET:
+        return imagenet_labels()
+    return [spoken(line) for line in read_lines(source)]
+
+
+def read_lines(source: str | Path) -> list[str]:
+    """The lines of a text file, each once, without blank ones; ValueError if there are none."""
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a text file with one entry a line")
+    lines = list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines()))
+    if not any(lines):
+        raise ValueError(f"no OOD labels in {path}: give at least one, each on a line of its own")
+    return [line for line in lines if line]
+
+
+def usable_labels(
+    labels: Sequence[Names], id_names: Mapping[str, Names], *, keep_collisions: bool = False
+) -> tuple[tuple[str, ...], list[Collision]]:
+    """The labels without those that collide with an ID class, and the collisions.
+
+    With `keep_collisions`, only labels that are called just like an ID class are left out: their prompts would be
+    equal.
+
+    Raises:
+        ValueError: no label is left.
+    """
+    collisions = find_collisions(labels, id_names)
+    dropped = {c.label for c in collisions if not keep_collisions or c.reason == SAME_NAME}
+    kept = tuple(dict.fromkeys(names[0] for names in labels if names[0] not in dropped))
+    if not kept:
+        first = collisions[0]
+        raise ValueError(
+            f"all {len(labels)} OOD labels collide with ID classes, such as {first.label!r} with {first.id_class!r}"
+            f" ({first.reason}): give others, or keep collisions"
+        )
+    return kept, [c for c in collisions if c.label in dropped]
+
+
+def find_collisions(labels: Sequence[Names], id_names: Mapping[str, Names]) -> list[Collision]:
+    """The OOD labels that equal an ID class, share a synset of WordNet with one, or contain one or are contained.
+
+    Names are compared word by word, without case and plural s: "tiger shark" collides with "shark" both ways round,
+    "catfish" and "cat" do not. A label's and a class's synonyms count like their names.
+    """
+    equal = {normal(name): id_class for id_class, names in id_names.items() for name in names}
+    within = {part: id_class for name, id_class in equal.items() for part in _parts(name)}
+    in_synset = {synset: id_class for name, id_class in equal.items() for synset in synsets(name)}
+    return [c for names in labels if (c := _collision(names, equal, within, in_synset))]
+
+
+def _collision(names: Names, equal: dict, within: dict, in_synset: dict) -> Collision | None:
+    for name in map(normal, names):
+        if name in equal:
+            return Collision(names[0], equal[name], SAME_NAME)
+        for synset in sorted(synsets(name) & in_synset.keys()):
+            return Collision(names[0], in_synset[synset], f"a synonym ({synset})")
+        for part in _parts(name):
+            if part in equal:
+                return Collision(names[0], equal[part], f"contains {part!r}")
+        if name in within:
+            return Collision(names[0], within[name], "is part of its name")
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    """All runs of up to `_LONGEST_NAME` words in a name."""
+    words = name.split()
+    ends = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + _LONGEST_NAME, len(words)) + 1)]
+    return [" ".join(words[i:j]) for i, j in ends]
+
+
+def any_label(similarity: np.ndarray) -> np.ndarray:
+    """All labels, for each class."""
+    return np.broadcast_to(np.arange(similarity.shape[1]), similarity.shape)
+
+
+def close_labels(similarity: np.ndarray) -> np.ndarray:
+    """The tenth of the labels that is most similar to each class, at least one label."""
+    return far_labels(-similarity)
+
+
+def far_labels(similarity: np.ndarray) -> np.ndarray:
+    """The tenth of the labels that is least similar to each class, at least one label."""
+    count = max(1, round(SHARE * similarity.shape[1]))
+    return np.argsort(similarity, axis=1, kind="stable")[:, :count]
+
+
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "random": any_label,
+    "close": close_labels,
+    "far": far_labels,
+}
+"""Which labels may be drawn for a class: from similarities `[classes, labels]` to label indices `[classes, n]`."""
+
+
+def similarities(encode: Encode, id_texts: Sequence[str], ood_texts: Sequence[str]) -> np.ndarray:
+    """Cosine similarities `[ID texts, OOD texts]` of the texts' embeddings."""
+    one, other = (torch.nn.functional.normalize(encode(texts).float(), dim=-1) for texts in (id_texts, ood_texts))
+    return (one @ other.T).cpu().numpy()
+
+
+def pipeline_encoder(pipe: SONAPipeline) -> Encode:
+    """The pipeline's own text encoder, with its pooled output."""
+    return _encoder(pipe.tokenizer, pipe.text_encoder, lambda outputs, mask: outputs.pooler_output)
+
+
+def text_encoder(name: str) -> Encode:
+    """A text encoder of transformers, by Hub id or folder; the mean over its tokens is the embedding."""
+    model = AutoModel.from_pretrained(name).eval()
+    model = getattr(model, "text_model", model)
+    return _encoder(AutoTokenizer.from_pretrained(name), model, _mean_of_tokens)
+
+
+def _mean_of_tokens(outputs, mask: torch.Tensor) -> torch.Tensor:
+    weights = mask[..., None].to(outputs.last_hidden_state.dtype)
+    return (outputs.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _encoder(tokenizer, model, pool: Callable, batch_size: int = 256) -> Encode:
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        pooled = []
+        for start in range(0, len(texts), batch_size):
+            inputs = tokenizer(
+                list(texts[start : start + batch_size]), padding=True, truncation=True, return_tensors="pt"
+            ).to(model.device)
+            outputs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+            pooled.append(pool(outputs, inputs.attention_mask).cpu())
+        return torch.cat(pooled)
+
+    return encode

@@ -1,0 +1,33 @@
+"""Stages of a job that overlap: each works on its own item while the others work on theirs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
+    """Results of `function` over `items`, in order, from a thread that may be up to `depth` items ahead of its reader.
+
+    At most `depth` results wait at a time. Depth 0 is no thread at all, like `map`. An error of the function is raised
+    where its result would come; then, and when the reader stops early, the item in work is still finished.
+    """
+    if not depth:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(1)
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
