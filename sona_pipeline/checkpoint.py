@@ -83,12 +83,14 @@ def load_pipeline(
 
 
 def identity(pipe: SONAPipeline, revision: str | None = None) -> dict[str, str]:
-    """What tells a loaded checkpoint from others: name, commit on the Hub or fingerprint of the files, scheduler."""
-    path = Path(pipe.name_or_path)
-    if path.is_dir():
-        name, version = path.resolve().name, _fingerprint(path)
+    """What tells a loaded checkpoint from others: name, commit on the Hub or fingerprint of the files, scheduler.
+
+    A pipeline that was put together in memory has neither, and is called so.
+    """
+    name = pipe.name_or_path or "in memory"
+    if Path(name).is_dir():
+        name, version = Path(name).resolve().name, _fingerprint(Path(name))
     else:
-        name = pipe.name_or_path
         index = try_to_load_from_cache(name, "model_index.json", revision=revision)
         version = Path(index).parent.name if isinstance(index, str) else str(revision)
     return {"model": name, "model_revision": version, "scheduler": type(pipe.scheduler).__name__}

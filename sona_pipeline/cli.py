@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from dataclasses import replace
@@ -296,6 +297,10 @@ def generate(
     except KeyboardInterrupt:
         console.print("\nStopped. What is done is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
+        raise
     rejected = job.count_rejects(output)
     console.print(f"Outliers of {len(images)} images: {output / 'outliers'}")
     if rejected:

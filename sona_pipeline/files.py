@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,13 +51,17 @@ def settle_settings(path: Path, settings: dict, notes: dict | None = None) -> No
         earlier = json.loads(path.read_text(encoding="utf-8"))
         earlier.pop("notes", None)
         if changed := [key for key in sorted(settings | earlier) if settings.get(key) != earlier.get(key)]:
-            short = reprlib.Repr(maxstring=60, maxlist=4, maxdict=4).repr
-            pairs = ((key, short(earlier.get(key)), short(settings.get(key))) for key in changed)
+            pairs = ((key, _short(earlier.get(key)), _short(settings.get(key))) for key in changed)
             what = ", ".join(f"{key} ({then} then, {now} now)" for key, then, now in pairs)
             raise ValueError(f"{path.parent} was made with other settings: {what}; choose another folder")
         return
     written = settings | ({"notes": notes} if notes else {})
     write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... of {len(text)} characters"
 
 
 def write_text(path: Path, text: str) -> None:

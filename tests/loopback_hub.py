@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 BRANCH = "main"
 TYPE_OF_PREFIX = {"": "model", "models": "model", "datasets": "dataset"}
@@ -112,32 +112,41 @@ class LoopbackHub:
         """Environment variables of a process that takes this for the Hub, with its caches under `home`."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    def answer(self, method: str, path: str) -> Answer:
+    def answer(self, method: str, path: str, query: str = "") -> Answer:
         """The response to a request; the routes are tried in their order."""
         for methods, pattern, action in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method in methods:
-                return action(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
+                groups = {name: unquote(value or "") for name, value in match.groupdict().items()}
+                return action(self, parse_qs(query), **groups)
         raise HubError(404, "NotFound", f"no route for {method} {path}")
 
-    def info(self, prefix: str, repo_id: str, revision: str) -> Answer:
+    def info(self, query: dict, prefix: str, repo_id: str, revision: str) -> Answer:
         """Commit and file names of a repository."""
         repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
         commit = repository.resolve(revision or BRANCH)
         siblings = [{"rfilename": name} for name in repository.files()]
         return Answer.of_json({"id": repo_id, "sha": commit, "private": False, "tags": [], "siblings": siblings})
 
-    def tree(self, prefix: str, repo_id: str, revision: str) -> Answer:
-        """All files with size and hash, on one page."""
+    def tree(self, query: dict, prefix: str, repo_id: str, revision: str, folder: str) -> Answer:
+        """Files with size and hash, and folders, on one page: those in `folder`, or all below it if recursive."""
         repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
-        repository.resolve(revision)
-        entries = []
+        commit = {"X-Repo-Commit": repository.resolve(revision)}
+        start = f"{folder}/" if folder else ""
+        entries = {}
         for name, path in repository.files().items():
-            content = path.read_bytes()
-            entries.append({"type": "file", "path": name, "size": len(content), "oid": blob_id(content)})
-        return Answer.of_json(entries)
+            if name.startswith(start):
+                content = path.read_bytes()
+                for parent in list(Path(name).relative_to(folder).parents)[:-1]:
+                    entries[start + parent.as_posix()] = {"type": "directory", "size": 0, "oid": "0" * 40}
+                entries[name] = {"type": "file", "size": len(content), "oid": blob_id(content)}
+        if folder and not entries:
+            raise HubError(404, "EntryNotFound", f"{repo_id} has no folder {folder}", commit)
+        if query.get("recursive", ["false"])[0].lower() != "true":
+            entries = {name: entry for name, entry in entries.items() if "/" not in name[len(start) :]}
+        return Answer.of_json([{"path": name} | entry for name, entry in entries.items()])
 
-    def file(self, prefix: str, repo_id: str, revision: str, path: str) -> Answer:
+    def file(self, query: dict, prefix: str, repo_id: str, revision: str, path: str) -> Answer:
         """A file, with its hash as ETag."""
         repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
         commit = {"X-Repo-Commit": repository.resolve(revision)}
@@ -153,7 +162,7 @@ _API = "/api/(?P<prefix>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
 _FILES = "/((?P<prefix>datasets)/)?(?P<repo_id>[^/]+/[^/]+)"
 ROUTES: list[tuple[tuple[str, ...], str, Callable[..., Answer]]] = [
     (_READ, _API + "(/revision/(?P<revision>[^/]+))?", LoopbackHub.info),
-    (_READ, _API + "/tree/(?P<revision>[^/]+)", LoopbackHub.tree),
+    (_READ, _API + "/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", LoopbackHub.tree),
     (_READ, _FILES + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", LoopbackHub.file),
 ]
 
@@ -165,10 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
 
     def _serve(self) -> None:
-        path = urlsplit(self.path).path
-        self.hub.requests.append(f"{self.command} {unquote(path)}")
+        url = urlsplit(self.path)
+        self.hub.requests.append(f"{self.command} {unquote(url.path)}")
         try:
-            answer = self.hub.answer(self.command, path)
+            answer = self.hub.answer(self.command, url.path, url.query)
         except HubError as error:
             headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
             answer = Answer.of_json({"error": str(error)}, status=error.status)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sona_pipeline import __version__, sample
+from sona_pipeline.cli import main
 
 
 def sona(*arguments, code: int = 0) -> subprocess.CompletedProcess:
@@ -45,30 +46,79 @@ def test_generate_train_evaluate(folders, tmp_path):
     assert f"{results['near_ood']['coat']['auroc']:.1f}" in run.stdout
 
 
-def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path):
-    (tmp_path / "clash.txt").write_text("shirt\n")
-    (tmp_path / "none.txt").write_text("\n")
-    cases = [
-        (
-            ["generate", "--data", tmp_path / "[/red] no", "--ood-labels", folders / "labels.txt"],
-            "[/red] no does not exist",
-        ),
-        (["generate", "--data", folders / "id", "--ood-labels", tmp_path / "none.txt"], "no OOD labels"),
-        (["generate", "--data", folders / "id", "--ood-labels", tmp_path / "clash.txt"], "are ID classes as well"),
-        (["train", "--data", folders / "near"], "a detector needs images of two classes"),
-        (["train", "--data", folders / "id", "--outliers", tmp_path], "is not a set made by"),
-        (["evaluate", "--detector", tmp_path / "no", "--id", folders / "test"], "holds no detector"),
-        (["evaluate", "--detector", tmp_path, "--id", folders / "test"], "holds no detector"),
-        (["evaluate", "--detector", tmp_path, "--id", folders / "test", "--near", "coat"], "NAME=DIR"),
-    ]
-    for arguments, message in cases:
-        run = sona(*arguments, *([] if arguments[0] == "evaluate" else ["--output", tmp_path / "out"]), code=2)
-        assert message in run.stderr.replace("\n", " ")
-        assert "Traceback" not in run.stderr
-        assert not (tmp_path / "out").exists()
+def test_dry_run_prints_a_plan_and_writes_nothing(folders, tmp_path):
+    options = ("--ood-labels", folders / "labels.txt", "--batch-size", "auto", "--dry-run")
+    run = sona("generate", "--data", folders / "id", "--model", "tiny", *options, "--output", tmp_path / "set")
+    for word in ("Images:     60 of 6 classes", "OOD labels: 2", "UNet rows:", "Time:", "Disk:", "Batch size:"):
+        assert word in run.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_images_labels_and_shards_come_together(folders, tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps({"shirt": "blouse, chemise", "dress": ["gown", "frock"]}))
+    (tmp_path / "captions.txt").write_text("a bag on a table\nan old gown\ntwo sandals\n")
+    listing = [f"{path.relative_to(folders / 'id')} {k}" for k, name in enumerate(("shirt", "dress"))
+               for path in sorted((folders / "id" / name).iterdir())]  # fmt: skip
+    (tmp_path / "list.txt").write_text("\n".join(listing))
+    images = ("--data", tmp_path / "list.txt", "--image-root", folders / "id", "--class-names", tmp_path / "names.json")
+    which = ("--classes", "dress", "--limit", 3, "--ood-prompts", tmp_path / "captions.txt", "--format", "parquet")
+    how = ("--model", "tiny", "--scheduler", "unipc", "--steps", 3, "--no-reconstructions", "--resize-mode", "pad")
+    run = sona("generate", *images, *which, *how, "--output", tmp_path / "set")
+    assert "OOD label 'an old gown' is left out: ID class 'dress', contains 'gown'" in run.stdout.replace("\n", " ")
+    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert {(row["source_class"], row["id_label"]) for row in rows} == {("dress", "gown")}
+    assert {row["ood_label"] for row in rows} <= {"a bag on a table", "two sandals"}
+    settings = json.loads((tmp_path / "set" / "settings.json").read_text())
+    assert (settings["scheduler"], settings["ood_prompt"]) == ("UniPCMultistepScheduler", "{}")
+
+    run = sona("inspect", tmp_path / "set", "--data", tmp_path / "list.txt", "--image-root", folders / "id")
+    assert "3 outliers, 1 classes" in run.stdout
+    assert (tmp_path / "set" / "inspection.png").read_bytes().startswith(b"\x89PNG")
+
+
+BAD = {
+    "generate --data {root}/nowhere": "nowhere does not exist",
+    "generate --data {root}/id --ood-labels {root}/none.txt": "no OOD labels",
+    "generate --data {root}/id --ood-labels {root}/clash.txt": "collide with ID classes",
+    "generate --data {root}/id --ood-labels {root}/labels.txt --ood-prompts {root}/labels.txt": "exclude each other",
+    "generate --data {root}/near --ood-labels {root}/labels.txt": "have no classes",
+    "generate --data {root}/id --class-names {root}/labels.txt": "has no name for the classes",
+    "generate --data {root}/id --model tiny --batch-size many": "--batch-size is 'many'",
+    "generate --data {root}/id --model tiny --classes hat": "no class named ['hat']",
+    "generate --data {root}/id --model tiny --scheduler pndm": "scheduler is 'pndm'",
+    "generate --data {root}/id --model tiny --mask-threshold 0.5": "`mask_threshold` is 0.5",
+    "inspect {root}": "is not a set made by",
+    "train --data {root}/near": "a detector needs images of two classes",
+    "train --data {root}/id --outliers {root}": "is not a set made by",
+    "evaluate --detector {root}/no --id {root}/test": "holds no detector",
+    "evaluate --detector {root} --id {root}/test": "holds no detector",
+    "evaluate --detector {root} --id {root}/test --near coat": "NAME=DIR",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path, monkeypatch, capsys, words):
+    (folders / "clash.txt").write_text("shirt\n")
+    (folders / "none.txt").write_text("\n")
+    arguments = [word.format(root=folders) for word in words.split()]
+    output = ["--output", str(tmp_path / "out")] if arguments[0] in ("generate", "train") else []
+    monkeypatch.setattr(sys, "argv", ["sona", *arguments, *output])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert BAD[words] in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_message_of_a_process_has_no_traceback_and_keeps_brackets(folders, tmp_path):
+    missing = tmp_path / "[/red] no"
+    run = sona("generate", "--data", missing, "--ood-labels", folders / "labels.txt", "--output", tmp_path, code=2)
+    assert f"{missing} does not exist" in run.stderr.replace("\n", " ")
+    assert "Traceback" not in run.stderr
 
 
 def test_help_names_the_commands_and_the_version_is_told():
     run = sona("--help")
-    assert all(command in run.stdout for command in ("quickstart", "generate", "train", "evaluate"))
+    assert all(command in run.stdout for command in ("quickstart", "generate", "inspect", "train", "evaluate"))
     assert sona("--version").stdout.strip() == f"sona {__version__}"
