@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sona_pipeline.checkpoint import load_pipeline
+    from sona_pipeline.data import ImageSet, open_images
     from sona_pipeline.detector import Detection, Detector
+    from sona_pipeline.generate import OutputSettings, generate_outliers
+    from sona_pipeline.outlier_set import OutlierPairs, open_outlier_set
     from sona_pipeline.pipeline import SONAGuidance, SONAPipeline, SONAPipelineOutput, sona_guidance
+    from sona_pipeline.plan import GenerationSettings
 
 __version__ = "0.1.0"
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
@@ -15,12 +20,36 @@ TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 _HOMES = {
     "Detection": "detector",
     "Detector": "detector",
+    "GenerationSettings": "plan",
+    "ImageSet": "data",
+    "OutlierPairs": "outlier_set",
+    "OutputSettings": "generate",
     "SONAGuidance": "pipeline",
     "SONAPipeline": "pipeline",
     "SONAPipelineOutput": "pipeline",
+    "generate_outliers": "generate",
+    "load_pipeline": "checkpoint",
+    "open_images": "data",
+    "open_outlier_set": "outlier_set",
     "sona_guidance": "pipeline",
 }
-__all__ = ["TINY_MODEL", "Detection", "Detector", "SONAGuidance", "SONAPipeline", "SONAPipelineOutput", "sona_guidance"]
+__all__ = [
+    "TINY_MODEL",
+    "Detection",
+    "Detector",
+    "GenerationSettings",
+    "ImageSet",
+    "OutlierPairs",
+    "OutputSettings",
+    "SONAGuidance",
+    "SONAPipeline",
+    "SONAPipelineOutput",
+    "generate_outliers",
+    "load_pipeline",
+    "open_images",
+    "open_outlier_set",
+    "sona_guidance",
+]
 
 
 def __getattr__(name: str):

@@ -99,7 +99,7 @@ def identity(pipe: SONAPipeline, revision: str | None = None) -> dict[str, str]:
 def _fingerprint(folder: Path) -> str:
     """A hash of names and sizes of a checkpoint's weights and settings, and of both ends of each file."""
     found = hashlib.sha256()
-    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors") and p.is_file()]
+    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt") and p.is_file()]
     for path in sorted(files):
         size = path.stat().st_size
         found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())

@@ -66,18 +66,20 @@ def run_checks(made: Made) -> list[dict[str, float | str]]:
 
 
 def fingerprints(pixels: torch.Tensor) -> list[str]:
-    """The difference hash of images `[B, C, H, W]`: 16 hex digits, the same for images that look nearly the same.
+    """The difference hash of images `[B, C, H, W]`: 36 hex digits, the same for images that look nearly the same.
 
-    The image is averaged to 9 x 8 grey values; a bit says whether a value is clearly below its right neighbour.
+    The image is averaged to 9 x 9 grey values; row by row, 72 bits say whether a value is clearly below its right
+    neighbour, and 72 more whether it is clearly below the one under it.
     """
-    grey = torch.nn.functional.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), (8, 9))[:, 0]
-    bits = (grey[:, :, 1:] - grey[:, :, :-1] > 2 / 255).flatten(1).long().tolist()
-    return [f"{int(''.join(map(str, row)), 2):016x}" for row in bits]
+    grey = torch.nn.functional.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), 9)[:, 0]
+    steps = grey[:, :, 1:] - grey[:, :, :-1], grey[:, 1:] - grey[:, :-1]
+    bits = torch.cat([(step > 2 / 255).flatten(1) for step in steps], dim=1).long().tolist()
+    return [f"{int(''.join(map(str, row)), 2):036x}" for row in bits]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A rule such as `latent_distance<0.3`: outliers that it holds for are rejected."""
+    """A rule such as `latent_distance<0.3`: outliers that it holds for, or whose result is NaN, are rejected."""
 
     check: str
     sign: str
@@ -101,33 +103,37 @@ class Bound:
     def reason(self, row: Mapping) -> str | None:
         """Why an outlier with these results is rejected; None if it is not."""
         value = row[self.check]
-        holds = {"<": operator.lt, ">": operator.gt}[self.sign](value, self.limit)
-        return f"{self.check} {value:.4g} {self.sign} {self.limit:g}" if holds else None
+        is_good = {"<": operator.ge, ">": operator.le}[self.sign](value, self.limit)
+        return None if is_good else f"{self.check} {value:.4g} {self.sign} {self.limit:g}"
 
 
 Classifier = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
 """Images and their source classes to the probabilities of these classes."""
 
 
-def load_classifier(name: str, class_names: Mapping[str, Sequence[str]]) -> Classifier:
+def load_classifier(
+    name: str, class_names: Mapping[str, Sequence[str]], device: str | torch.device = "cpu"
+) -> Classifier:
     """A classifier for the check `source_confidence`.
 
     Args:
         name: folder of a detector that `sona train` wrote, or an image classifier of transformers (folder or Hub id).
         class_names: the ID classes, with the names that the classifier may call them by.
+        device: that it runs on.
 
     Raises:
         ValueError: the classifier does not know one of the classes.
     """
     if (Path(name) / "config.json").exists() and '"network"' in (Path(name) / "config.json").read_text():
-        return _detector_confidence(Detector.from_pretrained(name).eval(), name, class_names)
+        return _detector_confidence(Detector.from_pretrained(name).eval().to(device), name, class_names)
     from transformers import pipeline
 
-    model = pipeline("image-classification", model=name)
-    label_of = _matching(list(model.model.config.label2id), name, class_names)
+    model = pipeline("image-classification", model=name, device=device)
+    labels = list(model.model.config.label2id)
+    label_of = _matching(labels, name, class_names)
 
     def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
-        answers = model([image.convert("RGB") for image in images], top_k=None)
+        answers = model([image.convert("RGB") for image in images], top_k=len(labels))
         shares = [{one["label"]: one["score"] for one in answer} for answer in answers]
         return [share[label_of[one]] for share, one in zip(shares, classes)]
 
@@ -135,11 +141,11 @@ def load_classifier(name: str, class_names: Mapping[str, Sequence[str]]) -> Clas
 
 
 def _detector_confidence(detector: Detector, name: str, class_names: Mapping[str, Sequence[str]]) -> Classifier:
-    label_of = _matching(detector.classes, name, class_names)
+    label_of, device = _matching(detector.classes, name, class_names), next(detector.parameters()).device
 
     @torch.no_grad()
     def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
-        shares = detector(detector.pixels(images)).softmax(dim=1)
+        shares = detector(detector.pixels(images).to(device)).softmax(dim=1)
         return [share[detector.classes.index(label_of[one])].item() for share, one in zip(shares, classes)]
 
     return confidence

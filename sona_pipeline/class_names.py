@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -50,17 +51,28 @@ def synsets(name: str) -> frozenset[str]:
 
 
 def normal(name: str) -> str:
-    """`name` in a form that spelling does not change: lower case, words with one space between them, no plural s."""
-    words = re.findall(r"\w+", name.casefold().replace("_", " "))
-    return " ".join(word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s" else word for word in words)
+    """`name` in a form that spelling does not change: lower case, words with one space between them, no plurals."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(map(_stem, re.findall(r"[^\W_]+", text))) or text
+
+
+def _stem(word: str) -> str:
+    """A word of three letters or more without a plural's s, es or ies, and so that axe and axes, cherry and cherries,
+    movie and movies fall together."""
+    if len(word) > 3:
+        word = re.sub(r"(?<!s)s$", "", word)
+    if len(word) > 2:
+        word = re.sub(r"(ss|x|ch|sh)e$", r"\1", word)
+        word = re.sub(r"(ie|y)$", "i", word)
+    return word
 
 
 @cache
 def _lemmas_by_wnid() -> dict[str, Names]:
     from timm.data import ImageNetInfo
 
-    info = ImageNetInfo("imagenet22k")
-    return {wnid: tuple(info.label_name_to_description(wnid).split(", ")) for wnid in info.label_names()}
+    parts = ImageNetInfo("imagenet22k"), ImageNetInfo("imagenet1k")  # the second has ids that the first does not
+    return {w: tuple(part.label_name_to_description(w).split(", ")) for part in parts for w in part.label_names()}
 
 
 @cache
@@ -73,23 +85,42 @@ def _wnids_by_lemma() -> dict[str, frozenset[str]]:
 
 
 def _read_names(path: Path, classes: Sequence[str]) -> dict[str, Names]:
-    text = path.read_text(encoding="utf-8")
-    entries = json.loads(text) if path.suffix == ".json" else [x.strip() for x in text.splitlines() if x.strip()]
-    if isinstance(entries, list) and not isinstance(entries[0] if entries else "", str):
-        raise ValueError(f"{path} is a list of {type(entries[0]).__name__}: give a list of names, or an object")
-    if isinstance(entries, list):
-        keyed = {c: line[len(c) :] for line in entries for c in _first_words(line) if c in classes and line[len(c) :]}
-        in_order = dict(zip(classes, entries)) if len(entries) == len(classes) else {}
-        entries = keyed if set(keyed) >= set(classes) else in_order
-    names = {str(key): value if isinstance(value, str) else ", ".join(value) for key, value in entries.items()}
-    if missing := [name for name in classes if name not in names]:
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+        entries = _json(path, text)
+        found = dict(zip(classes, entries)) if isinstance(entries, list) and len(entries) == len(classes) else entries
+        found = {key: _joined(path, value) for key, value in found.items()} if isinstance(found, dict) else {}
+    else:
+        found = _names_in_lines([line.strip() for line in text.splitlines() if line.strip()], classes)
+    if missing := [name for name in classes if not found.get(name, "").strip()]:
         raise ValueError(
             f"{path} has no name for the classes {missing[:5]}: give a line `class names` for each of the"
             f" {len(classes)} classes, or exactly one line a class, in the order of the classes"
         )
-    return {name: spoken(names[name].strip(" \t:,")) for name in classes}
+    return {name: spoken(found[name].strip()) for name in classes}
 
 
-def _first_words(line: str) -> list[str]:
-    """The beginnings of a line that may be its class: up to the first tab, colon, comma or space."""
-    return [line.split(mark, 1)[0] for mark in ("\t", ":", ",", " ")]
+def _json(path: Path, text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}): give an object or a list of names") from None
+
+
+def _joined(path: Path, value) -> str:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has {value!r} for a class: give a name, or a list of names")
+    return ", ".join(names)
+
+
+def _names_in_lines(lines: list[str], classes: Sequence[str]) -> dict[str, str]:
+    """The names of each class, if the lines begin with the classes; else the lines, if there are as many of them."""
+    known, keyed = set(classes), {}
+    for line in lines:
+        beginnings = [line[: mark.start()] for mark in re.finditer(r"[\t: ]|,(?=\S)", line)]
+        if found := [text for text in beginnings if text in known]:
+            keyed[found[-1]] = line[len(found[-1]) :].lstrip("\t:, ")
+    if keyed.keys() >= known:
+        return keyed
+    return dict(zip(classes, lines)) if len(lines) == len(classes) else keyed

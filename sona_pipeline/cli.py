@@ -34,7 +34,7 @@ def main() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         Console(stderr=True).print(f"[bold red]sona:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -231,7 +231,7 @@ def generate(
 
     accelerate launch --num_processes 8 -m sona_pipeline generate --data photos/ --output outliers/
     """
-    from accelerate import PartialState
+    import torch
 
     from sona_pipeline import generate as job
     from sona_pipeline.checkpoint import load_pipeline
@@ -239,7 +239,7 @@ def generate(
     from sona_pipeline.data import open_images
     from sona_pipeline.plan import GenerationSettings, check_settings
 
-    state = PartialState()
+    state = job.process_state()
     console.quiet = not state.is_main_process
     with state.main_process_first():
         images = open_images(
@@ -297,12 +297,14 @@ def generate(
     except KeyboardInterrupt:
         console.print("\nStopped. What is done is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
+    except torch.OutOfMemoryError:
+        raise MemoryError(f"no memory for batches of {writing.batch_size} images: lower --batch-size") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
         raise
     rejected = job.count_rejects(output)
-    console.print(f"Outliers of {len(images)} images: {output / 'outliers'}")
+    console.print(f"Outliers of {len(images)} images: {escape(str(output / 'outliers'))}")
     if rejected:
         console.print(
             f"[yellow]{rejected} images have no outlier, for reasons in {escape(str(output))}/rejects.jsonl[/]"
@@ -338,7 +340,7 @@ def inspect(
     console.print(f"{found.duplicates} look nearly like another one")
     for reason, count in found.rejects.most_common():
         console.print(f"{count} images without an outlier: {escape(reason)}")
-    console.print(f"Sheet: {path}")
+    console.print(f"Sheet: {escape(str(path))}")
 
 
 @app.command()

@@ -112,6 +112,8 @@ def open_images(
         table = _saved_table(path, split)
     elif shards and shards[0].suffix == ".parquet":
         table = _parquet_table(shards)
+    elif path.suffix.lower() in image_suffixes():
+        raise ValueError(f"{path} is a single image: give the folder that it lies in")
     else:
         return _open_folder(path) if path.is_dir() else _open_list(path, Path(image_root or path.parent))
     return _open_table(table, str(source), image_column, label_column)
@@ -150,17 +152,18 @@ def is_grey(images: ImageSet, sample: int = 64) -> bool:
 
 def _open_folder(root: Path) -> ImageSet:
     files = sorted(_image_files(root))
+    keys = [file.encode("utf-8", "backslashreplace").decode() for file in files]
     if not files:
         raise ValueError(f"no images under {root}: expected files such as {root}/<class>/<name>.png")
-    is_loose = ["/" not in file for file in files]
+    is_loose = ["/" not in key for key in keys]
     if any(is_loose) and not all(is_loose):
-        stray = files[is_loose.index(True)]
+        stray = keys[is_loose.index(True)]
         raise ValueError(f"{root} mixes class sub-folders with loose images such as {stray}: move those into a class")
-    names = [] if is_loose[0] else [file[: file.index("/")] for file in files]
+    names = [] if is_loose[0] else [key[: key.index("/")] for key in keys]
     classes = sorted(set(names))
     number = {name: i for i, name in enumerate(classes)}
     return ImageSet(
-        keys=tuple(files),
+        keys=tuple(keys),
         labels=tuple(number[name] for name in names),
         classes=tuple(classes),
         _open=lambda i: upright(root / files[i]),
@@ -171,16 +174,22 @@ def _image_files(root: Path) -> Iterator[str]:
     """Paths of the images under `root`, relative to it and with slashes."""
     suffixes = image_suffixes()
     for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        inner[:] = [name for name in inner if not name.startswith(".") and not _leads_up(folder, name)]
         place = Path(folder).relative_to(root).as_posix()
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield name if place == "." else f"{place}/{name}"
 
 
+def _leads_up(folder: str, name: str) -> bool:
+    """Whether a sub-folder is a link to `folder` itself or to one above it."""
+    inner = os.path.join(folder, name)
+    return os.path.islink(inner) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(inner))
+
+
 def _open_list(path: Path, root: Path) -> ImageSet:
     files, numbers = [], []
-    for count, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for count, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             file, _, label = line.strip().partition(" ")
             if not re.fullmatch(r"-?\d+", label.strip()):
@@ -226,7 +235,7 @@ def _saved_table(path: Path, split: str):
 def _hub_table(name: str, split: str):
     import datasets
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"[^\W_][\w.-]*/[^\W_][\w.-]*", name):
         raise FileNotFoundError(f"{name} does not exist: give an image folder, parquet files, a list or a Hub id")
     try:
         return _part(datasets.load_dataset(name), name, split)
@@ -246,6 +255,8 @@ def _open_table(table, name: str, image_column: str | None, label_column: str | 
     import datasets
 
     kinds = {column: type(feature) for column, feature in table.features.items()}
+    if label_column and label_column not in kinds:
+        raise ValueError(f"{name} has no column {label_column!r} for the classes; its columns are {list(kinds)}")
     image_column = image_column or _only(kinds, datasets.Image) or "image"
     label_column = label_column or _only(kinds, datasets.ClassLabel) or "label"
     if image_column not in kinds:
@@ -278,6 +289,6 @@ def _labels(table, column: str) -> tuple[list[int], list[str]]:
         raise ValueError(f"column {column!r} has rows without a class: leave them out, or use another split")
     if hasattr(feature, "names"):
         return values, feature.names
-    classes = sorted({str(value) for value in values})
-    number = {name: i for i, name in enumerate(classes)}
-    return [number[str(value)] for value in values], classes
+    order = sorted(set(values))
+    number = {value: i for i, value in enumerate(order)}
+    return [number[value] for value in values], [str(value) for value in order]

@@ -90,11 +90,11 @@ def generate_outliers(
         BlockingIOError: another run is writing to the folder.
         OSError: the disk is full, or, when strict, an image cannot be read. What was written before stays.
     """
-    output, state = Path(output), PartialState(timeout=timedelta(days=30))
+    output, state = Path(output), process_state()
     check_run(images, pipe, settings, writing)
     plan = make_plan(images, pipe, settings)
     names = id_names or {name: (settings.id_label(name),) for name in images.classes}
-    classifier = load_classifier(writing.classifier, names) if writing.classifier else None
+    classifier = load_classifier(writing.classifier, names, pipe.device) if writing.classifier else None
     maker = OutlierMaker(
         pipe, plan, reconstructions=writing.reconstructions, classifier=classifier, strict=writing.strict
     )
@@ -111,13 +111,19 @@ def generate_outliers(
         with Track("outliers", len(plan), shown=state.is_main_process) as track:
             track.reach(ready)
             sizes = {batch.name: len(batch.indices) for batch in batches}
-            for _ in _through_stages(maker, writer, batches[state.process_index :: state.num_processes]):
+            mine = batches[state.process_index :: state.num_processes]
+            for _ in through_stages(maker, writer, mine, vae_depth=0 if pipe.device.type == "cpu" else 1):
                 if state.is_main_process:
                     track.reach(ready + sum(sizes.get(name, 0) for name in writer.committed()))
             state.wait_for_everyone()
             track.reach(len(plan))
         _on_main_process(state, lambda: writer.finish(settings.drop_duplicates))
     return output
+
+
+def process_state() -> PartialState:
+    """This process among those that `accelerate launch` started; they wait for each other as long as it takes."""
+    return PartialState(timeout=timedelta(days=30))
 
 
 def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings) -> Plan:
@@ -212,7 +218,7 @@ def estimate(plan: Plan, pipe: SONAPipeline, output: Path, writing: OutputSettin
 def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: Path) -> int:
     """A batch size found by trying, or that of an earlier run into the folder; the same in all processes."""
     found: list[int] = [0]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         path = output / SETTINGS
         notes = json.loads(path.read_text(encoding="utf-8")).get("notes", {}) if path.exists() else {}
         found = [notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])]
@@ -225,13 +231,14 @@ def count_rejects(output: str | Path) -> int:
     return sum(1 for _ in read_rejects(output))
 
 
-def _through_stages(maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch]) -> Iterator[None]:
+def through_stages(
+    maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch], vae_depth: int
+) -> Iterator[None]:
     """Make and commit batches; reading and writing overlap with the device's work.
 
-    On an accelerator the VAE has threads of its own, too, which keep its queue full; on the CPU they would only take
-    the cores from the UNet.
+    With `vae_depth` 1 the VAE has threads of its own, too, which keep the queue of an accelerator full; on the CPU
+    they would only take the cores from the UNet.
     """
-    vae_depth = 0 if maker.pipe.device.type == "cpu" else 1
 
     def commit(work: Work) -> None:
         writer.commit(work.name, maker.samples(work), work.rejects)

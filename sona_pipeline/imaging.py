@@ -34,14 +34,14 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
         with image:
             image.load()
             return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders fail on damaged files in any way
         raise OSError(f"{name} cannot be read as an image: {error}") from error
 
 
 def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "crop") -> Image.Image:
     """`image` as `size` x `size` pixels in `mode`, resampled by Lanczos' filter.
 
-    16-bit greys are scaled to 8 bits; transparent parts are laid on white.
+    16-bit greys are scaled to 8 bits, and floats from [0, 1] if none is above 1; transparent parts are laid on white.
 
     Args:
         image: of any size and mode.
@@ -67,12 +67,16 @@ def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "cr
 def _eight_bits(image: Image.Image) -> Image.Image:
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
+    highest = values.max(initial=0)
+    white = (
+        65535 if image.mode.startswith("I;16") or highest > 255 else 1 if image.mode == "F" and highest <= 1 else 255
+    )
     return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
     if "A" not in image.mode and "a" not in image.mode and "transparency" not in image.info:
         return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    straight = image.convert("LA") if image.mode == "La" else image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), straight.convert("RGBA"))

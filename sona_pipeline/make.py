@@ -75,7 +75,7 @@ class OutlierMaker:
                 image = self.plan.images.image(item.index)
                 images.append(fit(image, self.size, self.mode, self.settings.resize_mode))
                 work.items.append(item)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 if self.strict:
                     raise
                 work.rejects.append(self._reject(item, str(error)))

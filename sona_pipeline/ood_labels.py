@@ -16,8 +16,6 @@ from sona_pipeline.pipeline import SONAPipeline
 IMAGENET = "imagenet"
 SHARE = 0.1
 """Part of the labels that the rules `close` and `far` draw from."""
-SAME_NAME = "the same name"
-_LONGEST_NAME = 6
 
 Encode = Callable[[Sequence[str]], torch.Tensor]
 """Texts to embeddings `[N, D]`."""
@@ -52,7 +50,7 @@ def read_lines(source: str | Path) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a text file with one entry a line")
-    lines = list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines()))
+    lines = list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()))
     if not any(lines):
         raise ValueError(f"no OOD labels in {path}: give at least one, each on a line of its own")
     return [line for line in lines if line]
@@ -63,21 +61,18 @@ def usable_labels(
 ) -> tuple[tuple[str, ...], list[Collision]]:
     """The labels without those that collide with an ID class, and the collisions.
 
-    With `keep_collisions`, only labels that are called just like an ID class are left out: their prompts would be
-    equal.
+    With `keep_collisions`, only labels whose prompts would be those of an ID class are left out.
 
     Raises:
         ValueError: no label is left.
     """
     collisions = find_collisions(labels, id_names)
-    dropped = {c.label for c in collisions if not keep_collisions or c.reason == SAME_NAME}
+    id_words = {normal(names[0]) for names in id_names.values()}
+    dropped = {c.label for c in collisions if not keep_collisions or normal(c.label) in id_words}
     kept = tuple(dict.fromkeys(names[0] for names in labels if names[0] not in dropped))
     if not kept:
-        first = collisions[0]
-        raise ValueError(
-            f"all {len(labels)} OOD labels collide with ID classes, such as {first.label!r} with {first.id_class!r}"
-            f" ({first.reason}): give others, or keep collisions"
-        )
+        why = [f", since {c.label!r} collides with {c.id_class!r} ({c.reason})" for c in collisions[:1]]
+        raise ValueError(f"no OOD labels are left of {len(labels)}{''.join(why)}: give others, or keep collisions")
     return kept, [c for c in collisions if c.label in dropped]
 
 
@@ -88,29 +83,30 @@ def find_collisions(labels: Sequence[Names], id_names: Mapping[str, Names]) -> l
     "catfish" and "cat" do not. A label's and a class's synonyms count like their names.
     """
     equal = {normal(name): id_class for id_class, names in id_names.items() for name in names}
-    within = {part: id_class for name, id_class in equal.items() for part in _parts(name)}
+    longest = max((len(name.split()) for name in equal), default=0)
+    within = {part: id_class for name, id_class in equal.items() for part in _parts(name, longest)}
     in_synset = {synset: id_class for name, id_class in equal.items() for synset in synsets(name)}
-    return [c for names in labels if (c := _collision(names, equal, within, in_synset))]
+
+    def collision(names: Names) -> Collision | None:
+        for name in map(normal, names):
+            if name in equal:
+                return Collision(names[0], equal[name], "the same name")
+            for synset in sorted(synsets(name) & in_synset.keys()):
+                return Collision(names[0], in_synset[synset], f"a synonym ({synset})")
+            for part in _parts(name, longest):
+                if part in equal:
+                    return Collision(names[0], equal[part], f"contains {part!r}")
+            if name in within:
+                return Collision(names[0], within[name], "is part of its name")
+        return None
+
+    return [found for names in labels if (found := collision(names))]
 
 
-def _collision(names: Names, equal: dict, within: dict, in_synset: dict) -> Collision | None:
-    for name in map(normal, names):
-        if name in equal:
-            return Collision(names[0], equal[name], SAME_NAME)
-        for synset in sorted(synsets(name) & in_synset.keys()):
-            return Collision(names[0], in_synset[synset], f"a synonym ({synset})")
-        for part in _parts(name):
-            if part in equal:
-                return Collision(names[0], equal[part], f"contains {part!r}")
-        if name in within:
-            return Collision(names[0], within[name], "is part of its name")
-    return None
-
-
-def _parts(name: str) -> list[str]:
-    """All runs of up to `_LONGEST_NAME` words in a name."""
+def _parts(name: str, longest: int) -> list[str]:
+    """All runs of up to `longest` words in a name."""
     words = name.split()
-    ends = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + _LONGEST_NAME, len(words)) + 1)]
+    ends = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + longest, len(words)) + 1)]
     return [" ".join(words[i:j]) for i, j in ends]
 
 

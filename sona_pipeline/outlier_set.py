@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from sona_pipeline.checks import FINGERPRINT
@@ -66,9 +67,12 @@ class OutlierWriter:
     def finish(self, drop_duplicates: bool = False) -> None:
         """Merge everything committed into the tables and shards of the set.
 
-        With `drop_duplicates`, of outliers with one fingerprint only the one with the first file name stays.
+        With `drop_duplicates`, of outliers with one fingerprint only one stays: that which was merged before, else the
+        one with the first file name.
         """
-        dropped = _duplicates(read_rows(self.folder)) if drop_duplicates else {}
+        for listing in self.parts.glob("*.merge"):
+            self._end_merge(listing)
+        dropped = _duplicates(read_rows(self.folder), self._merged()) if drop_duplicates else {}
         lines, rejects = {}, {row["file_name"]: row for row in read_rejects(self.folder)}
         for row in read_rows(self.folder):
             name = row["file_name"]
@@ -83,7 +87,7 @@ class OutlierWriter:
                 (self.folder / RECONSTRUCTIONS / name).unlink(missing_ok=True)
             write_text(self.folder / IMAGE_LIST, "".join(f"{OUTLIERS}/{name} -1\n" for name in sorted(lines)))
         else:
-            self._merge_parts(lambda name: name not in dropped)
+            self._merge_parts(dropped)
         write_text(self.table, "".join(lines[name] for name in sorted(lines)))
         if rejects:
             write_text(self.folder / REJECTS, json_lines(rejects[name] for name in sorted(rejects)))
@@ -92,21 +96,36 @@ class OutlierWriter:
         if self.parts.exists():
             self.parts.rmdir()
 
-    def _merge_parts(self, is_kept: Callable[[str], bool]) -> None:
+    def _merged(self) -> set[str]:
+        """File names of the outliers that were merged before: those in the table, and in parts that shards took in."""
+        names = {row["file_name"] for row in read_json_lines(self.table)}
+        for part in self.parts.glob("*.jsonl") if self.form != "folder" else ():
+            if not self._payload(part).exists():
+                names |= {row["file_name"] for row in read_json_lines(part)}
+        return names
+
+    def _merge_parts(self, dropped: Container[str]) -> None:
         """Merge the committed parts, in the order of their names, into shards of about `SHARD_BYTES`."""
-        for listing in sorted(self.parts.glob("*.merge")):
-            self._end_merge(listing)
-        committed, group, size = self.committed(), [], 0
-        parts = [p for p in sorted(self.parts.glob(f"*.{PACKINGS[self.form].suffix}")) if p.stem in committed]
+        group, size = [], 0
+        parts = [payload for p in sorted(self.parts.glob("*.jsonl")) if (payload := self._payload(p)).exists()]
         for part in parts:
-            group.append(part)
-            size += part.stat().st_size
-            if size >= SHARD_BYTES or part == parts[-1]:
-                listing = self.parts / f"{group[0].stem}.merge"
-                write_text(listing, "\n".join(path.name for path in group))
-                write_with(self._shard(listing), lambda path: PACKINGS[self.form].merge(path, group, is_kept))  # noqa: B023
-                self._end_merge(listing)
+            rows = read_json_lines(part.with_suffix(".jsonl"))
+            if any("reason" not in row and row["file_name"] not in dropped for row in rows):
+                group.append(part)
+                size += part.stat().st_size
+            if group and (size >= SHARD_BYTES or part == parts[-1]):
+                self._merge(group, dropped)
                 group, size = [], 0
+
+    def _merge(self, group: Sequence[Path], dropped: Container[str]) -> None:
+        listing = self.parts / f"{group[0].stem}.merge"
+        write_text(listing, "\n".join(path.name for path in group))
+        packing = PACKINGS[self.form]
+        write_with(self._shard(listing), lambda path: packing.merge(path, group, lambda name: name not in dropped))
+        self._end_merge(listing)
+
+    def _payload(self, part: Path) -> Path:
+        return part.with_suffix(f".{PACKINGS[self.form].suffix}")
 
     def _end_merge(self, listing: Path) -> None:
         """Take away the parts in a listing if their shard is there; a kill may have come before or after it."""
@@ -179,16 +198,24 @@ def read_settings(folder: str | Path) -> dict:
 
 
 def read_rows(folder: str | Path) -> Iterator[dict]:
-    """The rows of a set's metadata table, and of what an unfinished run has added."""
+    """The rows of a set's metadata table, and of what an unfinished run has added; one for each outlier."""
     folder = Path(folder)
-    yield from read_json_lines(_table(folder, read_settings(folder)["format"]))
-    yield from (row for row in _part_rows(folder) if "reason" not in row)
+    table = read_json_lines(_table(folder, read_settings(folder)["format"]))
+    yield from _each_once(row for row in chain(_part_rows(folder), table) if "reason" not in row)
 
 
 def read_rejects(folder: str | Path) -> Iterator[dict]:
     """Images of which there is no outlier: the file name it would have, the source's key, and the reason."""
-    yield from read_json_lines(Path(folder) / REJECTS)
-    yield from (row for row in _part_rows(Path(folder)) if "reason" in row)
+    rows = chain(_part_rows(Path(folder)), read_json_lines(Path(folder) / REJECTS))
+    yield from _each_once(row for row in rows if "reason" in row)
+
+
+def _each_once(rows: Iterable[dict]) -> Iterator[dict]:
+    seen = set()
+    for row in rows:
+        if row["file_name"] not in seen:
+            seen.add(row["file_name"])
+            yield row
 
 
 def _part_rows(folder: Path) -> Iterator[dict]:
@@ -200,11 +227,12 @@ def _table(folder: Path, form: str) -> Path:
     return folder / OUTLIERS / METADATA if form == "folder" else folder / METADATA
 
 
-def _duplicates(rows: Iterator[dict]) -> dict[str, str]:
-    """Outliers that look like one with an earlier file name, and that one."""
+def _duplicates(rows: Iterable[dict], merged: Container[str]) -> dict[str, str]:
+    """Outliers that look like one that was merged before, or that has an earlier file name, and that one."""
     first: dict[str, str] = {}
     marks = {row["file_name"]: row[FINGERPRINT] for row in rows}
-    return {name: kept for name in sorted(marks) if (kept := first.setdefault(marks[name], name)) != name}
+    order = sorted(marks, key=lambda name: (name not in merged, name))
+    return {name: kept for name in order if (kept := first.setdefault(marks[name], name)) != name}
 
 
 def _files_under(root: Path) -> set[str]:
@@ -220,10 +248,15 @@ def _open_files(root: Path, names: Sequence[str]) -> ImageSet:
 def _open_shards(root: Path, form: str, kind: str, names: Sequence[str]) -> ImageSet:
     import datasets
 
-    table = datasets.load_dataset(form, data_files=str(root / f"*.{PACKINGS[form].suffix}"), split="train")
+    shards = sorted(str(path) for path in root.glob(f"*.{PACKINGS[form].suffix}"))
+    if not shards:
+        raise ValueError(f"{root} has no shards yet: let `sona generate` finish the set")
+    table = datasets.load_dataset(form, data_files=shards, split="train")
     column = PACKINGS[form].columns[kind == RECONSTRUCTIONS]
     rows = table["file_name"] if form == "parquet" else (row["file_name"] for row in table["json"])
     place = {name: index for index, name in enumerate(rows)}
+    if missing := [name for name in names if name not in place]:
+        raise ValueError(f"{root} lacks {len(missing)} outliers of the table: let `sona generate` finish the set")
     pictures = table.select_columns([column])
     return ImageSet(
         tuple(names), (), (), lambda i: decoded(lambda: pictures[place[names[i]]][column], f"{names[i]} in {root}")

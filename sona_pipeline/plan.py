@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import NamedTuple
 
 import numpy as np
@@ -176,6 +177,8 @@ def folder_name(class_name: str) -> str:
 
     `datasets` takes some words in folder names for splits; OpenOOD's image lists end a path at the first space.
     """
+    if not class_name:
+        return "%"
     risky = r'[\x00-\x20%/\\:*?"<>|]|^\.|(?i:train|test|val|dev|eval)'
     return re.sub(risky, lambda found: f"%{ord(found[0][0]):02x}{found[0][1:]}", class_name)
 
@@ -185,12 +188,16 @@ def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
     check_mask_options(settings.mask_threshold, settings.mask_granularity)
     if not math.isfinite(settings.guidance_scale):
         raise ValueError(f"the guidance scale is {settings.guidance_scale}: give a finite number")
+    if not len(images):
+        raise ValueError("there are no images to make outliers of: choose other classes, or another split")
     if not images.labels:
         raise ValueError("the images have no classes: put them into one sub-folder a class")
     if len(set(images.keys)) < len(images):
         raise ValueError("some images have the same key: give each a key of its own")
-    if not settings.ood_labels:
-        raise ValueError("no OOD labels: give at least one")
+    if not settings.ood_labels or not all(label.strip() for label in settings.ood_labels):
+        raise ValueError("no OOD labels, or a blank one: give at least one, and words for each")
+    if settings.num_inference_steps < 1:
+        raise ValueError(f"the number of steps is {settings.num_inference_steps}, but has to be 1 or more")
     names = {settings.id_label(name).casefold() for name in images.classes}
     if clashes := [label for label in settings.ood_labels if label.casefold() in names]:
         raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
@@ -206,8 +213,8 @@ def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
 
 def _check_template(prompt: str) -> None:
     try:
-        fits = prompt.format("\0").count("\0") > 0
-    except (IndexError, KeyError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(f"the prompt {prompt!r} has no {{}} for the label")
+        fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+    except ValueError:
+        fields = []
+    if fields != [""]:
+        raise ValueError(f"the prompt {prompt!r} needs just one {{}}, for the label")

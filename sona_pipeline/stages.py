@@ -15,7 +15,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int)
     """Results of `function` over `items`, in order, from a thread that may be up to `depth` items ahead of its reader.
 
     At most `depth` results wait at a time. Depth 0 is no thread at all, like `map`. An error of the function is raised
-    where its result would come; then, and when the reader stops early, the item in work is still finished.
+    where its result would come. What was handed to the thread is finished in any case, even if the reader stops early.
     """
     if not depth:
         yield from map(function, items)
@@ -30,4 +30,4 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int)
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()

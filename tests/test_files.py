@@ -142,7 +142,7 @@ def test_another_process_is_kept_out_until_it_is_killed(tmp_path):
 cells = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 
 
-@given(rows=st.lists(st.dictionaries(st.text(), cells | st.lists(cells))))
+@given(rows=st.lists(st.dictionaries(st.text(), cells | st.lists(cells, max_size=3), max_size=3), max_size=4))
 def test_json_lines_come_back_as_they_were(rows, tmp_path_factory):
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
     write_text(path, json_lines(rows))

@@ -12,9 +12,10 @@ from torchvision.datasets import ImageFolder
 from sona_pipeline import sample
 from sona_pipeline.checkpoint import load_pipeline
 from sona_pipeline.data import ImageSet, open_images
-from sona_pipeline.files import only_run
-from sona_pipeline.generate import OutputSettings, check_run, estimate, generate_outliers, make_plan
-from sona_pipeline.outlier_set import open_outlier_set, read_rejects, read_rows
+from sona_pipeline.files import only_run, settle_settings
+from sona_pipeline.generate import OutputSettings, check_run, estimate, generate_outliers, make_plan, through_stages
+from sona_pipeline.make import OutlierMaker
+from sona_pipeline.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows
 from sona_pipeline.plan import GenerationSettings, plan_outliers
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
@@ -244,8 +245,8 @@ def test_estimate_counts_rows_and_writes_nothing(images, pipe, tmp_path):
     [
         ({"ood_labels": ()}, "no OOD labels"),
         ({"ood_labels": ("bag", "Shirt")}, r"OOD labels \['Shirt'\] are ID classes"),
-        ({"prompt": "a photo"}, "has no {} for the label"),
-        ({"prompt": "a {photo} of {}"}, "has no {} for the label"),
+        ({"prompt": "a photo"}, "needs just one {}"),
+        ({"prompt": "a {photo} of {}"}, "needs just one {}"),
         ({"mask_threshold": 0.5}, "`mask_threshold` is 0.5"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan"),
         ({"size": 33}, "33 x 33 pixels, but the VAE takes multiples of 4"),
@@ -280,3 +281,20 @@ def test_colour_images_are_refused_by_a_grey_model(pipe, tmp_path):
     Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "data" / "red" / "1.png")
     with pytest.raises(ValueError, match="use a model for colour images"):
         generate_outliers(open_images(tmp_path / "data"), pipe, tmp_path / "set", SETTINGS)
+
+
+def test_vae_may_work_in_threads_of_its_own(images, pipe, tmp_path):
+    generate_outliers(images, pipe, tmp_path / "one", SETTINGS, OutputSettings(batch_size=3))
+    plan = plan_outliers(images, SETTINGS)
+    settle_settings(tmp_path / "other" / "settings.json", json.loads((tmp_path / "one" / "settings.json").read_text()))
+    writer = OutlierWriter(tmp_path / "other", "folder")
+    for _ in through_stages(OutlierMaker(pipe, plan), writer, plan.batches(3), vae_depth=1):
+        pass
+    writer.finish()
+    assert contents(tmp_path / "other") == contents(tmp_path / "one")
+
+
+def test_nothing_is_left_to_do_is_said(images, pipe, tmp_path):
+    with pytest.raises(ValueError, match="there are no images to make outliers of"):
+        generate_outliers(images.take([]), pipe, tmp_path / "set", SETTINGS)
+    assert not (tmp_path / "set").exists()

@@ -2,6 +2,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,7 +188,9 @@ def test_folder_names_escape_what_trips_others(name, folder):
     assert folder_name(name) == folder
 
 
-class_names = st.text(st.sampled_from("aetTrRiInNsSvVlLdD. %/2567") | st.characters(codec="utf-8"), max_size=12)
+class_names = st.text(
+    st.sampled_from("aetTrRiInNsSvVlLdD. %/2567") | st.characters(codec="utf-8"), min_size=1, max_size=12
+)
 
 
 @given(name=class_names)
@@ -203,6 +206,11 @@ def test_folder_names_hold_no_split_of_datasets_no_space_and_no_path(name):
     assert not folder.startswith(".")
 
 
+def test_the_outliers_of_a_class_without_a_name_stay_in_the_set():
+    name = plan_outliers(image_set(["a"], [""]), SETTINGS)[0].file_name
+    assert (Path("set") / name).parts[0] == "set"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -215,12 +223,18 @@ def test_folder_names_hold_no_split_of_datasets_no_space_and_no_path(name):
         ({"guidance_scale": float("inf")}, "guidance scale is inf"),
         ({"mask_granularity": "pixel"}, "mask_granularity.*pixel"),
         ({"mask_threshold": 1.5}, "mask_threshold.*1.5"),
-        ({"prompt": "a photo"}, r"the prompt 'a photo' has no \{\} for the label"),
-        ({"prompt": "a {label}"}, r"the prompt 'a \{label\}' has no \{\}"),
-        ({"prompt": "a { }"}, r"has no \{\} for the label"),
-        ({"prompt": "a {"}, r"has no \{\} for the label"),
-        ({"prompt": "a {{}}"}, r"has no \{\} for the label"),
-        ({"ood_prompt": "thing"}, r"the prompt 'thing' has no \{\}"),
+        ({"prompt": "a photo"}, r"the prompt 'a photo' needs just one \{\}"),
+        ({"prompt": "a {label}"}, r"the prompt 'a \{label\}' needs just one \{\}"),
+        ({"prompt": "a { }"}, r"needs just one \{\}"),
+        ({"prompt": "a {"}, r"needs just one \{\}"),
+        ({"prompt": "a {{}}"}, r"needs just one \{\}"),
+        ({"prompt": "a {.name}"}, r"needs just one \{\}"),
+        ({"prompt": "a {0[name]}"}, r"needs just one \{\}"),
+        ({"prompt": "a {0[0]}"}, r"needs just one \{\}"),
+        ({"prompt": "a {} and a {}"}, r"needs just one \{\}"),
+        ({"num_inference_steps": 0}, "number of steps is 0"),
+        ({"ood_labels": ("bag", " ")}, "or a blank one"),
+        ({"ood_prompt": "thing"}, r"the prompt 'thing' needs just one \{\}"),
         ({"reject": ("contrast<0.1", "beauty<0.3")}, "'beauty<0.3' is no bound"),
     ],
 )
@@ -245,7 +259,7 @@ def test_a_class_that_goes_by_another_word_frees_its_name_for_a_label():
 
 
 def test_prompts_are_filled_in_with_words_not_with_names():
-    settings = replace(SETTINGS, id_labels={"n02123045": "tabby {}"}, prompt="a photo of a {}, {}")
+    settings = replace(SETTINGS, id_labels={"n02123045": "tabby {}"}, prompt="a photo of a {0}, {0}")
     assert settings.id_prompt_of("n02123045") == "a photo of a tabby {}, tabby {}"
     assert settings.id_prompt_of("dog") == "a photo of a dog, dog"
     assert settings.ood_prompt_of("bag") == "a photo of a bag, bag"
