@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
 
 from sona_pipeline import TINY_MODEL
@@ -82,7 +82,7 @@ def load_pipeline(
     return pipe
 
 
-def identity(pipe: SONAPipeline, revision: str | None = None) -> dict[str, str]:
+def identity(pipe: SONAPipeline) -> dict[str, str]:
     """What tells a loaded checkpoint from others: name, commit on the Hub or fingerprint of the files, scheduler.
 
     A pipeline that was put together in memory has neither, and is called so.
@@ -91,8 +91,8 @@ def identity(pipe: SONAPipeline, revision: str | None = None) -> dict[str, str]:
     if Path(name).is_dir():
         name, version = Path(name).resolve().name, _fingerprint(Path(name))
     else:
-        index = try_to_load_from_cache(name, "model_index.json", revision=revision)
-        version = Path(index).parent.name if isinstance(index, str) else str(revision)
+        commit = re.search(r"snapshots/([0-9a-f]{40})", Path(str(pipe.unet.config.get("_name_or_path"))).as_posix())
+        version = commit[1] if commit else "unknown"
     return {"model": name, "model_revision": version, "scheduler": type(pipe.scheduler).__name__}
 
 

@@ -237,6 +237,7 @@ def generate(
     from sona_pipeline.checkpoint import load_pipeline
     from sona_pipeline.class_names import names_of_classes
     from sona_pipeline.data import open_images
+    from sona_pipeline.estimate import estimate
     from sona_pipeline.plan import GenerationSettings, check_settings
 
     state = job.process_state()
@@ -290,10 +291,11 @@ def generate(
     if dry_run:
         job.check_run(images, pipe, settings, writing)
         plan = job.make_plan(images, pipe, settings)
-        print_estimate(plan, job.estimate(plan, pipe, output, writing), settings)
+        cost = estimate(plan, pipe, output, batch_size=writing.batch_size, reconstructions=reconstructions)
+        print_estimate(plan, cost, settings)
         return
     try:
-        job.generate_outliers(images, pipe, output, settings, writing, revision=revision, id_names=id_names)
+        job.generate_outliers(images, pipe, output, settings, writing, id_names=id_names)
     except KeyboardInterrupt:
         console.print("\nStopped. What is done is kept; the same command goes on from there.")
         raise typer.Exit(130) from None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -60,7 +57,6 @@ def generate_outliers(
     settings: GenerationSettings,
     writing: OutputSettings = OutputSettings(),
     *,
-    revision: str | None = None,
     id_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write one outlier of each image to `output`, and go on where an earlier run stopped.
@@ -79,7 +75,6 @@ def generate_outliers(
         output: folder of the set.
         settings: how outliers are made.
         writing: what is written.
-        revision: that the model was loaded with.
         id_names: all names of the ID classes, for the classifier.
 
     Returns:
@@ -103,7 +98,7 @@ def generate_outliers(
 
         def settle() -> None:
             stack.enter_context(only_run(output))
-            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing, revision))
+            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing))
 
         _on_main_process(state, settle)
         batches, ready = _remaining(plan, writer, writing)
@@ -158,63 +153,6 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
         raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would cost.
-
-    Attributes:
-        images, unet_rows: counts.
-        rows_per_second: of this device, all stages included.
-        seconds: of the whole run on one such device.
-        bytes: of the files.
-        free_bytes: on the disk of the output folder.
-    """
-
-    images: int
-    unet_rows: int
-    rows_per_second: float
-    seconds: float
-    bytes: int
-    free_bytes: int
-
-
-def estimate(plan: Plan, pipe: SONAPipeline, output: Path, writing: OutputSettings) -> Estimate:
-    """Make part of one batch to see what the whole plan would cost; nothing is written.
-
-    The batch is made once to warm up and twice more, with the first steps of the schedule only; the difference of the
-    times is the cost of a step.
-
-    Raises:
-        ValueError: none of the images in the batch can be read.
-    """
-    maker = OutlierMaker(pipe, plan, reconstructions=writing.reconstructions)
-    few, many = 1, min(4, plan.settings.num_inference_steps)
-    size = min(writing.batch_size, len(plan))
-    work = maker.read(Batch("", np.argsort(plan.hashes, kind="stable")[:size]))
-    if not work.items:
-        raise ValueError(f"none of {size} images could be read; the first: {work.rejects[0]['reason']}")
-    timed = {}
-    for steps in (few, few, many):
-        started = time.perf_counter()
-        short = maker.denoise(maker.encode(Work("", work.items, pixels=work.pixels)), steps)
-        samples = maker.samples(maker.decode(short))
-        timed[steps] = time.perf_counter() - started
-    per_step = (timed[many] - timed[few]) / max(1, many - few) or timed[few]
-    per_row = per_step / (3 * len(work.items))
-    overhead = max(0.0, timed[few] - few * per_step) / len(work.items)
-    seconds = per_row * plan.unet_rows + overhead * len(plan)
-    bytes_each = statistics.mean(len(s.outlier) + len(s.reconstruction or b"") + 600 for s in samples) if samples else 0
-    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
-    return Estimate(
-        images=len(plan),
-        unet_rows=plan.unet_rows,
-        rows_per_second=plan.unet_rows / seconds,
-        seconds=seconds,
-        bytes=round(bytes_each * len(plan)),
-        free_bytes=shutil.disk_usage(place).free,
-    )
-
-
 def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: Path) -> int:
     """A batch size found by trying, or that of an earlier run into the folder; the same in all processes."""
     found: list[int] = [0]
@@ -259,11 +197,9 @@ def _remaining(plan: Plan, writer: OutlierWriter, writing: OutputSettings) -> tu
     return [batch for batch in batches if len(batch.indices)], int(is_done.sum())
 
 
-def _recorded(
-    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, revision: str | None
-) -> tuple[dict, dict]:
+def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> tuple[dict, dict]:
     """What has to be equal in all runs into one folder, and what is only noted."""
-    fixed = identity(pipe, revision) | asdict(settings)
+    fixed = identity(pipe) | asdict(settings)
     fixed |= {
         "format": writing.format,
         "reconstructions": writing.reconstructions,

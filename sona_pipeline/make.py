@@ -25,6 +25,7 @@ class Work:
         name: of the batch.
         items: what is planned; images that cannot be read are taken out.
         rejects: a row for each image that no outlier is made of.
+        images: sources, at the model's size.
         generators: one an item, on the CPU.
         pixels: sources `[B, C, H, W]` in [-1, 1].
         source_latents, outlier_latents: scaled latents `[B, c, h, w]`.
@@ -34,6 +35,7 @@ class Work:
     name: str
     items: list[PlannedOutlier] = field(default_factory=list)
     rejects: list[dict] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
     pixels: torch.Tensor | None = None
     source_latents: torch.Tensor | None = None
@@ -68,25 +70,28 @@ class OutlierMaker:
         self.prompts = PromptCache(pipe)
 
     def read(self, batch: Batch) -> Work:
-        """Decode the images of a batch and bring them to the model's size."""
-        work, images = Work(batch.name), []
+        """Decode the images of a batch and bring them to the model's size.
+
+        Without torch, whose threads would take the cores from those of the UNet when this runs beside it.
+        """
+        work = Work(batch.name)
         for item in map(self.plan.__getitem__, batch.indices):
             try:
                 image = self.plan.images.image(item.index)
-                images.append(fit(image, self.size, self.mode, self.settings.resize_mode))
+                work.images.append(fit(image, self.size, self.mode, self.settings.resize_mode))
                 work.items.append(item)
             except (OSError, ValueError) as error:
                 if self.strict:
                     raise
                 work.rejects.append(self._reject(item, str(error)))
-        if images:
-            work.pixels = self.pipe.preprocess_image(images)
         return work
 
     @torch.no_grad()
     def encode(self, work: Work) -> Work:
         """Sources to latents; the first draw of each image's generator."""
         if work.items:
+            work.pixels = self.pipe.preprocess_image(work.images)
+            work.images = []
             work.generators = [torch.Generator().manual_seed(item.seed) for item in work.items]
             pipe = self.pipe
             work.source_latents = pipe.encode_image(work.pixels, pipe.unet.dtype, pipe.device, work.generators)

@@ -1,16 +1,20 @@
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
 
 from sona_pipeline import TINY_MODEL
-from sona_pipeline.checkpoint import find_batch_size, identity, load_pipeline
+from sona_pipeline.checkpoint import SCHEDULERS, find_batch_size, identity, load_pipeline
 
 NAMES = {
     "ddim": "DDIMScheduler",
@@ -80,8 +84,9 @@ def checkpoint(tmp_path) -> Path:
     return folder
 
 
-def identity_of(name, revision=None, scheduler="ddim") -> dict:
-    return identity(SimpleNamespace(name_or_path=str(name), scheduler=getattr(diffusers, NAMES[scheduler])()), revision)
+def identity_of(name, place=None, scheduler="ddim") -> dict:
+    unet = SimpleNamespace(config={"_name_or_path": place})
+    return identity(SimpleNamespace(name_or_path=name and str(name), unet=unet, scheduler=SCHEDULERS[scheduler]()))
 
 
 def test_a_copy_elsewhere_is_the_same_checkpoint(checkpoint, tmp_path):
@@ -121,19 +126,25 @@ def test_a_changed_file_is_another_revision_of_the_model(checkpoint, change):
     assert after | {"model_revision": ""} == before | {"model_revision": ""}
 
 
-def test_a_model_of_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--owner--name"
-    for commit, revision in (("a" * 40, "main"), ("b" * 40, "fp16")):
-        (home / "snapshots" / commit).mkdir(parents=True)
-        (home / "snapshots" / commit / "model_index.json").write_text("{}")
-        (home / "refs").mkdir(exist_ok=True)
-        (home / "refs" / revision).write_text(commit)
-    found = {"model": "owner/name", "model_revision": "a" * 40, "scheduler": "EulerDiscreteScheduler"}
-    assert identity_of("owner/name", scheduler="euler") == found
-    assert identity_of("owner/name", "fp16")["model_revision"] == "b" * 40
-    assert identity_of("owner/name", "b" * 40)["model_revision"] == "b" * 40
-    assert identity_of("owner/other", "v1")["model_revision"] == "v1"
+def test_a_model_of_the_hub_is_told_by_its_commit(tmp_path):
+    script = "import json; from sona_pipeline.checkpoint import identity, load_pipeline\n"
+    script += "print(json.dumps(identity(load_pipeline('user/model', 'cpu', scheduler='euler'))))"
+    with LoopbackHub() as hub:
+        commit = hub.add("user/model", TINY_MODEL).commit()
+        run = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | hub.environment(tmp_path),
+        )
+    expected = {"model": "user/model", "model_revision": commit, "scheduler": "EulerDiscreteScheduler"}
+    assert json.loads(run.stdout.splitlines()[-1]) == expected
+
+
+def test_a_model_without_files_has_no_revision():
+    assert identity_of(None)["model"] == "in memory"
+    assert identity_of(None)["model_revision"] == "unknown"
 
 
 OUT_OF_MEMORY = math.inf

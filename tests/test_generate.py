@@ -13,7 +13,7 @@ from sona_pipeline import sample
 from sona_pipeline.checkpoint import load_pipeline
 from sona_pipeline.data import ImageSet, open_images
 from sona_pipeline.files import only_run, settle_settings
-from sona_pipeline.generate import OutputSettings, check_run, estimate, generate_outliers, make_plan, through_stages
+from sona_pipeline.generate import OutputSettings, check_run, generate_outliers, make_plan, through_stages
 from sona_pipeline.make import OutlierMaker
 from sona_pipeline.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows
 from sona_pipeline.plan import GenerationSettings, plan_outliers
@@ -226,18 +226,6 @@ def test_label_choice_follows_the_pipelines_text_encoder(images, pipe, choice):
         own, bag, sandal = (pooled[k] for k in (images.labels[item.index], -2, -1))
         to_bag, to_sandal = (float(own @ other / own.norm() / other.norm()) for other in (bag, sandal))
         assert item.ood_label == ("bag" if (to_bag > to_sandal) == (choice == "close") else "sandal")
-
-
-def test_estimate_counts_rows_and_writes_nothing(images, pipe, tmp_path):
-    plan = make_plan(images, pipe, SETTINGS)
-    cost = estimate(plan, pipe, tmp_path / "not" / "there", OutputSettings())
-    assert cost.unet_rows == 3 * sum(item.stop_step for item in plan)
-    assert 0 < cost.seconds < 60
-    assert cost.rows_per_second == pytest.approx(cost.unet_rows / cost.seconds)
-    assert not list(tmp_path.iterdir())
-    generate_outliers(images, pipe, tmp_path, SETTINGS)
-    real = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert 0.5 < cost.bytes / real < 2
 
 
 @pytest.mark.parametrize(
