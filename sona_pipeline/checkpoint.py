@@ -27,7 +27,7 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_SAMPLE = 1 << 16
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
 def load_pipeline(
@@ -68,6 +68,7 @@ def load_pipeline(
     pipe = SONAPipeline.from_pretrained(
         TINY_MODEL if model == "tiny" else model,
         revision=revision,
+        use_safetensors=True,
         dtype=DTYPES[dtype or ("float32" if on_cpu else "float16")],
     ).to(device)
     pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
@@ -97,16 +98,16 @@ def identity(pipe: SONAPipeline) -> dict[str, str]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash of names and sizes of a checkpoint's weights and settings, and of both ends of each file."""
+    """A hash of names and sizes of a checkpoint's weights and settings, and of samples all over each file."""
     found = hashlib.sha256()
     files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt") and p.is_file()]
     for path in sorted(files):
         size = path.stat().st_size
         found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:
-            found.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            found.update(file.read())
+            for k in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
+                found.update(file.read(_SAMPLE_BYTES))
     return found.hexdigest()[:16]
 
 
@@ -127,7 +128,8 @@ def find_batch_size(pipe: SONAPipeline, size: int, most: int = 256, gain: float 
         try:
             now = batch_size / _seconds_of_step(pipe, batch_size, size)
         except torch.OutOfMemoryError:
-            break
+            torch.accelerator.empty_cache()
+            return max(1, best // 2)  # the stages of a run overlap, and need more than one at a time
         if now < speed * (1 + gain):
             break
         best, speed, batch_size = batch_size, now, 2 * batch_size

@@ -128,7 +128,7 @@ def load_classifier(
         return _detector_confidence(Detector.from_pretrained(name).eval().to(device), name, class_names)
     from transformers import pipeline
 
-    model = pipeline("image-classification", model=name, device=device)
+    model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
     labels = list(model.model.config.label2id)
     label_of = _matching(labels, name, class_names)
 

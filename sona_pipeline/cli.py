@@ -135,7 +135,7 @@ def generate(
         bool,
         typer.Option(
             "--keep-collisions",
-            help="Keep OOD labels that contain an ID class or are a synonym of one.",
+            help="Keep OOD labels that contain an ID class, are part of its name, or are a synonym of it.",
             rich_help_panel=LABELS,
         ),
     ] = False,
@@ -302,7 +302,7 @@ def generate(
     except torch.OutOfMemoryError:
         raise MemoryError(f"no memory for batches of {writing.batch_size} images: lower --batch-size") from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
         raise
     rejected = job.count_rejects(output)
@@ -437,11 +437,9 @@ def choose_labels(ood_labels, ood_prompts, model: str, id_names, keep_collisions
     else:
         labels = read_labels(ood_labels or IMAGENET)
     kept, collisions = usable_labels(labels, id_names, keep_collisions=keep_collisions)
-    for collision in collisions[:10]:
-        what = f"OOD label {collision.label!r} is left out: ID class {collision.id_class!r}, {collision.reason}"
-        console.print(f"[yellow]{escape(what)}[/]", highlight=False)
-    if len(collisions) > 10:
-        console.print(f"[yellow]... and {len(collisions) - 10} more are left out[/]", highlight=False)
+    if collisions:
+        whys = "; ".join(f"{c.label!r} (ID class {c.id_class!r}, {c.reason})" for c in collisions)
+        console.print(f"[yellow]{len(collisions)} OOD labels are left out: {escape(whys)}[/]", highlight=False)
     return kept
 
 

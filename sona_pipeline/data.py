@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -238,7 +239,7 @@ def _hub_table(name: str, split: str):
     if not re.fullmatch(r"[^\W_][\w.-]*/[^\W_][\w.-]*", name):
         raise FileNotFoundError(f"{name} does not exist: give an image folder, parquet files, a list or a Hub id")
     try:
-        return _part(datasets.load_dataset(name), name, split)
+        return datasets.load_dataset(name, split=split)
     except (OSError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(f"{name} exists neither here nor as a data set on the Hub: {error}") from error
 
@@ -267,10 +268,14 @@ def _open_table(table, name: str, image_column: str | None, label_column: str | 
     if not len(table):
         raise ValueError(f"{name} holds no images")
     pictures = table.select_columns([image_column]).cast_column(image_column, datasets.Image())
-    keys = table["key"][:] if "key" in kinds else [f"{i:08d}" for i in range(len(table))]
     labels, classes = _labels(table, label_column) if label_column in kinds else ([], [])
+    if "key" in kinds:
+        keys = map(str, table["key"][:])
+    else:  # tells tables apart, so that the outliers of one are not taken for those of another
+        mark = hashlib.sha256(json.dumps([len(table), labels, classes]).encode()).hexdigest()[:8]
+        keys = (f"{mark}/{i:08d}" for i in range(len(table)))
     return ImageSet(
-        keys=tuple(map(str, keys)),
+        keys=tuple(keys),
         labels=tuple(labels),
         classes=tuple(classes),
         _open=lambda i: decoded(lambda: pictures[i][image_column], f"row {i} of {name}"),

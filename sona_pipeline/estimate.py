@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ class Estimate:
 
     Attributes:
         images, unet_rows: counts.
-        rows_per_second: of this device, all stages included.
+        rows_per_second: of this device, with the time of the other stages counted in.
         seconds: of the whole run on one such device.
         bytes: of the files.
         free_bytes: on the disk of the output folder.
@@ -53,6 +53,7 @@ def estimate(
     Raises:
         ValueError: none of the images in the batch can be read.
     """
+    plan = replace(plan, settings=replace(plan.settings, reject=()))
     maker = OutlierMaker(pipe, plan, reconstructions=reconstructions)
     few, many = 1, min(4, plan.settings.num_inference_steps)
     size = min(batch_size, len(plan))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from accelerate import PartialState
@@ -21,7 +22,7 @@ from sona_pipeline.data import ImageSet, is_grey
 from sona_pipeline.files import only_run, settle_settings
 from sona_pipeline.make import OutlierMaker, Work, image_form, is_grey_model
 from sona_pipeline.ood_labels import pipeline_encoder, similarities, text_encoder
-from sona_pipeline.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_rejects
+from sona_pipeline.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_rejects, read_settings
 from sona_pipeline.pipeline import SONAPipeline
 from sona_pipeline.plan import Batch, GenerationSettings, Plan, check_settings, plan_outliers
 from sona_pipeline.progress import Track
@@ -29,6 +30,9 @@ from sona_pipeline.stages import ahead
 
 DEPTH = 2
 """Batches that reading and writing may be ahead of or behind the device."""
+SECONDS_UNTIL_IN_SIGHT = 300
+"""How long files of other machines may take to appear."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class OutputSettings:
     format: str = "folder"
     reconstructions: bool = True
     classifier: str | None = None
-    batch_size: int = 64
+    batch_size: int = 16
     strict: bool = False
 
 
@@ -83,7 +87,8 @@ def generate_outliers(
     Raises:
         ValueError: labels, images, model, settings or those of an earlier run do not go together.
         BlockingIOError: another run is writing to the folder.
-        OSError: the disk is full, or, when strict, an image cannot be read. What was written before stays.
+        OSError: the disk fails or is full, or, when strict, an image cannot be read. What was written before stays.
+        FloatingPointError: the latents of a whole batch became NaN or infinite.
     """
     output, state = Path(output), process_state()
     check_run(images, pipe, settings, writing)
@@ -101,18 +106,18 @@ def generate_outliers(
             settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing))
 
         _on_main_process(state, settle)
-        batches, ready = _remaining(plan, writer, writing)
-        state.wait_for_everyone()
+        is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
+        batches = _remaining(plan, is_done, writing.batch_size)
+        mine = batches[state.process_index :: state.num_processes]
         with Track("outliers", len(plan), shown=state.is_main_process) as track:
+            ready = int(is_done.sum())
             track.reach(ready)
-            sizes = {batch.name: len(batch.indices) for batch in batches}
-            mine = batches[state.process_index :: state.num_processes]
-            for _ in through_stages(maker, writer, mine, vae_depth=0 if pipe.device.type == "cpu" else 1):
-                if state.is_main_process:
-                    track.reach(ready + sum(sizes.get(name, 0) for name in writer.committed()))
+            for count in through_stages(maker, writer, mine, vae_depth=0 if pipe.device.type == "cpu" else 1):
+                ready += count * state.num_processes
+                track.reach(min(ready, len(plan)))
             state.wait_for_everyone()
             track.reach(len(plan))
-        _on_main_process(state, lambda: writer.finish(settings.drop_duplicates))
+        _on_main_process(state, lambda: _finish(writer, batches, settings.drop_duplicates))
     return output
 
 
@@ -126,10 +131,14 @@ def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
     if settings.label_choice == "random":
         return plan_outliers(images, settings)
     check_settings(images, settings)
-    encode = text_encoder(settings.label_encoder) if settings.label_encoder else pipeline_encoder(pipe)
     id_prompts = [settings.id_prompt_of(name) for name in images.classes]
     ood_prompts = [settings.ood_prompt_of(label) for label in settings.ood_labels]
-    return plan_outliers(images, settings, similarities(encode, id_prompts, ood_prompts))
+
+    def compare() -> np.ndarray:
+        encode = text_encoder(settings.label_encoder) if settings.label_encoder else pipeline_encoder(pipe)
+        return similarities(encode, id_prompts, ood_prompts)
+
+    return plan_outliers(images, settings, _on_main_process(process_state(), compare))
 
 
 def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> None:
@@ -155,13 +164,12 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
 
 def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: Path) -> int:
     """A batch size found by trying, or that of an earlier run into the folder; the same in all processes."""
-    found: list[int] = [0]
-    if process_state().is_main_process:
-        path = output / SETTINGS
-        notes = json.loads(path.read_text(encoding="utf-8")).get("notes", {}) if path.exists() else {}
-        found = [notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])]
-    broadcast_object_list(found)
-    return found[0]
+
+    def find() -> int:
+        notes = read_settings(output).get("notes", {}) if (output / SETTINGS).exists() else {}
+        return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
+
+    return _on_main_process(process_state(), find)
 
 
 def count_rejects(output: str | Path) -> int:
@@ -171,15 +179,16 @@ def count_rejects(output: str | Path) -> int:
 
 def through_stages(
     maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch], vae_depth: int
-) -> Iterator[None]:
-    """Make and commit batches; reading and writing overlap with the device's work.
+) -> Iterator[int]:
+    """Make and commit batches, and give how many images each had; reading and writing overlap with the device's work.
 
     With `vae_depth` 1 the VAE has threads of its own, too, which keep the queue of an accelerator full; on the CPU
     they would only take the cores from the UNet.
     """
 
-    def commit(work: Work) -> None:
+    def commit(work: Work) -> int:
         writer.commit(work.name, maker.samples(work), work.rejects)
+        return len(work.made) + len(work.rejects)
 
     read = ahead(maker.read, batches, DEPTH)
     encoded = ahead(maker.encode, read, vae_depth)
@@ -189,12 +198,29 @@ def through_stages(
         yield from ahead(commit, decoded, DEPTH)
 
 
-def _remaining(plan: Plan, writer: OutlierWriter, writing: OutputSettings) -> tuple[list[Batch], int]:
-    """The batches still to be made, without what is there, and how many images are done."""
-    done = writer.done(writing.reconstructions)
-    is_done = np.isin(plan.hashes, np.fromiter(done, np.uint64, len(done)))
-    batches = [plan.batch(batch.indices[~is_done[batch.indices]]) for batch in plan.batches(writing.batch_size)]
-    return [batch for batch in batches if len(batch.indices)], int(is_done.sum())
+def _done(plan: Plan, writer: OutlierWriter, reconstructions: bool) -> np.ndarray:
+    """Which images of the plan need nothing more, `[N]` bool."""
+    done = writer.done(reconstructions)
+    return np.isin(plan.hashes, np.fromiter(done, np.uint64, len(done)))
+
+
+def _remaining(plan: Plan, is_done: np.ndarray, batch_size: int) -> list[Batch]:
+    """The batches still to be made, without what is there."""
+    batches = [plan.batch(batch.indices[~is_done[batch.indices]]) for batch in plan.batches(batch_size)]
+    return [batch for batch in batches if len(batch.indices)]
+
+
+def _finish(writer: OutlierWriter, batches: Sequence[Batch], drop_duplicates: bool) -> None:
+    """Finish the set when all batches are in sight, which may take a while on a disk of several machines."""
+    deadline = time.monotonic() + SECONDS_UNTIL_IN_SIGHT
+    while missing := {batch.name for batch in batches} - writer.committed():
+        if time.monotonic() > deadline:
+            raise OSError(
+                f"{len(missing)} batches that other processes made are not in {writer.folder}: let all processes write"
+                " to one folder that they share, and run the same command again"
+            )
+        time.sleep(1)
+    writer.finish(drop_duplicates)
 
 
 def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> tuple[dict, dict]:
@@ -210,14 +236,15 @@ def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputS
     return fixed, notes | {"versions": {name: version(name) for name in packages}}
 
 
-def _on_main_process(state: PartialState, action: Callable[[], None]) -> None:
-    """Let the main process act; what it raises is raised in every process."""
-    failure: list[Exception | None] = [None]
+def _on_main_process(state: PartialState, action: Callable[[], Result]) -> Result:
+    """What the action gives in the main process; what it raises there is raised in every process."""
+    outcome: list = [None, None]
     if state.is_main_process:
         try:
-            action()
-        except (ValueError, OSError) as error:
-            failure = [error]
-    broadcast_object_list(failure)
-    if failure[0]:
-        raise failure[0]
+            outcome[0] = action()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+_OF_THE_IMAGE = {None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 RESIZE_MODES = ("crop", "pad", "squash")
 
@@ -26,7 +29,11 @@ def upright(path: str | Path) -> Image.Image:
 
 
 def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
-    """What `opened` opens, decoded and turned upright by its EXIF tag; OSError with `name` when that fails."""
+    """What `opened` opens, decoded and turned upright by its EXIF tag.
+
+    Raises:
+        OSError: that fails; with `name`, and without an error number if the image is to blame and not the disk.
+    """
     try:
         image = opened()
         if image is None:
@@ -35,6 +42,8 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except Exception as error:  # decoders fail on damaged files in any way
+        if isinstance(error, OSError) and error.errno not in _OF_THE_IMAGE:
+            raise
         raise OSError(f"{name} cannot be read as an image: {error}") from error
 
 

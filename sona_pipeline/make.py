@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from sona_pipeline.checks import SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
+from sona_pipeline.checks import CHECKS, SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
 from sona_pipeline.files import digest, png
 from sona_pipeline.imaging import fit
 from sona_pipeline.pipeline import SONAPipeline
@@ -51,7 +52,8 @@ class OutlierMaker:
         plan: what is to be made, and of what.
         reconstructions: also give the VAE round trips of the sources.
         classifier: for the check `source_confidence`; None leaves it out.
-        strict: raise OSError for an image that cannot be read, instead of rejecting it.
+        strict: raise for an image that cannot be read or denoised, instead of rejecting it. Errors of the disk are
+            raised in any case.
     """
 
     def __init__(
@@ -81,40 +83,78 @@ class OutlierMaker:
                 work.images.append(fit(image, self.size, self.mode, self.settings.resize_mode))
                 work.items.append(item)
             except (OSError, ValueError) as error:
-                if self.strict:
+                if self.strict or getattr(error, "errno", None):
                     raise
                 work.rejects.append(self._reject(item, str(error)))
         return work
 
-    @torch.no_grad()
     def encode(self, work: Work) -> Work:
         """Sources to latents; the first draw of each image's generator."""
         if work.items:
             work.pixels = self.pipe.preprocess_image(work.images)
             work.images = []
             work.generators = [torch.Generator().manual_seed(item.seed) for item in work.items]
-            pipe = self.pipe
-            work.source_latents = pipe.encode_image(work.pixels, pipe.unet.dtype, pipe.device, work.generators)
+            work.source_latents = self._encoded(work.pixels, work.generators)
         return work
 
     def denoise(self, work: Work, steps: int | None = None) -> Work:
-        """Latents of sources to latents of outliers, in one call of the pipeline; in `steps` instead of as planned."""
+        """Latents of sources to latents of outliers, in one call of the pipeline; in `steps` instead of as planned.
+
+        Images whose latents become NaN are found by making each of the batch by itself, and rejected.
+
+        Raises:
+            FloatingPointError: that happens to a whole batch, or, when strict, to an image.
+        """
         if work.items:
-            classes = [self.plan.images.label_name(item.index) for item in work.items]
-            work.outlier_latents = self.pipe(
-                work.source_latents,
-                id_prompt_embeds=self.prompts([self.settings.id_prompt_of(name) for name in classes]),
-                ood_prompt_embeds=self.prompts([self.settings.ood_prompt_of(item.ood_label) for item in work.items]),
-                uncond_prompt_embeds=self.prompts([""]),
-                stop_step=steps or [item.stop_step for item in work.items],
-                num_inference_steps=self.settings.num_inference_steps,
-                guidance_scale=self.settings.guidance_scale,
-                mask_threshold=self.settings.mask_threshold,
-                mask_granularity=self.settings.mask_granularity,
-                generator=work.generators,
-                output_type="latent",
-            ).images
+            try:
+                work.outlier_latents = self._denoised(work.items, work.source_latents, work.generators, steps)
+            except FloatingPointError:
+                if self.strict:
+                    raise
+                self._denoise_singly(work)
         return work
+
+    def _denoise_singly(self, work: Work) -> None:
+        found, error = {}, None
+        for k, item in enumerate(work.items):
+            generators = [torch.Generator().manual_seed(item.seed)]
+            latents = self._encoded(work.pixels[k : k + 1], generators)
+            try:
+                found[k] = self._denoised([item], latents, generators)
+            except FloatingPointError as caught:
+                error = caught
+                work.rejects.append(self._reject(item, str(error)))
+        if not found and len(work.items) > 1:
+            raise error
+        work.items, kept = [work.items[k] for k in found], list(found)
+        work.pixels, work.source_latents = work.pixels[kept], work.source_latents[kept]
+        work.outlier_latents = torch.cat(list(found.values())) if found else None
+
+    @torch.no_grad()
+    def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        return self.pipe.encode_image(pixels, self.pipe.unet.dtype, self.pipe.device, generators)
+
+    def _denoised(
+        self,
+        items: Sequence[PlannedOutlier],
+        latents: torch.Tensor,
+        generators: list[torch.Generator],
+        steps: int | None = None,
+    ) -> torch.Tensor:
+        classes = [self.plan.images.label_name(item.index) for item in items]
+        return self.pipe(
+            latents,
+            id_prompt_embeds=self.prompts([self.settings.id_prompt_of(name) for name in classes]),
+            ood_prompt_embeds=self.prompts([self.settings.ood_prompt_of(item.ood_label) for item in items]),
+            uncond_prompt_embeds=self.prompts([""]),
+            stop_step=steps or [item.stop_step for item in items],
+            num_inference_steps=self.settings.num_inference_steps,
+            guidance_scale=self.settings.guidance_scale,
+            mask_threshold=self.settings.mask_threshold,
+            mask_granularity=self.settings.mask_granularity,
+            generator=generators,
+            output_type="latent",
+        ).images
 
     @torch.no_grad()
     def decode(self, work: Work) -> Work:
@@ -122,7 +162,9 @@ class OutlierMaker:
         if not work.items:
             return work
         outliers, flags = self.pipe.decode(work.outlier_latents, "pt")
-        round_trips = self.pipe.decode(work.source_latents, "pt")[0] if self.reconstructions else None
+        round_trips, source_flags = None, None
+        if self.reconstructions:
+            round_trips, source_flags = self.pipe.decode(work.source_latents, "pt")
         sources = (work.pixels / 2 + 0.5).to(outliers.device)
         results = run_checks(Made(sources, outliers.float(), work.source_latents, work.outlier_latents))
         pictures = pictures_of(outliers)
@@ -133,7 +175,8 @@ class OutlierMaker:
         others = pictures_of(round_trips) if round_trips is not None else [None] * len(pictures)
         for k, (item, row) in enumerate(zip(work.items, results)):
             reasons = [reason for bound in self.bounds if (reason := bound.reason(row))]
-            if flags and flags[k]:
+            reasons += [f"{name} is not finite" for name in CHECKS if not math.isfinite(row[name])]
+            if (flags and flags[k]) or (source_flags and source_flags[k]):
                 reasons.append("flagged by the safety checker")
             if reasons:
                 work.rejects.append(self._reject(item, ", ".join(reasons)))
@@ -170,7 +213,7 @@ class PromptCache:
 
     Args:
         pipe: a loaded pipeline.
-        room: how many texts to keep.
+        room: how many texts to keep; those not used for longest go first.
     """
 
     def __init__(self, pipe: SONAPipeline, room: int = 4096):
@@ -185,6 +228,7 @@ class PromptCache:
             embeds = self.pipe.encode_prompts(len(missing), prompts, given, self.pipe.device)[0]
             self._kept |= zip(missing, embeds)
         found = torch.stack([self._kept[text] for text in texts])
+        self._kept |= {text: self._kept.pop(text) for text in dict.fromkeys(texts)}
         for text in list(self._kept)[: max(0, len(self._kept) - self.room)]:
             del self._kept[text]
         return found

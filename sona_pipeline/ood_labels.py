@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ def read_labels(source: str | Path) -> list[Names]:
             "imagenet" for the 1,000 labels of ImageNet-1k.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file holds none.
     """
     if str(source) == IMAGENET:
@@ -141,13 +143,17 @@ def similarities(encode: Encode, id_texts: Sequence[str], ood_texts: Sequence[st
 
 
 def pipeline_encoder(pipe: SONAPipeline) -> Encode:
-    """The pipeline's own text encoder, with its pooled output."""
-    return _encoder(pipe.tokenizer, pipe.text_encoder, lambda outputs, mask: outputs.pooler_output)
+    """The pipeline's own text encoder with its pooled output, in float32 on the CPU, the same for all devices."""
+    model = copy.deepcopy(pipe.text_encoder).float().cpu()
+    return _encoder(pipe.tokenizer, model, lambda outputs, mask: outputs.pooler_output)
 
 
 def text_encoder(name: str) -> Encode:
-    """A text encoder of transformers, by Hub id or folder; the mean over its tokens is the embedding."""
-    model = AutoModel.from_pretrained(name).eval()
+    """A text encoder of transformers such as BERT, sentence-transformers' or CLIP's, by Hub id or folder, on the CPU.
+
+    The mean over the tokens is the embedding. OSError if there is no such model.
+    """
+    model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
     model = getattr(model, "text_model", model)
     return _encoder(AutoTokenizer.from_pretrained(name), model, _mean_of_tokens)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sona_pipeline.checks import FINGERPRINT
 from sona_pipeline.data import ImageSet
-from sona_pipeline.files import json_lines, read_json_lines, write_bytes, write_text, write_with
+from sona_pipeline.files import json_lines, read_json_lines, write_bytes, write_lines, write_text, write_with
 from sona_pipeline.imaging import decoded, upright
 from sona_pipeline.shards import PACKINGS, Sample
 
@@ -68,41 +68,44 @@ class OutlierWriter:
         """Merge everything committed into the tables and shards of the set.
 
         With `drop_duplicates`, of outliers with one fingerprint only one stays: that which was merged before, else the
-        one with the first file name.
+        one with the first file name. After a kill the next `finish` comes to the same end.
         """
         for listing in self.parts.glob("*.merge"):
             self._end_merge(listing)
-        dropped = _duplicates(read_rows(self.folder), self._merged()) if drop_duplicates else {}
-        lines, rejects = {}, {row["file_name"]: row for row in read_rejects(self.folder)}
-        for row in read_rows(self.folder):
-            name = row["file_name"]
-            if name in dropped:
-                reason = f"looks like {dropped[name]}"
-                rejects[name] = {"file_name": name, "source_key": row["source_key"], "reason": reason}
-            else:
-                lines[name] = json_lines([row])
-        if self.form == "folder":
-            for name in dropped:
-                (self.folder / OUTLIERS / name).unlink(missing_ok=True)
-                (self.folder / RECONSTRUCTIONS / name).unlink(missing_ok=True)
-            write_text(self.folder / IMAGE_LIST, "".join(f"{OUTLIERS}/{name} -1\n" for name in sorted(lines)))
-        else:
-            self._merge_parts(dropped)
-        write_text(self.table, "".join(lines[name] for name in sorted(lines)))
+        rejects = {row["file_name"]: row for row in read_rejects(self.folder)}
+        if drop_duplicates:
+            rejects |= _duplicates(read_rows(self.folder), self._merged(rejects))
         if rejects:
             write_text(self.folder / REJECTS, json_lines(rejects[name] for name in sorted(rejects)))
+        if self.form == "folder":
+            self._remove(rejects)
+        else:
+            self._merge_parts(rejects)
+        self._write_tables()
         for path in self.parts.iterdir() if self.parts.exists() else ():
             path.unlink()
         if self.parts.exists():
             self.parts.rmdir()
 
-    def _merged(self) -> set[str]:
+    def _write_tables(self) -> None:
+        lines = {row["file_name"]: json_lines([row]) for row in read_rows(self.folder)}
+        names = sorted(lines)
+        if self.form == "folder":
+            write_lines(self.folder / IMAGE_LIST, (f"{OUTLIERS}/{name} -1\n" for name in names))
+        write_lines(self.table, (lines[name] for name in names))
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / OUTLIERS / name).unlink(missing_ok=True)
+            (self.folder / RECONSTRUCTIONS / name).unlink(missing_ok=True)
+
+    def _merged(self, rejects: Container[str]) -> set[str]:
         """File names of the outliers that were merged before: those in the table, and in parts that shards took in."""
         names = {row["file_name"] for row in read_json_lines(self.table)}
         for part in self.parts.glob("*.jsonl") if self.form != "folder" else ():
             if not self._payload(part).exists():
                 names |= {row["file_name"] for row in read_json_lines(part)}
-        return names
+        return {name for name in names if name not in rejects}
 
     def _merge_parts(self, dropped: Container[str]) -> None:
         """Merge the committed parts, in the order of their names, into shards of about `SHARD_BYTES`."""
@@ -200,8 +203,10 @@ def read_settings(folder: str | Path) -> dict:
 def read_rows(folder: str | Path) -> Iterator[dict]:
     """The rows of a set's metadata table, and of what an unfinished run has added; one for each outlier."""
     folder = Path(folder)
+    rejected = {row["file_name"] for row in read_rejects(folder)}
     table = read_json_lines(_table(folder, read_settings(folder)["format"]))
-    yield from _each_once(row for row in chain(_part_rows(folder), table) if "reason" not in row)
+    rows = _each_once(row for row in chain(_part_rows(folder), table) if "reason" not in row)
+    yield from (row for row in rows if row["file_name"] not in rejected)
 
 
 def read_rejects(folder: str | Path) -> Iterator[dict]:
@@ -227,12 +232,16 @@ def _table(folder: Path, form: str) -> Path:
     return folder / OUTLIERS / METADATA if form == "folder" else folder / METADATA
 
 
-def _duplicates(rows: Iterable[dict], merged: Container[str]) -> dict[str, str]:
-    """Outliers that look like one that was merged before, or that has an earlier file name, and that one."""
+def _duplicates(rows: Iterable[dict], merged: Container[str]) -> dict[str, dict]:
+    """Rejects of the outliers that look like one that was merged before, or that has an earlier file name."""
+    marks = {row["file_name"]: (row[FINGERPRINT], row["source_key"]) for row in rows}
     first: dict[str, str] = {}
-    marks = {row["file_name"]: row[FINGERPRINT] for row in rows}
-    order = sorted(marks, key=lambda name: (name not in merged, name))
-    return {name: kept for name in order if (kept := first.setdefault(marks[name], name)) != name}
+    rejects = {}
+    for name in sorted(marks, key=lambda name: (name not in merged, name)):
+        mark, key = marks[name]
+        if (kept := first.setdefault(mark, name)) != name:
+            rejects[name] = {"file_name": name, "source_key": key, "reason": f"looks like {kept}"}
+    return rejects
 
 
 def _files_under(root: Path) -> set[str]:

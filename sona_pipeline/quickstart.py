@@ -17,7 +17,7 @@ from sona_pipeline.checkpoint import load_pipeline
 from sona_pipeline.detector import Detector
 from sona_pipeline.evaluate import Evaluation, evaluate_detector
 from sona_pipeline.files import settle_settings, write_bytes, write_text
-from sona_pipeline.generate import generate_outliers
+from sona_pipeline.generate import OutputSettings, generate_outliers
 from sona_pipeline.outlier_set import open_outlier_set
 from sona_pipeline.plan import GenerationSettings, plan_outliers
 from sona_pipeline.progress import Track
@@ -45,7 +45,7 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
 
     images, validation = sample.id_images("train"), sample.id_images("validation")
     generation = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=seed)
-    generated = generate_outliers(images, pipe, output / "generated", generation)
+    generated = generate_outliers(images, pipe, output / "generated", generation, OutputSettings(batch_size=64))
     pairs = open_outlier_set(generated, images)
     images = pairs.images
 

@@ -180,8 +180,8 @@ def found_batch_size(monkeypatch, seconds, **options) -> tuple[int, list[int]]:
         (lambda n: 4 + n, {"gain": 0.0304}, 64),
         (lambda n: 4 + n, {"gain": 0.15}, 16),
         (lambda n: 4 + n, {"gain": 0.6}, 2),
-        # Memory for 16 images, for 1, and for none.
-        (lambda n: 1 if n <= 16 else OUT_OF_MEMORY, {}, 16),
+        # Memory for 16 images, for 1, and for none; the other stages of a run need some, too.
+        (lambda n: 1 if n <= 16 else OUT_OF_MEMORY, {}, 8),
         (lambda n: 1 if n <= 1 else OUT_OF_MEMORY, {}, 1),
         (lambda n: OUT_OF_MEMORY, {}, 1),
         # Slower from 8 on.

@@ -64,7 +64,8 @@ def test_options_of_images_labels_and_shards_come_together(folders, tmp_path):
     which = ("--classes", "dress", "--limit", 3, "--ood-prompts", tmp_path / "captions.txt", "--format", "parquet")
     how = ("--model", "tiny", "--scheduler", "unipc", "--steps", 3, "--no-reconstructions", "--resize-mode", "pad")
     run = sona("generate", *images, *which, *how, "--output", tmp_path / "set")
-    assert "OOD label 'an old gown' is left out: ID class 'dress', contains 'gown'" in run.stdout.replace("\n", " ")
+    left_out = "1 OOD labels are left out: 'an old gown' (ID class 'dress', contains 'gown')"
+    assert left_out in run.stdout.replace("\n", " ")
     rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     assert {(row["source_class"], row["id_label"]) for row in rows} == {("dress", "gown")}

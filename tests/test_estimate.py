@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from sona_pipeline import sample
@@ -45,3 +47,9 @@ def test_estimate_says_when_no_image_can_be_read(pipe, tmp_path):
     plan = plan_outliers(ImageSet(("a", "b"), (0, 0), ("shirt",), opened), SETTINGS)
     with pytest.raises(ValueError, match="none of 2 images could be read; the first: torn"):
         estimate(plan, pipe, tmp_path, batch_size=64)
+
+
+def test_estimate_does_without_bounds(pipe, tmp_path):
+    bounds = ("source_confidence>0.5", "contrast<0.5")
+    plan = plan_outliers(sample.id_images("train").take(range(4)), replace(SETTINGS, reject=bounds))
+    assert estimate(plan, pipe, tmp_path, batch_size=64).bytes > 0

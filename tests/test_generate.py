@@ -286,3 +286,14 @@ def test_nothing_is_left_to_do_is_said(images, pipe, tmp_path):
     with pytest.raises(ValueError, match="there are no images to make outliers of"):
         generate_outliers(images.take([]), pipe, tmp_path / "set", SETTINGS)
     assert not (tmp_path / "set").exists()
+
+
+def test_run_waits_for_the_files_of_other_processes_and_gives_up(images, pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("sona_pipeline.generate.SECONDS_UNTIL_IN_SIGHT", 0)
+    committed = OutlierWriter.committed
+    monkeypatch.setattr(OutlierWriter, "committed", lambda self: set())
+    with pytest.raises(OSError, match="2 batches that other processes made are not in"):
+        generate_outliers(images, pipe, tmp_path, SETTINGS, OutputSettings(batch_size=5))
+    monkeypatch.setattr(OutlierWriter, "committed", committed)
+    generate_outliers(images, pipe, tmp_path, SETTINGS, OutputSettings(batch_size=5))
+    assert len(list(read_rows(tmp_path))) == 10

@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,46 @@ def test_unreadable_image_is_rejected_or_raised(pipe, images):
         make(pipe, torn, strict=True)
 
 
+def test_error_of_the_disk_is_no_fault_of_the_image(pipe, images):
+    def opened(index):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        make(pipe, ImageSet(images.keys, images.labels, images.classes, opened))
+
+
+class BadLatents:
+    """A pipeline whose latents become NaN for the images with the stop steps `bad`."""
+
+    def __init__(self, pipe, bad):
+        self.pipe, self.bad = pipe, bad
+
+    def __getattr__(self, name):
+        return getattr(self.pipe, name)
+
+    def __call__(self, latents, **options):
+        if self.bad & set(options["stop_step"]):
+            raise FloatingPointError("The latents of image 0 became NaN")
+        return self.pipe(latents, **options)
+
+
+def test_image_whose_latents_become_nan_is_rejected_and_the_others_are_made(pipe, images):
+    _, good = make(pipe, images)
+    steps = {item.stop_step for item, *_ in good.made}
+    assert len(steps) > 1
+    bad = {min(steps)}
+    _, work = make(BadLatents(pipe, bad), images)
+    assert {row["reason"] for row in work.rejects} == {"The latents of image 0 became NaN"}
+    assert {item.stop_step for item, *_ in work.made} == steps - bad
+    expected = {item.index: np.asarray(outlier, dtype=int) for item, _, outlier, _ in good.made}
+    for item, _, outlier, _ in work.made:
+        assert np.abs(np.asarray(outlier, dtype=int) - expected[item.index]).max() <= 1
+    with pytest.raises(FloatingPointError):
+        make(BadLatents(pipe, bad), images, strict=True)
+    with pytest.raises(FloatingPointError):
+        make(BadLatents(pipe, steps), images)
+
+
 def test_batch_without_a_readable_image_makes_nothing(pipe, images):
     def opened(index):
         raise OSError("torn")
@@ -150,11 +191,14 @@ def test_each_prompt_is_encoded_once(pipe):
     assert not torch.equal(first[0], first[1])
 
 
-def test_prompt_cache_forgets_the_oldest(pipe):
-    prompts = PromptCache(pipe, room=2)
+def test_prompt_cache_forgets_what_was_not_used_for_longest(pipe):
+    prompts = PromptCache(pipe, room=3)
     whole = prompts(["a", "b", "c"])
-    assert len(whole) == 3
-    assert list(prompts._kept) == ["b", "c"]
+    prompts(["b"])
+    prompts(["d"])
+    assert set(prompts._kept) == {"b", "c", "d"}
+    prompts(["b", "e"])
+    assert set(prompts._kept) == {"b", "d", "e"}
     assert torch.allclose(prompts(["a"])[0], whole[0], atol=1e-5)
 
 

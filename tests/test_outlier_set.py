@@ -370,3 +370,23 @@ def test_a_folder_that_is_no_set_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="is not a set made by `sona generate`"):
             list(read_rows(folder))
+
+
+@shard_formats
+def test_duplicates_across_shards_survive_a_kill_between_them(form, tmp_path, monkeypatch):
+    """The one that stays lies in the later part; without the rejects on the disk both would be dropped."""
+    monkeypatch.setattr("sona_pipeline.outlier_set.SHARD_BYTES", 1)
+
+    def two_parts(folder: Path) -> OutlierWriter:
+        writer = new_set(folder, form)
+        writer.commit("p1", [sample(5, "same"), sample(7)], [])
+        writer.commit("p2", [sample(3, "same"), sample(9)], [])
+        return writer
+
+    two_parts(tmp_path / "undisturbed").finish(drop_duplicates=True)
+    assert [row["stop_step"] for row in table_of(tmp_path / "undisturbed")] == [3, 7, 9]
+    two_parts(tmp_path / "killed")
+    for kills in range(100):
+        if finish_killed_after(kills, OutlierWriter(tmp_path / "killed", form), monkeypatch):
+            break
+    assert contents(tmp_path / "killed", form) == contents(tmp_path / "undisturbed", form)

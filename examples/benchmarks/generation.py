@@ -28,15 +28,22 @@ from sona_pipeline.imaging import fit
 from sona_pipeline.plan import GenerationSettings, Plan, plan_outliers
 
 SETTINGS = GenerationSettings(ood_labels=sample.OOD_LABELS)
+REPORT = """
+import atexit, pathlib, re, sys
+def report():
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 2**10
+    pathlib.Path(sys.argv[-1]).write_text(str(peak))
+atexit.register(report)
+"""
+GENERATING = "from sona_pipeline.cli import app\napp(sys.argv[1:-1])"
 PLANNING = """
-import resource, sys, time
+import time
 from sona_pipeline.data import open_images
 from sona_pipeline.plan import GenerationSettings, plan_outliers
 started = time.perf_counter()
 plan = plan_outliers(open_images(sys.argv[1]), GenerationSettings(tuple(f"label {k}" for k in range(800))))
 count = len(plan.batches(64))
-seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(f"{len(plan)} images planned in {seconds:.1f} s, {count} batches, peak memory {peak:.2f} GiB")
+print(f"{len(plan)} images planned in {time.perf_counter() - started:.1f} s, {count} batches")
 """
 
 
@@ -96,6 +103,12 @@ def compare(images: ImageSet, rounds: int, batch_size: int, place: Path) -> None
         )
 
 
+def peak_of(script: str, arguments: list[str], place: Path) -> float:
+    """Peak memory in MiB of a script in a process of its own (Linux)."""
+    subprocess.run([sys.executable, "-c", REPORT + script, *arguments, place / "peak"], check=True)
+    return float((place / "peak").read_text())
+
+
 def peak_memory(counts: list[int], place: Path) -> None:
     """Print the peak memory of `sona generate` over image folders of different sizes, at few steps."""
     images = sample.id_images("train")
@@ -112,13 +125,9 @@ def peak_memory(counts: list[int], place: Path) -> None:
             folder = data / images.label_name(i % len(images))
             folder.mkdir(parents=True, exist_ok=True)
             os.link(originals[i % len(images)], folder / f"{i}.png")
-        command = ["-m", "sona_pipeline", "generate", "--model", "tiny", "--steps", "2", "--batch-size", "64"]
+        options = ["generate", "--model", "tiny", "--steps", "2", "--batch-size", "64"]
         paths = ["--data", data, "--output", place / f"set-{count}"]
-        run = subprocess.Popen([sys.executable, *command, *map(str, paths)])
-        _, status, usage = os.wait4(run.pid, 0)
-        if status:
-            raise SystemExit(f"sona generate ended with {status}")
-        peaks.append(usage.ru_maxrss / 2**10)
+        peaks.append(peak_of(GENERATING, [*options, *map(str, paths)], place))
     print(", ".join(f"{count} images: {peak:.0f} MiB" for count, peak in zip(counts, peaks)))
     print(f"peak memory, last / first: {peaks[-1] / peaks[0]:.3f}")
 
@@ -128,7 +137,7 @@ def planning(count: int, place: Path) -> None:
     path = place / "list.txt"
     lines = (f"train/n{k % 1000:08d}/n{k % 1000:08d}_{k}.JPEG {k % 1000}\n" for k in range(count))
     path.write_text("".join(lines))
-    subprocess.run([sys.executable, "-c", PLANNING, path], check=True)
+    print(f"peak memory {peak_of(PLANNING, [str(path)], place):.0f} MiB")
 
 
 def main(
