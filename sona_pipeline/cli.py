@@ -319,6 +319,7 @@ def inspect(
     data: Annotated[
         str | None, typer.Option(help="The ID images, to show beside their outliers (else the VAE round trips).")
     ] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     image_root: Annotated[Path | None, typer.Option(help="Folder that paths of an image list start from.")] = None,
     output: Annotated[Path | None, typer.Option(help="PNG file to draw (FOLDER/inspection.png by default).")] = None,
 ) -> None:
@@ -331,7 +332,7 @@ def inspect(
     from sona_pipeline.data import open_images
     from sona_pipeline.inspection import draw_inspection
 
-    images = open_images(data, image_root=image_root) if data else None
+    images = open_images(data, split=split, image_root=image_root) if data else None
     path = output or folder / "inspection.png"
     found = draw_inspection(folder, path, images)
     table = Table("check", *(f"{share} %" for share in QUANTILES))

@@ -192,7 +192,7 @@ def test_the_batch_size_is_the_smallest_at_nearly_full_speed(monkeypatch, second
     found, tried = found_batch_size(monkeypatch, seconds, **options)
     assert found == best
     assert tried == [2**k for k in range(len(tried))]
-    assert tried[-1] in (best, 2 * best)
+    assert tried[-1] in (best, 2 * best, 4 * best)
 
 
 def test_a_batch_size_is_found_for_a_real_pipeline(tiny_pipe):
