@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -231,8 +233,6 @@ def generate(
 
     accelerate launch --num_processes 8 -m sona_pipeline generate --data photos/ --output outliers/
     """
-    import torch
-
     from sona_pipeline import generate as job
     from sona_pipeline.checkpoint import load_pipeline
     from sona_pipeline.class_names import names_of_classes
@@ -294,17 +294,8 @@ def generate(
         cost = estimate(plan, pipe, output, batch_size=writing.batch_size, reconstructions=reconstructions)
         print_estimate(plan, cost, settings)
         return
-    try:
+    with ends_explained(output, writing.batch_size):
         job.generate_outliers(images, pipe, output, settings, writing, id_names=id_names)
-    except KeyboardInterrupt:
-        console.print("\nStopped. What is done is kept; the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except torch.OutOfMemoryError:
-        raise MemoryError(f"no memory for batches of {writing.batch_size} images: lower --batch-size") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
-        raise
     rejected = job.count_rejects(output)
     console.print(f"Outliers of {len(images)} images: {escape(str(output / 'outliers'))}")
     if rejected:
@@ -442,6 +433,24 @@ def choose_labels(ood_labels, ood_prompts, model: str, id_names, keep_collisions
         whys = "; ".join(f"{c.label!r} (ID class {c.id_class!r}, {c.reason})" for c in collisions)
         console.print(f"[yellow]{len(collisions)} OOD labels are left out: {escape(whys)}[/]", highlight=False)
     return kept
+
+
+@contextmanager
+def ends_explained(output: Path, batch_size: int) -> Iterator[None]:
+    """Say what to do when a generation is stopped, or runs out of disk or memory."""
+    import torch
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("\nStopped. What is done is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except torch.OutOfMemoryError:
+        raise MemoryError(f"no memory for batches of {batch_size} images: lower --batch-size") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
+        raise
 
 
 def whole_number(option: str, text: str) -> int:
