@@ -68,8 +68,11 @@ class OutlierWriter:
         """Merge everything committed into the tables and shards of the set.
 
         With `drop_duplicates`, of outliers with one fingerprint only one stays: that which was merged before, else the
-        one with the first file name. After a kill the next `finish` comes to the same end.
+        one with the first file name. After a kill the next `finish` comes to the same end; without anything new it
+        touches nothing.
         """
+        if self.table.exists() and not self.parts.exists():
+            return
         for listing in self.parts.glob("*.merge"):
             self._end_merge(listing)
         rejects = {row["file_name"]: row for row in read_rejects(self.folder)}

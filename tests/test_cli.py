@@ -81,7 +81,7 @@ def test_options_of_images_labels_and_shards_come_together(folders, tmp_path):
 BAD = {
     "generate --data {root}/nowhere": "nowhere does not exist",
     "generate --data {root}/id --ood-labels {root}/none.txt": "no OOD labels",
-    "generate --data {root}/id --ood-labels {root}/clash.txt": "collide with ID classes",
+    "generate --data {root}/id --ood-labels {root}/clash.txt": "since 'shirt' collides with 'shirt'",
     "generate --data {root}/id --ood-labels {root}/labels.txt --ood-prompts {root}/labels.txt": "exclude each other",
     "generate --data {root}/near --ood-labels {root}/labels.txt": "have no classes",
     "generate --data {root}/id --class-names {root}/labels.txt": "has no name for the classes",

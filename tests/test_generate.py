@@ -105,8 +105,10 @@ def test_second_run_adds_nothing(images, pipe, tmp_path, form):
     writing = OutputSettings(format=form, batch_size=5)
     generate_outliers(images, pipe, tmp_path, SETTINGS, writing)
     before = contents(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     generate_outliers(images, pipe, tmp_path, SETTINGS, writing)
     assert contents(tmp_path) == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 def test_deleted_images_are_made_again(images, pipe, tmp_path):

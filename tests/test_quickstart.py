@@ -8,8 +8,8 @@ from PIL import Image
 
 from sona_pipeline import quickstart as job
 from sona_pipeline import sample
-from sona_pipeline.generate import GenerationSettings
 from sona_pipeline.metrics import ood_metrics
+from sona_pipeline.plan import GenerationSettings
 from sona_pipeline.train import TrainingSettings
 
 
@@ -45,7 +45,12 @@ def test_results_pictures_and_resume(run):
         near = ood_metrics(energies["SONA/id"], energies["SONA/coat"])
     assert near == results["near_ood"]["coat"]
 
-    kept = [p for part in ("generated", "detector", "baseline") for p in (folder / part).rglob("*") if p.is_file()]
+    kept = [
+        p
+        for part in ("generated", "detector", "baseline")
+        for p in (folder / part).rglob("*")
+        if p.is_file() and p.name != ".lock"
+    ]
     made = {p: p.stat().st_mtime_ns for p in kept}
     again, _ = run()
     assert all(p.stat().st_mtime_ns == time for p, time in made.items())
