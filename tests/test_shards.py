@@ -5,6 +5,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from PIL import Image
 
 from sona_pipeline.files import png
@@ -99,7 +100,6 @@ def test_tar_holds_the_very_png_files_side_by_side(tmp_path):
 
 
 def test_webdataset_opens_a_tar(tmp_path):
-    webdataset = pytest.importorskip("webdataset")
     shard = merged("webdataset", tmp_path, [[sample(1)], [sample(4), sample(2)]])
     found = list(webdataset.WebDataset(str(shard), shardshuffle=False))
     assert [json.loads(one["json"]) for one in found] == [sample(n).row for n in (1, 4, 2)]
