@@ -69,8 +69,12 @@ def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "cr
         return image
     if resize_mode == "squash":
         return image.resize((size, size), Image.Resampling.LANCZOS)
-    scale = ImageOps.fit if resize_mode == "crop" else ImageOps.pad
-    return scale(image, (size, size), Image.Resampling.LANCZOS)
+    if resize_mode == "crop":
+        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    sides = [max(1, round(side * size / max(image.size))) for side in image.size]
+    padded = Image.new(mode, (size, size))
+    padded.paste(image.resize(sides, Image.Resampling.LANCZOS), [round((size - side) / 2) for side in sides])
+    return padded
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
