@@ -83,7 +83,14 @@ def test_runs_killed_at_random_moments_end_with_the_set_of_an_undisturbed_run(da
 
 def test_run_stopped_by_the_keyboard_says_so_and_goes_on_later(data, undisturbed, tmp_path):
     folder = tmp_path / "set"
-    run = subprocess.Popen(command(data, folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command(data, folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The tests themselves may run in the background, where the shell has SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for_batches(run, folder, 2)
     run.send_signal(signal.SIGSTOP)  # so that it does not come to its end while the second one starts
 
