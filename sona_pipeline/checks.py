@@ -71,7 +71,8 @@ def fingerprints(pixels: torch.Tensor) -> list[str]:
     The image is averaged to 9 x 9 grey values; row by row, 72 bits say whether a value is clearly below its right
     neighbour, and 72 more whether it is clearly below the one under it.
     """
-    grey = torch.nn.functional.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), 9)[:, 0]
+    grey = pixels.float().mean(dim=1, keepdim=True).cpu()  # not every accelerator pools sizes that 9 does not divide
+    grey = torch.nn.functional.adaptive_avg_pool2d(grey, 9)[:, 0]
     steps = grey[:, :, 1:] - grey[:, :, :-1], grey[:, 1:] - grey[:, :-1]
     bits = torch.cat([(step > 2 / 255).flatten(1) for step in steps], dim=1).long().tolist()
     return [f"{int(''.join(map(str, row)), 2):036x}" for row in bits]

@@ -238,6 +238,7 @@ def generate(
     from sona_pipeline.class_names import names_of_classes
     from sona_pipeline.data import open_images
     from sona_pipeline.estimate import estimate
+    from sona_pipeline.outlier_set import read_rejects
     from sona_pipeline.plan import GenerationSettings, check_settings
 
     state = job.process_state()
@@ -296,7 +297,7 @@ def generate(
         return
     with ends_explained(output, writing.batch_size):
         job.generate_outliers(images, pipe, output, settings, writing, id_names=id_names)
-    rejected = job.count_rejects(output)
+    rejected = sum(1 for _ in read_rejects(output))
     console.print(f"Outliers of {len(images)} images: {escape(str(output / 'outliers'))}")
     if rejected:
         console.print(

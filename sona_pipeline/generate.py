@@ -22,7 +22,7 @@ from sona_pipeline.data import ImageSet, is_grey
 from sona_pipeline.files import only_run, settle_settings
 from sona_pipeline.make import OutlierMaker, Work, image_form, is_grey_model
 from sona_pipeline.ood_labels import pipeline_encoder, similarities, text_encoder
-from sona_pipeline.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_rejects, read_settings
+from sona_pipeline.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_settings
 from sona_pipeline.pipeline import SONAPipeline
 from sona_pipeline.plan import Batch, GenerationSettings, Plan, check_settings, plan_outliers
 from sona_pipeline.progress import Track
@@ -170,11 +170,6 @@ def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: 
         return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
 
     return _on_main_process(process_state(), find)
-
-
-def count_rejects(output: str | Path) -> int:
-    """How many images of a finished run have no outlier."""
-    return sum(1 for _ in read_rejects(output))
 
 
 def through_stages(

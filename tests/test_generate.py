@@ -173,6 +173,12 @@ def test_unreadable_image_is_recorded_and_passed_over(pipe, tmp_path):
     assert pairs.images.keys == ("shirt/good.png",)
     assert len(pairs.outliers) == 1
 
+    Image.new("L", (32, 32), 40).save(data / "bad.png")
+    (tmp_path / "set" / "rejects.jsonl").unlink()
+    generate_outliers(images, pipe, tmp_path / "set", SETTINGS)
+    assert len(open_outlier_set(tmp_path / "set", images).outliers) == 2
+    assert not list(read_rejects(tmp_path / "set"))
+
 
 def test_strict_run_stops_at_an_unreadable_image_and_keeps_what_is_done(pipe, tmp_path):
     data = tmp_path / "data" / "shirt"
