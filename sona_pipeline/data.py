@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,8 +89,9 @@ def open_images(
 
     Args:
         source: one of
-            - an image folder, whose sub-folders are the classes, sorted by name; images that lie in the folder itself
-              are unlabelled, and a folder may hold one kind only. Hidden files and folders are passed over;
+            - an image folder, whose sub-folders are the classes, sorted by name, empty ones too; images that lie in the
+              folder itself are unlabelled, and a folder may hold one kind only. Hidden files and folders are passed
+              over;
             - a parquet file or a folder of them, a folder written by `datasets.save_to_disk`, or the id of a data set
               on the Hub ("owner/name");
             - an image list of OpenOOD, a text file with `path label` on each line. Classes are named after the
@@ -116,8 +117,45 @@ def open_images(
     elif path.suffix.lower() in image_suffixes():
         raise ValueError(f"{path} is a single image: give the folder that it lies in")
     else:
-        return _open_folder(path) if path.is_dir() else _open_list(path, Path(image_root or path.parent))
+        return _open_folder(path) if path.is_dir() else open_list(path, image_root or path.parent)
     return _open_table(table, str(source), image_column, label_column)
+
+
+def open_list(path: str | Path, root: str | Path, names: Mapping[int, str] | None = None) -> ImageSet:
+    """Open an image list of OpenOOD: lines `path label`, parted at their first space.
+
+    Args:
+        path: of the list.
+        root: folder that the paths in it start from.
+        names: of the classes by their numbers, in the order of the class indices; the list need not have them all.
+            By default those of `list_classes`; if empty, the images are unlabelled whatever the list says.
+
+    Raises:
+        ValueError: the list is empty, a line has no number, or a number has no name.
+    """
+    files, numbers = _read_list(path)
+    if names is None:
+        names = _list_classes(path, files, numbers)
+    if names and (unknown := sorted(set(numbers) - set(names))):
+        raise ValueError(f"{path} has labels {unknown[:5]}, which are no classes: it belongs to other data")
+    index = {number: i for i, number in enumerate(names)}
+    return ImageSet(
+        keys=tuple(files),
+        labels=tuple(index[number] for number in numbers) if names else (),
+        classes=tuple(names.values()),
+        _open=lambda i: upright(Path(root) / files[i]),
+    )
+
+
+def list_classes(path: str | Path) -> dict[int, str]:
+    """Names of the classes in an image list by their numbers, in rising order; none if all labels are negative.
+
+    A class is named after the folder of its images if each class has one of its own, else by its number.
+
+    Raises:
+        ValueError: the list is empty, a line has no number, or only some of the labels are negative.
+    """
+    return _list_classes(path, *_read_list(path))
 
 
 def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -152,8 +190,8 @@ def is_grey(images: ImageSet, sample: int = 64) -> bool:
 
 
 def _open_folder(root: Path) -> ImageSet:
-    files = sorted(_image_files(root))
-    keys = [file.encode("utf-8", "backslashreplace").decode() for file in files]
+    files = sorted(image_files(root))
+    keys = list(map(_writable, files))
     if not files:
         raise ValueError(f"no images under {root}: expected files such as {root}/<class>/<name>.png")
     is_loose = ["/" not in key for key in keys]
@@ -161,7 +199,8 @@ def _open_folder(root: Path) -> ImageSet:
         stray = keys[is_loose.index(True)]
         raise ValueError(f"{root} mixes class sub-folders with loose images such as {stray}: move those into a class")
     names = [] if is_loose[0] else [key[: key.index("/")] for key in keys]
-    classes = sorted(set(names))
+    folders = [_writable(e.name) for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+    classes = sorted({*names, *folders}) if names else []
     number = {name: i for i, name in enumerate(classes)}
     return ImageSet(
         keys=tuple(keys),
@@ -171,7 +210,12 @@ def _open_folder(root: Path) -> ImageSet:
     )
 
 
-def _image_files(root: Path) -> Iterator[str]:
+def _writable(name: str) -> str:
+    """The name of a file, with what is not UTF-8 in it escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def image_files(root: Path) -> Iterator[str]:
     """Paths of the images under `root`, relative to it and with slashes."""
     suffixes = image_suffixes()
     for folder, inner, files in os.walk(root, followlinks=True):
@@ -188,9 +232,10 @@ def _leads_up(folder: str, name: str) -> bool:
     return os.path.islink(inner) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(inner))
 
 
-def _open_list(path: Path, root: Path) -> ImageSet:
+def _read_list(path: str | Path) -> tuple[list[str], list[int]]:
+    """Paths and labels in an image list."""
     files, numbers = [], []
-    for count, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for count, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             file, _, label = line.strip().partition(" ")
             if not re.fullmatch(r"-?\d+", label.strip()):
@@ -199,26 +244,18 @@ def _open_list(path: Path, root: Path) -> ImageSet:
             numbers.append(int(label))
     if not files:
         raise ValueError(f"{path} lists no images")
+    return files, numbers
+
+
+def _list_classes(path: str | Path, files: list[str], numbers: list[int]) -> dict[int, str]:
     if min(numbers) < 0 <= max(numbers):
         raise ValueError(f"{path} mixes labels with -1, which is no class: split it into two lists")
-    order = sorted(set(numbers)) if numbers[0] >= 0 else []
-    index = {number: i for i, number in enumerate(order)}
-    return ImageSet(
-        keys=tuple(files),
-        labels=tuple(index[number] for number in numbers) if order else (),
-        classes=tuple(_class_folders(files, numbers, order)),
-        _open=lambda i: upright(root / files[i]),
-    )
-
-
-def _class_folders(files: list[str], numbers: list[int], order: list[int]) -> list[str]:
-    """The folder of each class's images, if each class has one of its own, else the class numbers."""
-    folders: dict[int, set[str]] = {number: set() for number in order}
-    for file, number in zip(files, numbers if order else ()):
+    folders: dict[int, set[str]] = {number: set() for number in sorted(set(numbers)) if number >= 0}
+    for file, number in zip(files, numbers if folders else ()):
         folders[number].add(file.rpartition("/")[0].rpartition("/")[2])
     names = [name for some in folders.values() for name in some]
-    told_apart = len(names) == len(set(names)) == len(order) and all(names)
-    return names if told_apart else [str(number) for number in order]
+    told_apart = len(names) == len(set(names)) == len(folders) and all(names)
+    return dict(zip(folders, names if told_apart else map(str, folders)))
 
 
 def _parquet_table(shards: list[Path]):

@@ -107,6 +107,11 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of(content: object) -> str:
+    """The first 16 digits of the SHA-256 of something that can be written as JSON."""
+    return digest(json.dumps(content, sort_keys=True).encode())[:16]
+
+
 def json_lines(rows: Iterable[dict]) -> str:
     """A table as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

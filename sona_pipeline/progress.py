@@ -59,6 +59,10 @@ class Track:
         self._progress.update(self._task, completed=count)
         self._log()
 
+    def say(self, title: str) -> None:
+        """Change what the bar says."""
+        self._progress.update(self._task, description=title)
+
     def _log(self) -> None:
         console = self._progress.console
         is_log = not self._progress.disable and not console.is_terminal

@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from sona_pipeline.data import ImageSet, is_grey, open_images, split
+from sona_pipeline.data import ImageSet, is_grey, list_classes, open_images, open_list, split
 
 IMAGE, STRING, NUMBER = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
 ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
@@ -172,6 +172,24 @@ def test_image_list_closes_gaps_and_uses_numbers_where_folders_do_not_tell(lines
     images = open_images(tmp_path / "list.txt")
     assert images.classes == classes
     assert images.labels == tuple(int(line.endswith(" 11")) for line in reversed(lines))
+
+
+def test_image_list_takes_the_classes_of_another_by_their_numbers(tmp_path):
+    (tmp_path / "train.txt").write_text("owl/1.png 9\nelk/1.png 2\napes/1.png 4\n")
+    (tmp_path / "test.txt").write_text("9/1.png 9\n2/1.png 2\n")
+    names = list_classes(tmp_path / "train.txt")
+    assert list(names.items()) == [(2, "elk"), (4, "apes"), (9, "owl")]
+    images = open_list(tmp_path / "test.txt", tmp_path, names)
+    assert images.classes == ("elk", "apes", "owl")
+    assert images.labels == (2, 0)
+    with pytest.raises(ValueError, match=r"train\.txt has labels \[4\], which are no classes"):
+        open_list(tmp_path / "train.txt", tmp_path, {9: "owl", 2: "elk"})
+
+
+def test_image_list_is_unlabelled_on_demand(tmp_path):
+    (tmp_path / "list.txt").write_text("a/1.png -1\nb/1.png 3\n")
+    images = open_list(tmp_path / "list.txt", tmp_path, {})
+    assert (images.keys, images.labels, images.classes) == (("a/1.png", "b/1.png"), (), ())
 
 
 def test_image_list_without_classes(tmp_path):
