@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sona_pipeline.class_names import normal, spoken
-from sona_pipeline.detector import Detector
+from sona_pipeline.detector import Detector, load_detector
 
 
 class Made(NamedTuple):
@@ -126,7 +126,7 @@ def load_classifier(
         ValueError: the classifier does not know one of the classes.
     """
     if (Path(name) / "config.json").exists() and '"network"' in (Path(name) / "config.json").read_text():
-        return _detector_confidence(Detector.from_pretrained(name).eval().to(device), name, class_names)
+        return _detector_confidence(load_detector(name, device), name, class_names)
     from transformers import pipeline
 
     model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
