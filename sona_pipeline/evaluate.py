@@ -1,53 +1,125 @@
-"""Job: score images with a detector, and tell near- and far-OOD images from ID images by the scores."""
+"""Job: score detectors on test sets, near and far, and report what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
+import pandas as pd
 
 from sona_pipeline.data import ImageSet
-from sona_pipeline.detector import Detector, predict
-from sona_pipeline.metrics import ood_metrics
+from sona_pipeline.detector import Detector, load_detector
+from sona_pipeline.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
+from sona_pipeline.posthoc import POST_HOC
+from sona_pipeline.report import write_report
+from sona_pipeline.score_table import (
+    ScoreTable,
+    TestSets,
+    check_scores,
+    read_scores,
+    results_of,
+    score_images,
+    write_scores,
+)
+from sona_pipeline.scores import SCORES
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics of a detector as nested dictionaries, and the energies they come from by data set name."""
+def evaluate_detectors(
+    detectors: Sequence[tuple[str, str]],
+    sets: TestSets,
+    output: str | Path,
+    scores: Sequence[str] | None = None,
+    *,
+    fit_images: ImageSet | None = None,
+    validation_images: ImageSet | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Score detectors and write `report.write_report`'s tables and pictures, with mean and spread over seeds.
 
-    results: dict
-    energies: dict[str, np.ndarray]
+    The scores of every image land in `output/scores`, a parquet file a detector; another call takes them from there,
+    so that a new metric, score or detector costs only what is new. Images that cannot be read are passed over and
+    listed in `output/rejects.jsonl`.
 
+    Args:
+        detectors: method name and folder, or Hub id, of each; those of one name are seeds of one method.
+        sets: to score.
+        output: folder for all of it.
+        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`; ["all"] for all that can be fitted to the detector,
+            while the others are listed in `output/rejects.jsonl`; by default the detector's own.
+        fit_images: labelled ID training images, which post-hoc scores are fitted to.
+        validation_images: labelled ID images that were not trained on, for the few that are fitted to such.
+        batch_size: images in a batch.
+        workers: threads that decode images.
+        device: where the networks run; an accelerator by default, if there is one.
 
-def evaluate_detector(
-    detector: Detector, id_images: ImageSet, near: Mapping[str, ImageSet], far: Mapping[str, ImageSet]
-) -> Evaluation:
-    """ID accuracy, and the metrics of `ood_metrics` for every near- and far-OOD set and their means, in percent.
-
-    The results have the keys `id_accuracy`, `id_flagged` (share of ID images above the threshold), `near_ood` and
-    `far_ood`; the last two map data set names, and `mean`, to `auroc`, `fpr95`, `aupr_in` and `aupr_out`.
+    Returns:
+        `report.summary` of all detectors.
 
     Raises:
-        ValueError: the ID images have classes that the detector does not know, or a set is named `id` or `mean`.
+        FileNotFoundError: there is no such detector.
+        ValueError: a score or class is unknown, or the folder holds scores of other detectors or images.
+        BlockingIOError: another run is writing to `output`.
     """
-    if unknown := [name for name in id_images.classes if name not in detector.classes]:
-        raise ValueError(f"the ID images have classes {unknown}, which the detector does not know: {detector.classes}")
-    sets = {**near, **far}
-    if len(sets) < len(near) + len(far) or {"id", "mean"} & set(sets):
-        raise ValueError(f"names of OOD sets have to differ, and not be 'id' or 'mean': {[*near, *far]}")
-    number = [detector.classes.index(name) for name in id_images.classes]
-    truth = np.array([number[label] for label in id_images.labels])
-    known = predict(detector, id_images)
-    energies = {"id": known.energies} | {name: predict(detector, images).energies for name, images in sets.items()}
-    results = {"id_accuracy": 100 * float((known.labels == truth).mean())}
-    if detector.threshold is not None:
-        results["id_flagged"] = 100 * float((known.energies > detector.threshold).mean())
-    for group, members in (("near_ood", near), ("far_ood", far)):
-        rows = {name: ood_metrics(known.energies, energies[name]) for name in members}
-        if rows:
-            rows["mean"] = {
-                key: float(np.mean([row[key] for row in rows.values()])) for key in next(iter(rows.values()))
-            }
-        results[group] = rows
-    return Evaluation(results, energies)
+    output = Path(output)
+    is_all = list(scores or ()) == ["all"]
+    scores = [*SCORES, *POST_HOC] if is_all else scores
+    check_scores(scores or (), fit_images)
+    if bad := [name for name, _ in detectors if not name or "/" in name or name.startswith(".")]:
+        raise ValueError(f"{bad[0]!r} cannot be the name of a method, since files are named by it: choose another one")
+    fits = {"fit_images": fit_images, "validation_images": validation_images, "skip_unfit": is_all}
+    loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
+    count: Counter[str] = Counter()
+    runs, tables, rejects = [], {}, []
+    with only_run(output):
+        for method, detector in loaded:
+            wanted = scores or [detector.score]
+            path = output / "scores" / f"{method}-{count[method]}.parquet"
+            table = _scores(path, detector, sets, wanted, **fits, batch_size=batch_size, workers=workers)
+            thresholds = {detector.score: detector.threshold}
+            there = [score for score in wanted if score in table.columns]
+            runs.append((method, {score: results_of(table, score, thresholds.get(score)) for score in there}))
+            tables.setdefault(method, table)
+            rejects += [
+                {"detector": path.stem, **row} for key in ("unreadable", "unfit") for row in table.attrs.get(key, [])
+            ]
+            count[method] += 1
+        if rejects:
+            write_text(output / "rejects.jsonl", json_lines(rejects))
+        return write_report(output, runs, tables)
+
+
+def _scores(
+    path: Path,
+    detector: Detector,
+    sets: TestSets,
+    scores: Sequence[str],
+    **options,
+) -> ScoreTable:
+    """The table of scores in the file, with the `scores` that it lacks computed and added."""
+    settings, notes = {"detector": _identity(detector), "images": _content(sets)}, path.with_suffix(".json")
+    if path.exists():
+        settle_settings(notes, settings)
+    known = read_scores(path) if path.exists() else None
+    table = score_images(detector, sets, scores, known=known, title=f"scores of {path.stem}", **options)
+    if known is None:
+        notes.unlink(missing_ok=True)  # of a run that was stopped in between
+        settle_settings(notes, settings)
+    write_scores(path, table)
+    return table
+
+
+def _identity(detector: Detector) -> str:
+    """Follows from the weights and all settings but the threshold."""
+    weights = {
+        name: digest(value.cpu().contiguous().numpy().tobytes()) for name, value in detector.state_dict().items()
+    }
+    return digest_of([{**detector.settings, "threshold": None}, weights])
+
+
+def _content(sets: TestSets) -> dict[str, str]:
+    """What each set holds, by group and name."""
+    rows = ((f"{group}/{name}", [images.keys, images.labels, images.classes]) for group, name, images in sets)
+    return {name: digest_of(content) for name, content in rows}

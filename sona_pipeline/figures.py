@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
+from sklearn import metrics
 
 from sona_pipeline.files import write_bytes
 from sona_pipeline.pipeline import SONAPipeline
@@ -19,6 +22,8 @@ MASKS = {
     "id_nuisance_mask": "ID nuisance",
     "ood_semantic_mask": "OOD semantics",
 }
+MOST = 12
+"""Panels or lines that a figure of scores shows at most."""
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
@@ -159,18 +164,87 @@ def _draw_masks(source, labels, stop_step, count, steps, images, tensors) -> Fig
     return figure
 
 
-def scores_figure(energies: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Histograms of the energies by data set, one panel a detector; `energies[detector][data set]`."""
-    figure = Figure(figsize=(5.5 * len(energies), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(energies), squeeze=False)[0]
-    for axis, (detector, sets) in zip(axes, energies.items()):
-        low, high = np.quantile(np.concatenate(list(sets.values())), [0.002, 0.998])
-        for name, values in sets.items():
-            style = {"color": "black", "linewidth": 2} if name == "id" else {"linewidth": 1.3}
-            axis.hist(values, bins=np.linspace(low, high, 50), density=True, histtype="step", label=name, **style)
-        axis.set(title=detector, xlabel="energy (higher = more OOD)", ylabel="density")
-        axis.legend(fontsize=8)
+def scores_figure(panels: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -> Figure:
+    """Histograms of scores by data set, with the set `id` in black.
+
+    Args:
+        panels: for each panel its title, and the scores of each data set; the first `MOST` panels are drawn.
+        columns: panels side by side.
+    """
+    shown = list(panels.items())[:MOST]
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(5.5, 4.2 * columns), 3.4 * rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    styles = _set_styles(list(dict.fromkeys(name for _, sets in shown for name in sets)))
+    for axis, (title, sets) in zip(axes, shown):
+        _draw_histograms(axis, sets, styles)
+        axis.set_title(_short(title, 44), fontsize=10)
+    for axis in axes[len(shown) :]:
+        axis.axis("off")
+    keys = [Line2D([], [], label=_short(name, 24), **style) for name, style in styles.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2 * columns, fontsize=8)
+    if len(panels) > MOST:
+        figure.suptitle(f"{MOST} of {len(panels)}", fontsize=10)
     return figure
+
+
+def _set_styles(names: list[str]) -> dict[str, dict]:
+    colours = colormaps["tab10" if len(names) <= 11 else "tab20"].colors
+    others = [name for name in names if name != "id"]
+    styles = {name: {"color": colours[k % len(colours)], "linewidth": 1.3} for k, name in enumerate(others)}
+    return {"id": {"color": "black", "linewidth": 2}} | styles
+
+
+def _draw_histograms(axis, sets: Mapping[str, np.ndarray], styles: Mapping[str, dict]) -> None:
+    """Few bins where a set is small, whose histogram would be all spikes."""
+    low, high = np.quantile(np.concatenate(list(sets.values())), [0.002, 0.998])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    bins = np.linspace(low, high, 1 + int(np.clip(2 * min(map(len, sets.values())) ** 0.5, 8, 50)))
+    for name, values in sets.items():
+        axis.hist(values, bins=bins, density=True, histtype="step", **styles[name])
+    axis.set(xlabel="score (higher = more OOD)", ylabel="density")
+
+
+def roc_figure(panels: Mapping[str, Mapping[str, tuple[np.ndarray, Sequence[np.ndarray]]]]) -> Figure:
+    """ROC curves with OOD as the positive class, averaged over OOD sets at equal false-positive rate.
+
+    The area under such a mean curve is the mean AUROC of the sets.
+
+    Args:
+        panels: for each panel its title, and for each line its name, the ID scores and the scores of each OOD set;
+            the `MOST` lines of the largest area are drawn. A line has the same colour in all panels.
+    """
+    figure = Figure(figsize=(5.0 * len(panels), 5.4), layout="constrained")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    looks = {name: (f"C{k % 10}", ("-", "--", ":", "-.")[k // 10 % 4]) for k, name in enumerate(names)}
+    for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        curves = {name: _mean_roc(*scores) for name, scores in lines.items()}
+        for name in sorted(curves, key=lambda name: -curves[name][2])[:MOST]:
+            fpr, tpr, area = curves[name]
+            label = f"{_short(name, 34)}: {100 * area:.1f}"
+            axis.plot(100 * fpr, 100 * tpr, color=looks[name][0], linestyle=looks[name][1], linewidth=1.4, label=label)
+        axis.axhline(95, color="grey", linewidth=0.8, linestyle=(0, (1, 3)))
+        axis.set(xlabel="ID images flagged, % (FPR)", ylabel="OOD images flagged, % (TPR)", aspect="equal")
+        axis.set_title(f"{title}, AUROC" + (f": {MOST} of {len(lines)}" if len(lines) > MOST else ""), fontsize=10)
+        axis.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def _mean_roc(id_scores: np.ndarray, ood_sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
+    """False-positive rates, the mean true-positive rate of the sets at each, and the area under that curve."""
+    truth = [np.r_[np.zeros(len(id_scores)), np.ones(len(scores))] for scores in ood_sets]
+    curves = [metrics.roc_curve(t, np.r_[id_scores, scores])[:2] for t, scores in zip(truth, ood_sets)]
+    grid = np.linspace(0, 1, 1001)
+    tpr = np.mean([np.interp(grid, *curve) for curve in curves], axis=0)
+    return np.r_[0, grid], np.r_[0, tpr], float(np.mean([metrics.auc(*curve) for curve in curves]))
+
+
+def _short(text: str, most: int) -> str:
+    """The text on one line, cut to `most` characters; matplotlib takes dollar signs for formulas."""
+    text = " ".join(text.split())
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
 
 
 def _show(axis, image: Image.Image) -> None:
