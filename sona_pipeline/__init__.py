@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sona_pipeline.checkpoint import load_pipeline
     from sona_pipeline.data import ImageSet, open_images
-    from sona_pipeline.detector import Detection, Detector
+    from sona_pipeline.detector import Detection, Detector, load_detector
+    from sona_pipeline.evaluate import evaluate_detectors
     from sona_pipeline.generate import OutputSettings, generate_outliers
     from sona_pipeline.outlier_set import OutlierPairs, open_outlier_set
     from sona_pipeline.pipeline import SONAGuidance, SONAPipeline, SONAPipelineOutput, sona_guidance
     from sona_pipeline.plan import GenerationSettings
+    from sona_pipeline.score_table import TestSets, results_of, score_images
+    from sona_pipeline.train import train_detector
+    from sona_pipeline.training_settings import RECIPES, TrainingSettings
 
 __version__ = "0.1.0"
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
@@ -24,16 +28,25 @@ _HOMES = {
     "ImageSet": "data",
     "OutlierPairs": "outlier_set",
     "OutputSettings": "generate",
+    "RECIPES": "training_settings",
     "SONAGuidance": "pipeline",
     "SONAPipeline": "pipeline",
     "SONAPipelineOutput": "pipeline",
+    "TestSets": "score_table",
+    "TrainingSettings": "training_settings",
+    "evaluate_detectors": "evaluate",
     "generate_outliers": "generate",
+    "load_detector": "detector",
     "load_pipeline": "checkpoint",
     "open_images": "data",
     "open_outlier_set": "outlier_set",
+    "results_of": "score_table",
+    "score_images": "score_table",
     "sona_guidance": "pipeline",
+    "train_detector": "train",
 }
 __all__ = [
+    "RECIPES",
     "TINY_MODEL",
     "Detection",
     "Detector",
@@ -44,11 +57,18 @@ __all__ = [
     "SONAGuidance",
     "SONAPipeline",
     "SONAPipelineOutput",
+    "TestSets",
+    "TrainingSettings",
+    "evaluate_detectors",
     "generate_outliers",
+    "load_detector",
     "load_pipeline",
     "open_images",
     "open_outlier_set",
+    "results_of",
+    "score_images",
     "sona_guidance",
+    "train_detector",
 ]
 
 

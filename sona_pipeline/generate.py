@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
@@ -123,7 +124,7 @@ def generate_outliers(
 
 def process_state() -> PartialState:
     """This process among those that `accelerate launch` started; they wait for each other as long as it takes."""
-    return PartialState(timeout=timedelta(days=30))
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
 
 
 def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings) -> Plan:

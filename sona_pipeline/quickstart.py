@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sona_pipeline import __version__, figures, sample
 from sona_pipeline.checkpoint import load_pipeline
-from sona_pipeline.detector import Detector
-from sona_pipeline.evaluate import Evaluation, evaluate_detector
-from sona_pipeline.files import settle_settings, write_bytes, write_text
+from sona_pipeline.evaluate import evaluate_detectors
+from sona_pipeline.files import settle_settings, write_text
 from sona_pipeline.generate import OutputSettings, generate_outliers
 from sona_pipeline.outlier_set import open_outlier_set
 from sona_pipeline.plan import GenerationSettings, plan_outliers
 from sona_pipeline.progress import Track
-from sona_pipeline.train import TrainingSettings, train_detector
+from sona_pipeline.score_table import TestSets
+from sona_pipeline.train import train_detector
+from sona_pipeline.training_settings import RECIPES, Running
 
 PAIRS, MASK_SHEETS = 24, 3
 
@@ -29,11 +27,12 @@ PAIRS, MASK_SHEETS = 24, 3
 def quickstart(output: str | Path, seed: int = 0) -> dict:
     """Outliers of the sample's ID images, a detector trained on both, a baseline without outliers, and their scores.
 
-    Everything lands in `output`: `generated/` (outliers and reconstructions), `detector/`, `baseline/`,
-    `results.json`, `energies.npz` and `pictures/`. A second run takes up what is there.
+    Everything lands in `output`: `generated/` (outliers and reconstructions), `detector/`, `baseline/`, `results/`
+    (see `evaluate_detectors`), `results.json` (metrics in percent of the detector, and of the baseline) and
+    `pictures/`. A second run takes up what is there.
 
     Returns:
-        The contents of `results.json`: metrics in percent, see `evaluate_detector`, and those of the baseline.
+        The contents of `results.json`: metrics as `results_of` gives them, and those of the baseline.
 
     Raises:
         ValueError: the folder was made with another seed or version.
@@ -49,42 +48,40 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     pairs = open_outlier_set(generated, images)
     images = pairs.images
 
-    training = TrainingSettings(seed=seed)
-    detectors = {
-        "SONA": _once(
-            output / "detector",
-            lambda: train_detector(images, training, validation=validation, pairs=pairs, title="detector"),
-        ),
-        "cross-entropy": _once(
-            output / "baseline", lambda: train_detector(images, training, validation=validation, title="baseline")
-        ),
-    }
-    test, near, far = sample.id_images("test"), sample.near_ood(), sample.far_ood()
-    evaluations = {}
-    with Track("scores", len(detectors)) as track:
-        for name, detector in detectors.items():
-            evaluations[name] = evaluate_detector(detector, test, near, far)
-            track.advance()
+    training, running = replace(RECIPES["small"], seed=seed), Running(cpu=True)
+    for name, outliers in (("detector", pairs), ("baseline", None)):
+        train_detector(
+            images,
+            training,
+            validation=validation,
+            outliers=outliers,
+            output=output / name,
+            running=running,
+            title=name,
+        )
+    sets = TestSets(sample.id_images("test"), sample.near_ood(), sample.far_ood())
+    detectors = [("SONA", str(output / "detector")), ("cross-entropy", str(output / "baseline"))]
+    evaluate_detectors(detectors, sets, output / "results")
 
-    _save_energies(output / "energies.npz", evaluations)
-    draw(output / "pictures", pipe, images, pairs.outliers, generation, evaluations)
-    counts = {"train": len(images), "validation": len(validation), "test": len(test)}
+    draw(output / "pictures", pipe, images, pairs.outliers, generation)
+    detector, baseline = (
+        run["results"]["energy"] for run in json.loads((output / "results" / "results.json").read_text())["runs"]
+    )
+    counts = {"train": len(images), "validation": len(validation)} | {name: len(some) for _, name, some in sets}
     results = {
-        **evaluations["SONA"].results,
-        "baseline": evaluations["cross-entropy"].results,
+        **detector,
+        "baseline": baseline,
         "seed": seed,
         "version": __version__,
-        "images": counts | {name: len(some) for name, some in {**near, **far}.items()},
+        "images": counts,
         "seconds_of_this_run": round(time.monotonic() - started, 1),
     }
     write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
-def draw(
-    folder: Path, pipe, images, outliers, settings: GenerationSettings, evaluations: dict[str, Evaluation]
-) -> None:
-    """Write `pairs.png`, `masks-*.png` and `scores.png`."""
+def draw(folder: Path, pipe, images, outliers, settings: GenerationSettings) -> None:
+    """Write `pairs.png` and `masks-*.png`."""
     plan = plan_outliers(images, settings)
     by_step = sorted(plan, key=lambda item: item.stop_step)
     pairs = [by_step[k] for k in np.linspace(0, len(by_step) - 1, min(PAIRS, len(by_step))).astype(int)]
@@ -114,26 +111,3 @@ def draw(
             )
             figures.save_figure(sheet, folder / f"masks-{number}.png")
             track.advance()
-    figures.save_figure(
-        figures.scores_figure({name: evaluation.energies for name, evaluation in evaluations.items()}),
-        folder / "scores.png",
-    )
-
-
-def _save_energies(path: Path, evaluations: dict[str, Evaluation]) -> None:
-    """Write the energies as arrays named `<detector>/<data set>`."""
-    arrays = {f"{who}/{name}": e for who, evaluation in evaluations.items() for name, e in evaluation.energies.items()}
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_bytes(path, content.getvalue())
-
-
-def _once(folder: Path, train: Callable[[], Detector]) -> Detector:
-    """The detector saved in `folder`, or else a newly trained one, which is saved there."""
-    if folder.exists():
-        return Detector.from_pretrained(folder)
-    detector = train()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        detector.save_pretrained(Path(temporary) / "detector")
-        os.replace(Path(temporary) / "detector", folder)
-    return detector

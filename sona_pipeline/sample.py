@@ -26,6 +26,11 @@ def near_ood() -> dict[str, ImageSet]:
     return {name: images.with_classes([name]) for name in images.classes}
 
 
+def real_outliers() -> ImageSet:
+    """Real images of the OOD labels, as many as there are ID training images: what outlier exposure usually has."""
+    return open_images(SAMPLE / "outliers.parquet")
+
+
 def far_ood() -> dict[str, ImageSet]:
     """scikit-learn's handwritten digits, and grey patches of its two photographs."""
     digits = [Image.fromarray((16 * d).clip(0, 255).astype(np.uint8)) for d in load_digits().images]

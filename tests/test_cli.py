@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sona_pipeline import __version__, sample
 from sona_pipeline.cli import main
+from sona_pipeline.detector import load_detector
 
 
 def sona(*arguments, code: int = 0) -> subprocess.CompletedProcess:
@@ -33,17 +35,40 @@ def folders(tmp_path_factory):
     return root
 
 
-def test_generate_train_evaluate(folders, tmp_path):
+def test_generate_train_score_evaluate(folders, tmp_path):
     labels = ("--ood-labels", folders / "labels.txt")
     sona("generate", "--data", folders / "id", "--model", "tiny", *labels, "--steps", 4, "--output", tmp_path / "set")
-    training = ("--data", folders / "id", "--outliers", tmp_path / "set", "--epochs", 1, "--batch-size", 16)
-    sona("train", *training, "--output", tmp_path / "detector")
+    training = ("--data", folders / "id", "--outliers", tmp_path / "set", "--recipe", "small", "--batch-size", 16)
+    for seed in (0, 1):
+        output = ("--output", tmp_path / f"detector {seed}")
+        sona("train", *training, "--epochs", 1, "--id-rate", 0.5, "--cpu", "--seed", seed, *output)
+    settings = json.loads((tmp_path / "detector 1" / "training.json").read_text())
+    assert (settings["epochs"], settings["network"], settings["id_rate"], settings["seed"]) == (1, "resnet8", 0.5, 1)
+
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    places = (tmp_path / "broken.png", folders / "near")
+    cams = ("--cam", tmp_path / "cams")
+    found = sona("score", "--detector", tmp_path / "detector 0", *places, "--json", *cams).stdout.splitlines()
+    first, *rows = map(json.loads, found)
+    assert "cannot be read as an image" in first["error"] and len(rows) == 20
+    detector = load_detector(tmp_path / "detector 0")
+    for row in rows:
+        said = detector(row["image"])
+        assert (row["label"], row["is_ood"]) == (said.label, said.is_ood)
+        assert row["energy"] == pytest.approx(said.energy, rel=1e-4)
+    assert len(list((tmp_path / "cams").glob("*near*.png"))) == 20
+    assert "verdict" in sona("score", "--detector", tmp_path / "detector 0", folders / "near").stdout
+
     sets = ("--id", folders / "test", "--near", f"coat={folders / 'near'}", "--far", f"same={folders / 'test'}")
-    run = sona("evaluate", "--detector", tmp_path / "detector", *sets, "--output", tmp_path / "results.json")
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["near_ood"]) == {"coat", "mean"}
-    assert results["far_ood"]["same"]["auroc"] == pytest.approx(50)
-    assert f"{results['near_ood']['coat']['auroc']:.1f}" in run.stdout
+    seeds = [f"--detector=SONA={tmp_path / f'detector {seed}'}" for seed in (0, 1)]
+    scores = ("--score", "energy", "--score", "knn", "--fit", folders / "id")
+    run = sona("evaluate", *seeds, *sets, "--output", tmp_path / "results", *scores)
+    runs = json.loads((tmp_path / "results" / "results.json").read_text())["runs"]
+    aurocs = [run["results"]["energy"]["near_ood"]["coat"]["auroc"] for run in runs]
+    assert f"{np.mean(aurocs):.2f} ± {np.std(aurocs, ddof=1):.2f}" in run.stdout
+    assert [run["results"]["knn"]["far_ood"]["same"]["auroc"] for run in runs] == pytest.approx([50, 50])
+    for name in ("results.csv", "results.md", "results.tex", "scores.png", "roc.png", "scores/SONA-1.parquet"):
+        assert (tmp_path / "results" / name).stat().st_size > 100
 
 
 def test_dry_run_prints_a_plan_and_writes_nothing(folders, tmp_path):
@@ -90,11 +115,22 @@ BAD = {
     "generate --data {root}/id --model tiny --scheduler pndm": "scheduler is 'pndm'",
     "generate --data {root}/id --model tiny --mask-threshold 0.5": "`mask_threshold` is 0.5",
     "inspect {root}": "is not a set made by",
-    "train --data {root}/near": "a detector needs images of two classes",
+    "train --data {root}/near": "training images have no classes",
     "train --data {root}/id --outliers {root}": "is not a set made by",
-    "evaluate --detector {root}/no --id {root}/test": "holds no detector",
+    "train --data {root}/id --recipe mine": "--recipe is 'mine', but has to be one of",
+    "train --data {root}/id --outliers {root} --real-outliers {root}": "exclude each other",
+    "train --data {root}/id --network resnet9": "no network named 'resnet9'",
+    "train --data {root}/id --real-outliers {root}/near --mi-weight 1": "between an image and its own outlier",
+    "train --data {root}/id --validation-share 0 --id-rate 0.9": "needs validation images",
+    "train --data {root}/id --validation {root}/near": "validation images have no classes",
+    "score --detector {root} {root}/near": "holds no detector",
+    "score --detector {root} {root}/nothing": "does not exist",
+    "evaluate --detector {root}/no --id {root}/test": "no does not exist",
     "evaluate --detector {root} --id {root}/test": "holds no detector",
-    "evaluate --detector {root} --id {root}/test --near coat": "NAME=DIR",
+    "evaluate --detector {root} --id {root}/test --near coat": "NAME=PLACE",
+    "evaluate --detector {root}": "there are no test images",
+    "evaluate --detector {root} --benchmark cifar10 --root {root}": "cifar10/train_cifar10.txt is missing",
+    "evaluate --detector {root} --benchmark cifar10 --id {root}/test": "brings its own test sets",
 }
 
 
@@ -103,7 +139,7 @@ def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path, monkeypatch
     (folders / "clash.txt").write_text("shirt\n")
     (folders / "none.txt").write_text("\n")
     arguments = [word.format(root=folders) for word in words.split()]
-    output = ["--output", str(tmp_path / "out")] if arguments[0] in ("generate", "train") else []
+    output = ["--output", str(tmp_path / "out")] if arguments[0] in ("generate", "train", "evaluate") else []
     monkeypatch.setattr(sys, "argv", ["sona", *arguments, *output])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -121,5 +157,5 @@ def test_message_of_a_process_has_no_traceback_and_keeps_brackets(folders, tmp_p
 
 def test_help_names_the_commands_and_the_version_is_told():
     run = sona("--help")
-    assert all(command in run.stdout for command in ("quickstart", "generate", "inspect", "train", "evaluate"))
+    assert all(command in run.stdout for command in ("quickstart", "generate", "inspect", "train", "score", "evaluate"))
     assert sona("--version").stdout.strip() == f"sona {__version__}"

@@ -1,6 +1,7 @@
 """The quickstart on a cut-down sample; CI runs it whole, as the README's first command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sona_pipeline import quickstart as job
 from sona_pipeline import sample
 from sona_pipeline.metrics import ood_metrics
 from sona_pipeline.plan import GenerationSettings
-from sona_pipeline.train import TrainingSettings
+from sona_pipeline.score_table import by_set, read_scores
+from sona_pipeline.training_settings import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         whole = sample.id_images
         patch.setattr(sample, "id_images", lambda part: whole(part).take(range(48)))
-        patch.setattr(job, "TrainingSettings", lambda seed: TrainingSettings(epochs=2, batch_size=16, seed=seed))
+        patch.setitem(RECIPES, "small", replace(RECIPES["small"], epochs=2, batch_size=16))
         patch.setattr(
             job, "GenerationSettings", lambda **given: GenerationSettings(**given | {"num_inference_steps": 8})
         )
@@ -37,12 +39,13 @@ def test_results_pictures_and_resume(run):
         assert set(part["far_ood"]) == {"digits", "photos", "mean"}
         for row in [*part["near_ood"].values(), *part["far_ood"].values()]:
             assert set(row) == {"auroc", "fpr95", "aupr_in", "aupr_out"}
-    for name in ("pairs", "masks-1", "masks-2", "masks-3", "scores"):
-        with Image.open(folder / "pictures" / f"{name}.png") as picture:
+    pictures = [f"pictures/{name}.png" for name in ("pairs", "masks-1", "masks-2", "masks-3")]
+    for name in (*pictures, "results/scores.png", "results/roc.png"):
+        with Image.open(folder / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
 
-    with np.load(folder / "energies.npz") as energies:
-        near = ood_metrics(energies["SONA/id"], energies["SONA/coat"])
+    scores = read_scores(folder / "results" / "scores" / "SONA-0.parquet")
+    near = ood_metrics(by_set(scores, "energy", "id")["id"], by_set(scores, "energy", "near_ood")["coat"])
     assert near == results["near_ood"]["coat"]
 
     kept = [

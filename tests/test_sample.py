@@ -25,6 +25,13 @@ def test_ood_sets_hold_grey_images_of_one_size():
         assert is_grey(images)
 
 
+def test_real_outliers_are_of_the_ood_labels_and_as_many_as_the_training_images():
+    outliers, train = sample.real_outliers(), sample.id_images("train")
+    assert outliers.classes == sample.OOD_LABELS and np.bincount(outliers.labels).tolist() == [750, 750]
+    assert len(outliers) == len(train) and not set(outliers.keys) & set(train.keys)
+    assert is_grey(outliers)
+
+
 def test_sample_is_small_and_carries_its_licence():
     files = list(sample.SAMPLE.iterdir())
     assert sum(p.stat().st_size for p in files) <= 6e6

@@ -1,11 +1,14 @@
 """The embedded model: that it is what it says, and good enough to be used."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
 from sona_pipeline import TINY_MODEL, SONAPipeline, sample
-from sona_pipeline.train import TrainingSettings, train_detector
+from sona_pipeline.train import train_detector
+from sona_pipeline.training_settings import RECIPES
 
 KNOWN = [*sample.id_images("train").classes, *sample.OOD_LABELS]
 
@@ -38,12 +41,12 @@ def test_draws_the_id_classes_it_is_asked_for():
     pipe = StableDiffusionPipeline.from_pretrained(TINY_MODEL)
     pipe.set_progress_bar_config(disable=True)
     images = sample.id_images("train")
-    judge = train_detector(images, TrainingSettings(epochs=6), validation=sample.id_images("validation"))
+    judge = train_detector(images, replace(RECIPES["small"], epochs=6), validation=sample.id_images("validation"))
     drawn = pipe(
         [f"a photo of a {name}" for name in images.classes for _ in range(16)],
         num_inference_steps=20,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
     ).images
-    found = [d.label for d in judge.detect(drawn)]
+    found = [d.label for d in judge(drawn)]
     assert np.mean([a == b for a, b in zip(found, np.repeat(images.classes, 16))]) > 0.8

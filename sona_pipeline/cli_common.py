@@ -1,0 +1,31 @@
+"""What the commands share: the console, and messages for jobs that end early."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+console = Console()
+
+
+@contextmanager
+def ends_explained(output: Path, batch_size: int) -> Iterator[None]:
+    """Say what to do when a job that can be resumed is stopped, or runs out of disk or memory."""
+    import torch
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("\nStopped. What is done is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except torch.OutOfMemoryError:
+        raise MemoryError(f"no memory for batches of {batch_size} images: lower --batch-size") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
+        raise
