@@ -7,6 +7,7 @@ An independent classifier is trained on the real training images and tested on t
 images drawn from pure noise, `--count` for each label. The autoencoder's error is taken on the real test images.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +20,10 @@ from torchvision.utils import save_image
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.data import ImageSet, open_images, split
-from sona_pipeline.detector import predict
+from sona_pipeline.detector import Detector
 from sona_pipeline.imaging import fit
-from sona_pipeline.train import TrainingSettings, train_detector
+from sona_pipeline.train import train_detector
+from sona_pipeline.training_settings import RECIPES
 
 
 def mean_absolute_error(pipe: StableDiffusionPipeline, images: ImageSet) -> float:
@@ -49,6 +51,12 @@ def draw(pipe: StableDiffusionPipeline, label: str, count: int, steps: int, scal
     return ImageSet(tuple(map(str, range(count))), (), (), pictures.__getitem__)
 
 
+def judged(judge: Detector, images: ImageSet) -> np.ndarray:
+    """The class index that the judge gives each image."""
+    said = judge.stream((images.image(i) for i in range(len(images))), batch_size=256)
+    return np.array([judge.classes.index(one.label) for one in said])
+
+
 def main(
     train: Annotated[Path, typer.Option(help="Real labelled images that the judge learns from.")],
     test: Annotated[Path, typer.Option(help="Real labelled images that the judge and the autoencoder are tested on.")],
@@ -71,17 +79,17 @@ def main(
 
     chosen = real.take(np.random.default_rng(seed).permutation(len(real))[:judge_images])
     chosen, held_out = split(chosen, 0.02, seed)
-    settings = TrainingSettings(epochs=judge_epochs, seed=seed)
+    settings = replace(RECIPES["small"], epochs=judge_epochs, seed=seed)
     judge = train_detector(chosen, settings, validation=held_out, title="judge")
     truth = np.array([judge.classes.index(tested.label_name(i)) for i in range(len(tested))])
-    correct = predict(judge, tested).labels == truth
+    correct = judged(judge, tested) == truth
     print(f"judge: {100 * correct.mean():.1f} % of {len(tested)} real test images right, trained on {len(chosen)}")
 
     hits, rows = [], []
     print(f"{'label':12s} {'real, % right':>14s} {'drawn, % right':>15s}")
     for number, label in enumerate(judge.classes):
         pictures = draw(pipe, label, count, steps, guidance_scale, seed)
-        hits.append(predict(judge, pictures).labels == number)
+        hits.append(judged(judge, pictures) == number)
         print(f"{label:12s} {100 * correct[truth == number].mean():14.1f} {100 * hits[-1].mean():15.1f}")
         rows += [pil_to_tensor(pictures.image(i)).float() / 255 for i in range(min(10, count))]
     print(f"{'all':12s} {100 * correct.mean():14.1f} {100 * np.mean(hits):15.1f}")

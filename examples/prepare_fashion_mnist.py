@@ -5,7 +5,7 @@
 
 Images are laid on a black 32 x 32 canvas (two pixels on every side), without resampling. Written are
 `diffusion.parquet` (what the embedded model is trained on: 8 of the 10 classes, without the sample's validation
-images), `judge.parquet` (the test images of the 8 classes), and `sample/{train,validation,test,near}.parquet`.
+images), `judge.parquet` (the test images of the 8 classes), and `sample/{train,validation,test,near,outliers}.parquet`.
 """
 
 import gzip
@@ -62,6 +62,7 @@ def main(
     validation_count: Annotated[int, typer.Option(help="Sample: validation images a class.")] = 100,
     test_count: Annotated[int, typer.Option(help="Sample: ID test images a class.")] = 300,
     near_count: Annotated[int, typer.Option(help="Sample: near-OOD test images a class.")] = 600,
+    outlier_count: Annotated[int, typer.Option(help="Sample: real outliers to train on, a class.")] = 750,
 ) -> None:
     """Write the parquet files described above."""
     rng = np.random.default_rng(0)
@@ -82,6 +83,10 @@ def main(
     write(output / "sample" / "test.parquet", "test", images, labels, rows, ID_CLASSES)
     rows = rows_of(labels, NEAR_CLASSES, near_count, rng)
     write(output / "sample" / "near.parquet", "test", images, labels, rows, NEAR_CLASSES)
+
+    images, labels = read_idx(source, "train")
+    rows = rows_of(labels, OOD_CLASSES, outlier_count, rng)
+    write(output / "sample" / "outliers.parquet", "train", images, labels, rows, OOD_CLASSES)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """The example scripts, run as a reader would run them."""
 
 import importlib.util
+import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from sona_pipeline import SONAPipeline
+from sona_pipeline import RECIPES, GenerationSettings, SONAPipeline, load_detector, open_images, sample
+from sona_pipeline.posthoc import POST_HOC
+from sona_pipeline.scores import SCORES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -57,6 +64,56 @@ def test_trained_model_loads_and_makes_outliers_of_its_images(colours, tmp_path)
     table = run("check_latent_diffusion.py", *check, "--judge-epochs", 1, "--sheet", tmp_path / "sheet.png")
     assert "autoencoder: mean absolute error" in table
     assert (tmp_path / "sheet.png").exists()
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory):
+    """Folders `id` and `near` of some images of the bundled sample."""
+    root = tmp_path_factory.mktemp("clothes")
+    for name, images in (("id", sample.id_images("train")), ("near", sample.near_ood()["coat"])):
+        for i in range(48):
+            place = root / name / images.label_name(i)
+            place.mkdir(parents=True, exist_ok=True)
+            images.image(i).save(place / f"{i}.png")
+    return root
+
+
+def test_detector_is_trained_and_asked(clothes, tmp_path):
+    sets = ("--data", clothes / "id", "--test", clothes / "id", "--near", clothes / "near")
+    said = run("train_detector.py", *sets, "--epochs", 1, "--output", tmp_path)
+    assert said.count("near-OOD  image:") == 5 and said.count("energy") == 10
+    assert "near-OOD AUROC" in said
+    detector = load_detector(tmp_path / "detector")
+    first = detector(open_images(clothes / "id").image(0))
+    assert f"ID        image: {first.label:12} energy {first.energy:6.2f}" in said
+
+
+def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch):
+    script = load("benchmarks/detectors")
+    for part in ("id_images", "real_outliers", "near_ood", "far_ood"):
+        whole = getattr(sample, part)
+
+        def cut(*arguments, whole=whole):
+            found = whole(*arguments)
+            if isinstance(found, dict):
+                return {name: images.take(range(20)) for name, images in found.items()}
+            return found.take(range(60))
+
+        monkeypatch.setattr(sample, part, cut)
+    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], epochs=1, batch_size=16))
+    monkeypatch.setattr(script, "GenerationSettings", partial(GenerationSettings, num_inference_steps=4))
+    script.main(tmp_path, seeds=1)
+    table = pd.read_csv(tmp_path / "results" / "results.csv")
+    assert set(table["method"]) == set(script.METHODS)
+    assert set(table["score"]) >= {*SCORES, *POST_HOC} - {"she"}  # which needs a right answer in every class
+    assert table["mean"].between(-1e-6, 100 + 1e-6).all()
+    assert json.loads((tmp_path / "results" / "run.json").read_text())["images"]["coat"] == 20
+
+
+def test_cost_of_a_training_step_is_printed():
+    options = ("--network", "resnet8", "--image-size", 32, "--batch-size", 8, "--classes", 4, "--rounds", 2)
+    said = run("benchmarks/training_step.py", *options)
+    assert re.search(r"CE \+ OE / CE: \d+\.\d+ \(", said) and re.search(r"CE \+ OE \+ MI / CE \+ OE: \d", said)
 
 
 def test_resumed_training_equals_undisturbed_training(tmp_path):
