@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -88,7 +89,9 @@ def test_shards_have_the_very_images_and_rows_of_a_folder(images, pipe, tmp_path
     assert pairs["parquet"].strengths == pairs["folder"].strengths
 
 
-def test_outliers_do_not_depend_on_batch_size_or_order(images, pipe, tmp_path):
+def test_outliers_do_not_depend_on_batch_size_or_order(images, tmp_path):
+    """In float64: masks are step functions, so that the rounding of float32 can turn one of their entries over."""
+    pipe = load_pipeline("tiny", "cpu").to(torch.float64)
     settings = replace(SETTINGS, num_inference_steps=12)
     for name, order, size in (("one", range(10), 10), ("other", range(9, -1, -1), 3), ("single", range(10), 1)):
         generate_outliers(images.take(order), pipe, tmp_path / name, settings, OutputSettings(batch_size=size))

@@ -351,7 +351,9 @@ def test_from_single_file(tiny_pipe, sd_folder, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_lora(part, tiny_pipe, tmp_path):
+def test_lora(part, tiny_pipe, tmp_path, monkeypatch):
+    # transformers 5.24 asks for a peft that is not released, and works with the one that is
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda min_version: None)
     targets = {"unet": ["to_q", "to_v"], "text_encoder": ["q_proj", "v_proj"]}[part]
     adapted = copy.deepcopy(getattr(tiny_pipe, part))
     torch.manual_seed(0)
