@@ -110,10 +110,9 @@ def test_run_stopped_by_the_keyboard_says_so_and_goes_on_later(data, undisturbed
 
 
 def test_two_processes_make_the_set_of_one(data, undisturbed, tmp_path):
-    launch = ["accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch = [str(Path(sys.executable).parent / launch[0]), *launch[1:], "--mixed_precision", "no"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = subprocess.run(
-        [*launch, "--dynamo_backend", "no", *command(data, tmp_path / "set")[1:]],
+        [sys.executable, *launch, *command(data, tmp_path / "set")[1:]],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
