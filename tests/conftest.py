@@ -1,5 +1,11 @@
 """Tiny random pipelines: a few seconds of work for whole test files, and no downloads."""
 
+import os
+
+# Two workers share the cores (setup.cfg): more threads each would only get into each other's way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 import torch

@@ -17,8 +17,8 @@ from PIL import Image
 from sona_pipeline import sample
 from sona_pipeline.outlier_set import read_rows
 
-COUNT = 48
-OPTIONS = ["--model", "tiny", "--steps", "24", "--batch-size", "2"]
+COUNT = 40
+OPTIONS = ["--model", "tiny", "--steps", "16", "--batch-size", "2"]
 
 
 @pytest.fixture(scope="module")
