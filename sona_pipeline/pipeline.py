@@ -60,12 +60,14 @@ class SONAGuidance(NamedTuple):
         id_semantic_mask: M_S(c_ID) of (3), bool.
         id_nuisance_mask: M_N(c_ID) of (3), bool.
         ood_semantic_mask: M_S(c_OOD) of (3), without M_N(c_ID) where the filter of (7) is on, bool.
+        ood_unfiltered_mask: M_S(c_OOD) of (3), bool.
     """
 
     guidance: torch.Tensor
     id_semantic_mask: torch.Tensor
     id_nuisance_mask: torch.Tensor
     ood_semantic_mask: torch.Tensor
+    ood_unfiltered_mask: torch.Tensor
 
 
 def sona_guidance(
@@ -113,12 +115,11 @@ def sona_guidance(
     psi_ood = noise_ood.float() - noise_uncond.float()
     if global_guidance:
         nothing = torch.zeros_like(psi_ood, dtype=torch.bool)
-        return SONAGuidance(psi_ood.to(noise_uncond.dtype), nothing, nothing, ~nothing)
+        return SONAGuidance(psi_ood.to(noise_uncond.dtype), nothing, nothing, ~nothing, ~nothing)
 
     id_semantic, id_nuisance = _region_masks(psi_id, mask_threshold, mask_granularity)
-    ood_semantic, _ = _region_masks(psi_ood, mask_threshold, mask_granularity)
-    if filter_ood_by_nuisance:
-        ood_semantic = ood_semantic & ~id_nuisance
+    ood_unfiltered, _ = _region_masks(psi_ood, mask_threshold, mask_granularity)
+    ood_semantic = ood_unfiltered & ~id_nuisance if filter_ood_by_nuisance else ood_unfiltered
 
     guidance = torch.zeros_like(psi_id)
     if remove_id_semantics:
@@ -127,7 +128,7 @@ def sona_guidance(
         guidance = guidance + id_nuisance * psi_id
     if add_ood_semantics:
         guidance = guidance + ood_semantic * psi_ood
-    return SONAGuidance(guidance.to(noise_uncond.dtype), id_semantic, id_nuisance, ood_semantic)
+    return SONAGuidance(guidance.to(noise_uncond.dtype), id_semantic, id_nuisance, ood_semantic, ood_unfiltered)
 
 
 def _region_masks(psi: torch.Tensor, threshold: float, granularity: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,6 +216,7 @@ class SONAPipeline(
         "id_semantic_mask",
         "id_nuisance_mask",
         "ood_semantic_mask",
+        "ood_unfiltered_mask",
         "noise_pred",
         "guidance",
     ]
@@ -352,9 +354,10 @@ class SONAPipeline(
                 `step` counts on the full schedule; "latents" in the dictionary that it returns replace the latents,
                 and `pipe._interrupt = True` ends the denoising.
             callback_on_step_end_tensor_inputs: names of `_callback_tensor_inputs`: "latents", "id_semantic_mask",
-                "id_nuisance_mask", "ood_semantic_mask" (after the filter), "noise_pred" (the guided prediction, as
-                the scheduler takes it) and "guidance" (in units of noise, without s). Each is `[B, C, H, W]` in the
-                order of the images. Images that have not joined yet have their noised latents, and zeros elsewhere.
+                "id_nuisance_mask", "ood_semantic_mask" (after the filter), "ood_unfiltered_mask" (before it),
+                "noise_pred" (the guided prediction, as the scheduler takes it) and "guidance" (in units of noise,
+                without s). Each is `[B, C, H, W]` in the order of the images. Images that have not joined yet have
+                their noised latents, and zeros elsewhere.
             cross_attention_kwargs: passed on to the attention processors.
 
         Raises:
@@ -419,8 +422,8 @@ class SONAPipeline(
                         return_dict=False,
                     )[0].chunk(3)
 
-                    guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask = sona_guidance(
-                        noise_uncond, noise_id, noise_ood, **regions
+                    guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask, ood_unfiltered_mask = (
+                        sona_guidance(noise_uncond, noise_id, noise_ood, **regions)
                     )
                     masks = id_semantic_mask, id_nuisance_mask, ood_semantic_mask
                     guidance = sega(guidance, masks, i, active, noise_units[index])

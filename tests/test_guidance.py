@@ -49,9 +49,12 @@ def slow_masks(psi, threshold, granularity):
     return top, bottom
 
 
+OUTPUTS = ("guidance", "S_ID", "N_ID", "S_OOD", "S_OOD before the filter")
+
+
 def slow_guidance(uncond, noise_id, noise_ood, threshold, granularity, remove, preserve, add, filtered):
     """Equations (3) to (7), entry by entry in float64."""
-    out = {name: torch.zeros(uncond.shape, dtype=torch.float64) for name in ("guidance", "S_ID", "N_ID", "S_OOD")}
+    out = {name: torch.zeros(uncond.shape, dtype=torch.float64) for name in OUTPUTS}
     for k in range(len(uncond)):
         psi_id, psi_ood = noise_id[k].double() - uncond[k].double(), noise_ood[k].double() - uncond[k].double()
         id_top, id_bottom = slow_masks(psi_id, threshold, granularity)
@@ -69,7 +72,8 @@ def slow_guidance(uncond, noise_id, noise_ood, threshold, granularity, remove, p
             out["S_ID"][(k, *entry)] = entry in id_top
             out["N_ID"][(k, *entry)] = entry in id_bottom
             out["S_OOD"][(k, *entry)] = in_ood
-    return out["guidance"], out["S_ID"].bool(), out["N_ID"].bool(), out["S_OOD"].bool()
+            out["S_OOD before the filter"][(k, *entry)] = entry in ood_top
+    return out["guidance"], *(out[name].bool() for name in OUTPUTS[1:])
 
 
 def assert_same(found, wanted):
@@ -147,6 +151,7 @@ def test_filter_takes_the_nuisance_of_id_out_of_the_ood_term(granularity):
     assert torch.equal(free.ood_semantic_mask, free.id_nuisance_mask) and free.guidance.any()
     filtered = sona_guidance(uncond, noise_id, noise_ood, **options)
     assert not filtered.ood_semantic_mask.any() and not filtered.guidance.any()
+    assert torch.equal(filtered.ood_unfiltered_mask, free.ood_semantic_mask)
 
 
 @granularities
@@ -191,7 +196,7 @@ def test_masks_are_disjoint_and_hold_the_exact_share(seed, shape, threshold, gra
     )
     _, channels, height, width = shape
     assert not (found.id_semantic_mask & found.id_nuisance_mask).any()
-    for mask, noise in zip(found[1:], (noise_id, noise_id, noise_ood), strict=True):
+    for mask, noise in zip(found[1:], (noise_id, noise_id, noise_ood, noise_ood), strict=True):
         assert mask.shape == shape and mask.dtype == torch.bool
         moved = noise.float() != uncond.float()
         if granularity == "channel":

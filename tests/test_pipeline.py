@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 T = 10
 STOPS = [2, 5, 1, 5]
 HEIGHT, WIDTH = 24, 32
-NAMES = ("latents", "id_semantic_mask", "id_nuisance_mask", "ood_semantic_mask", "noise_pred", "guidance")
-MASKS = NAMES[1:4]
+MASKS = ("id_semantic_mask", "id_nuisance_mask", "ood_semantic_mask", "ood_unfiltered_mask")
+NAMES = ("latents", *MASKS, "noise_pred", "guidance")
 SCHEDULERS = [
     DDIMScheduler,
     DDPMScheduler,
