@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 """Folder of the embedded text-conditional latent diffusion model, in diffusers layout (Fashion-MNIST, 32 px, grey)."""
+TINY_DETECTOR = TINY_MODEL.with_name("detector")
+"""Folder of the embedded detector of six classes of Fashion-MNIST, trained with outliers of that model."""
 
 _HOMES = {
     "Detection": "detector",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 __all__ = [
     "RECIPES",
+    "TINY_DETECTOR",
     "TINY_MODEL",
     "Detection",
     "Detector",

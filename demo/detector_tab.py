@@ -1,0 +1,72 @@
+"""The tab that asks a detector about an image."""
+
+from __future__ import annotations
+
+import html
+
+import gradio as gr
+from matplotlib.figure import Figure
+from PIL import Image
+
+from limits import opened, with_messages
+from sona_pipeline import Detection, Detector
+from sona_pipeline.gradcam import draw_cam
+
+
+class DetectorTab:
+    """Layout and events.
+
+    Args:
+        detector: calibrated, so that there is a threshold.
+        examples: image files.
+    """
+
+    def __init__(self, detector: Detector, examples: list[str]):
+        self.detector = detector
+        gr.Markdown("The detector knows: " + ", ".join(detector.classes[:50]))
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                self.image = gr.Image(
+                    type="filepath", label="Image", sources=["upload", "clipboard"], height=240, elem_id="scored"
+                )
+                self.ask = gr.Button("Score", variant="primary", elem_id="score")
+                gr.Examples([[path] for path in examples], [self.image], label="Examples")
+            with gr.Column(scale=2, min_width=300):
+                self.verdict = gr.HTML("", elem_id="verdict")
+                self.histogram = gr.Plot(label="Score among the scores of ID images")
+                self.cam = gr.Image(
+                    label="Where the score comes from (Grad-CAM)", interactive=False, format="png", height=300
+                )
+        self.ask.click(
+            with_messages(self.score),
+            self.image,
+            [self.verdict, self.histogram, self.cam],
+            api_name="score_image",
+            concurrency_limit=1,
+        )
+
+    def score(self, path: str | None) -> tuple[str, Figure, Image.Image]:
+        """Verdict, histogram and Grad-CAM of an uploaded image."""
+        image = opened(path)
+        said = self.detector(image)
+        return _verdict(said), _histogram(self.detector, said), draw_cam(self.detector, image)
+
+
+def _verdict(said: Detection) -> str:
+    word = {True: "<b>never seen the like (OOD)</b>", False: "<b>known</b>", None: "no threshold"}[said.is_ood]
+    label = html.escape(said.label)
+    return f"{word}: {label} with confidence {said.confidence:.1%}, energy {said.energy:.2f}, score {said.score:.2f}"
+
+
+def _histogram(detector: Detector, said: Detection) -> Figure:
+    """The ID scores by their percentiles, the threshold, and the score of the image."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    if detector.id_quantiles:
+        axis.hist(detector.id_quantiles, bins=25, density=True, color="#9ab7d3", label="ID validation images")
+    if detector.threshold is not None:
+        axis.axvline(detector.threshold, color="black", linestyle="--", label=f"threshold {detector.threshold:.2f}")
+    axis.axvline(said.score, color="#d33", linewidth=2, label=f"this image {said.score:.2f}")
+    axis.set(xlabel=f"{detector.score} (higher = more OOD)", ylabel="density")
+    axis.legend(fontsize=8)
+    return figure

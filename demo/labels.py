@@ -1,0 +1,43 @@
+"""OOD labels that the page suggests for an ID label."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch.nn.functional import normalize
+
+from sona_pipeline import SONAPipeline
+from sona_pipeline.class_names import Names, spoken
+from sona_pipeline.ood_labels import RULES, pipeline_encoder, usable_labels
+
+
+class Suggestions:
+    """Draws OOD labels for an ID label, by how near the model's text encoder finds them.
+
+    Args:
+        pipe: whose text encoder compares labels.
+        labels: to draw from.
+    """
+
+    def __init__(self, pipe: SONAPipeline, labels: Sequence[Names]):
+        self.labels, self._encode = list(labels), pipeline_encoder(pipe)
+
+    def __call__(self, id_label: str, rule: str) -> str:
+        """A label that does not collide with `id_label`, drawn by a rule of `ood_labels.RULES`.
+
+        Raises:
+            ValueError: no label is left, or there is no such rule.
+        """
+        if rule not in RULES:
+            raise ValueError(f"the suggestion is {rule!r}, but has to be one of {sorted(RULES)}")
+        usable, _ = usable_labels(self.labels, {id_label: spoken(id_label)})
+        places = {names[0]: k for k, names in enumerate(self.labels)}
+        near = self._embeddings[[places[label] for label in usable]] @ normalize(self._encode([id_label]).float()).T
+        return usable[random.choice(RULES[rule](near.T.numpy())[0])]
+
+    @cached_property
+    def _embeddings(self) -> torch.Tensor:
+        return normalize(self._encode([names[0] for names in self.labels]).float())

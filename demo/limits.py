@@ -1,0 +1,89 @@
+"""What a visitor may ask for: bounds on uploads and settings, and errors as messages."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from sona_pipeline.imaging import upright
+
+UPLOAD_BYTES = 10 << 20
+PIXELS = 16_000_000
+STEPS, SCALE = 100, 30.0
+LABEL_LENGTH = 80
+
+
+def opened(path: str | None) -> Image.Image:
+    """An uploaded image, decoded and upright.
+
+    Raises:
+        ValueError: there is none, it has too many pixels, or is no image.
+    """
+    if not path:
+        raise ValueError("There is no image: upload one, or pick an example.")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+        if width * height > PIXELS:
+            raise ValueError(
+                f"The image has {width} x {height} pixels, but at most {PIXELS // 1_000_000} million are taken: scale"
+                " it down."
+            )
+        return upright(path)
+    except (OSError, Image.DecompressionBombError) as error:
+        kind = Path(path).suffix or "a file without a suffix"
+        raise ValueError(f"This {kind} cannot be read as an image: upload a PNG, JPEG or WebP file.") from error
+
+
+def checked_label(text: str | None, name: str) -> str:
+    """A label without spaces around it.
+
+    Raises:
+        ValueError: it is empty or too long.
+    """
+    label = " ".join((text or "").split())
+    if not label:
+        raise ValueError(f"The {name} is empty: say in a word or two what it is.")
+    if len(label) > LABEL_LENGTH:
+        raise ValueError(f"The {name} has {len(label)} characters, but at most {LABEL_LENGTH} are taken.")
+    return label
+
+
+def checked_number(value: float | None, name: str, least: float, most: float) -> float:
+    """A number in [least, most].
+
+    Raises:
+        ValueError: it is out of range, NaN, or not there.
+    """
+    if not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError(f"{name} is {value}, but has to be between {least:g} and {most:g}.")
+    return value
+
+
+def with_messages(handler: Callable) -> Callable:
+    """The event handler, with errors that a visitor can mend shown as messages on the page."""
+    mendable = (ValueError, TypeError, OSError, FloatingPointError)
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(*args):
+            try:
+                yield from handler(*args)
+            except mendable as error:
+                raise gr.Error(str(error), print_exception=False) from error
+
+        return stream
+
+    @functools.wraps(handler)
+    def answer(*args):
+        try:
+            return handler(*args)
+        except mendable as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return answer

@@ -1,0 +1,303 @@
+"""The tab that makes an outlier and shows the masks of every step."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gradio as gr
+import pandas as pd
+from PIL import Image
+
+from download import code_of, pack
+from labels import Suggestions
+from limits import SCALE, STEPS, checked_label, checked_number, opened, with_messages
+from pictures import COLOURS, SIDE, enlarged, overlay, strip
+from sona_pipeline.imaging import fit
+from sona_pipeline.make import image_form
+from sona_pipeline.pipeline import MASK_GRANULARITIES
+from tracing import MASKS, Request, Runner, Trace
+
+TERMS = {
+    "remove_id_semantics": "remove ID semantics",
+    "preserve_id_nuisance": "preserve ID nuisance",
+    "add_ood_semantics": "add OOD semantics",
+    "filter_ood_by_nuisance": "filter OOD by nuisance",
+}
+OVERS = ("source", "denoised image")
+PAUSE = 0.2
+"""Seconds between two updates of the page."""
+
+
+@dataclass
+class Shown:
+    """What the page needs of a finished run while its step slider is moved.
+
+    Attributes:
+        trace: the run.
+        denoised: a picture for each step.
+    """
+
+    trace: Trace
+    denoised: list[Image.Image] = field(default_factory=list)
+
+
+class MasksTab:
+    """Layout and events.
+
+    Args:
+        runner: of the pipeline.
+        suggestions: of OOD labels.
+        model: how the code snippet names the checkpoint.
+        examples: rows of image file, ID label and OOD label.
+    """
+
+    def __init__(self, runner: Runner, suggestions: Suggestions, model: str, examples: Sequence[tuple[str, str, str]]):
+        self.runner, self.suggestions, self.model = runner, suggestions, model
+        self.size, self.mode = image_form(runner.pipe, None)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                self._draw_inputs(examples)
+            with gr.Column(scale=2, min_width=300):
+                self._draw_outcome()
+        self._draw_steps()
+        self._connect()
+
+    def _draw_inputs(self, examples: Sequence[tuple[str, str, str]]) -> None:
+        self.image = gr.Image(
+            type="filepath", label="ID image", sources=["upload", "clipboard"], height=240, elem_id="source"
+        )
+        self.id_label = gr.Textbox(label="ID label: what the image shows", elem_id="id-label")
+        known = [names[0] for names in self.suggestions.labels]
+        self.ood_label = gr.Dropdown(
+            known[:200],
+            value=None,
+            allow_custom_value=True,
+            label="OOD label: what it shall mean (free text)",
+            elem_id="ood-label",
+        )
+        with gr.Row():
+            gr.Markdown("Suggest a label that is")
+            self.suggest = {rule: gr.Button(rule, size="sm", min_width=60) for rule in ("close", "far", "random")}
+        with gr.Row():
+            self.run = gr.Button("Run", variant="primary", elem_id="run")
+            self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
+        with gr.Accordion("Settings", open=False):
+            self._draw_settings()
+        gr.Examples([list(row) for row in examples], [self.image, self.id_label, self.ood_label], label="Examples")
+
+    def _draw_settings(self) -> None:
+        self.is_random = gr.Checkbox(False, label="Draw the strength by the seed")
+        self.strength = gr.Slider(0.02, 1.0, 0.7, step=0.01, label="Strength: how far to noise")
+        self.steps = gr.Slider(1, STEPS, 50, step=1, label="Steps of the full schedule")
+        self.scale = gr.Slider(0, SCALE, 10, step=0.5, label="Guidance scale")
+        self.threshold = gr.Slider(0.01, 0.49, 0.2, step=0.01, label="Mask threshold: share of a region")
+        self.granularity = gr.Radio(MASK_GRANULARITIES, value="channel", label="Granularity: what the share is of")
+        self.terms = gr.CheckboxGroup(
+            [(text, name) for name, text in TERMS.items()], value=list(TERMS), label="Terms of the guidance"
+        )
+        self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed")
+        self.compares = gr.Checkbox(True, label="Also with global guidance, and from the text alone")
+
+    def _draw_outcome(self) -> None:
+        self.status = gr.HTML("", elem_id="status")
+        self.before_after = gr.ImageSlider(
+            label="Source | outlier", interactive=False, format="png", max_height=420, elem_id="before-after"
+        )
+        with gr.Row():
+            self.others = {
+                name: gr.Image(label=f"Same seed, {name}", interactive=False, format="png", height=200, min_width=140)
+                for name in ("global guidance", "text only")
+            }
+
+    def _draw_steps(self) -> None:
+        self.shown, self.archive = gr.State(None, time_to_live=3600), gr.State(None)
+        gr.Markdown("### Masks of every step")
+        with gr.Row():
+            self.step = gr.Slider(1, 50, 1, step=1, label="Step, from noise to image", elem_id="step", scale=3)
+            self.over = gr.Radio(OVERS, value=OVERS[0], label="Masks over the", scale=1)
+        with gr.Row():
+            self.denoised = gr.Image(label="denoised", interactive=False, format="png", min_width=140, height=220)
+            self.masks = {
+                name: gr.Image(
+                    label=text, interactive=False, format="png", min_width=140, height=220, elem_id=f"mask-{name}"
+                )
+                for name, text in MASKS.items()
+            }
+        self.strip = gr.Image(label="All steps", interactive=False, format="png", elem_id="strip")
+        self.plot = gr.LinePlot(
+            x="step",
+            y="share",
+            color="mask",
+            y_title="share of the image, %",
+            x_title="step",
+            title="Share of the image under each mask (in one latent channel at least)",
+            color_map={text: "#{:02x}{:02x}{:02x}".format(*COLOURS[name]) for name, text in MASKS.items()},
+            height=280,
+            elem_id="shares",
+        )
+        with gr.Row():
+            self.code = gr.Code(language="python", label="The same in Python", interactive=False, scale=3)
+            self.download = gr.DownloadButton("Download pictures, masks and settings", elem_id="download", scale=1)
+
+    def _connect(self) -> None:
+        settings = [self.is_random, self.strength, self.steps, self.scale, self.threshold, self.granularity]
+        self.run.click(
+            with_messages(self.make),
+            [self.image, self.id_label, self.ood_label, *settings, self.terms, self.seed, self.compares],
+            self._outputs(),
+            api_name="make_outlier",
+            concurrency_limit=1,
+            show_progress="hidden",
+        ).then(_remove, self.archive, None, api_visibility="private")
+        self.stop.click(self.end, None, self.status, queue=False, api_name="stop")
+        for rule, button in self.suggest.items():
+            button.click(
+                with_messages(lambda label, rule=rule: self.suggestions(checked_label(label, "ID label"), rule)),
+                self.id_label,
+                self.ood_label,
+                api_name=f"suggest_{rule}",
+            )
+        for moved in (self.step.input, self.over.change):
+            moved(
+                self.show_step,
+                [self.shown, self.step, self.over],
+                self._pictures(),
+                trigger_mode="always_last",
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+    def _outputs(self) -> list:
+        run = [self.status, self.before_after, *self.others.values(), self.shown, self.step, *self._pictures()]
+        return [*run, self.strip, self.plot, self.code, self.download, self.archive]
+
+    def _pictures(self) -> list[gr.Image]:
+        return [self.denoised, *self.masks.values()]
+
+    def make(
+        self,
+        path: str | None,
+        id_label: str,
+        ood_label: str,
+        is_random: bool,
+        strength: float,
+        steps: int,
+        guidance_scale: float,
+        mask_threshold: float,
+        mask_granularity: str,
+        terms: list[str],
+        seed: int,
+        compares: bool,
+        visit: gr.Request,
+    ) -> Iterator[dict]:
+        """Make an outlier, and update the page while it is made."""
+        request = Request(
+            id_label=checked_label(id_label, "ID label"),
+            ood_label=checked_label(ood_label, "OOD label"),
+            strength=None if is_random else checked_number(strength, "The strength", 0, 1),
+            num_inference_steps=int(checked_number(steps, "The number of steps", 1, STEPS)),
+            guidance_scale=checked_number(guidance_scale, "The guidance scale", 0, SCALE),
+            mask_threshold=mask_threshold,
+            mask_granularity=mask_granularity,
+            **{name: name in terms for name in TERMS},
+            seed=int(checked_number(seed, "The seed", 0, 2**31 - 1)),
+        )
+        source = fit(opened(path), self.size, self.mode)
+        with self.runner.visit(visit.session_hash) as sign:
+            trace, last = None, 0.0
+            for trace in self.runner.trace(source, request, sign):
+                if len(trace) and time.monotonic() - last > PAUSE:
+                    last = time.monotonic()
+                    yield {self.status: _progress(trace), **self._step_pictures(Shown(trace), len(trace), OVERS[0])}
+            others = self.runner.compare(source, request, sign) if compares and trace.outlier else {}
+            yield self._outcome(trace, others)
+
+    def _outcome(self, trace: Trace, others: dict[str, Image.Image]) -> dict:
+        """All that the page shows of a run that is done, or was stopped."""
+        shown = Shown(trace, [_reduced(image) for image in self.runner.decoded(trace.latents)] if len(trace) else [])
+        if not len(trace):
+            return {self.status: "Stopped before the first step."}
+        numbers = [trace.stop_step - k for k in range(len(trace))]
+        sheet = strip(shown.denoised, numbers, trace.masks, MASKS)
+        code = code_of(trace, self.model, self.runner.pipe.device.type)
+        archive = pack(Path(tempfile.mkdtemp(prefix="sona-")) / "sona.zip", trace, others, sheet, code)
+        middle = (len(trace) + 1) // 2
+        pictures = {self.others[name]: others.get(name) and enlarged(others[name]) for name in self.others}
+        return {
+            self.status: _end_of(trace),
+            self.before_after: trace.outlier and (enlarged(trace.source, 400), enlarged(trace.outlier, 400)),
+            **pictures,
+            self.shown: shown,
+            self.step: gr.Slider(minimum=1, maximum=max(2, len(trace)), value=middle),
+            **self._step_pictures(shown, middle, OVERS[0]),
+            self.strip: sheet,
+            self.plot: _shares(trace),
+            self.code: code,
+            self.download: str(archive),
+            self.archive: archive,
+        }
+
+    def show_step(self, shown: Shown | None, step: int, over: str) -> dict:
+        """The pictures of one step of the last run, counted from 1."""
+        if shown is None:
+            return {}
+        return self._step_pictures(shown, min(max(1, int(step)), len(shown.trace)), over)
+
+    def _step_pictures(self, shown: Shown, step: int, over: str) -> dict:
+        trace = shown.trace
+        denoised = shown.denoised[step - 1] if shown.denoised else trace.source
+        under = enlarged(denoised if over == OVERS[1] else _reduced(trace.source))
+        masks = {
+            self.masks[name]: overlay(under, shares[step - 1], COLOURS[name]) for name, shares in trace.masks.items()
+        }
+        return {self.denoised: enlarged(denoised), **masks}
+
+    def end(self, visit: gr.Request) -> str:
+        """Stop what this visitor is running."""
+        self.runner.stop(visit.session_hash)
+        return "Stopping after this step."
+
+    def leave(self, visit: gr.Request) -> None:
+        """Stop what a visitor who has gone away was running."""
+        self.runner.stop(visit.session_hash)
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """A large image scaled down to what the page shows of it."""
+    image = image.copy()
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def _progress(trace: Trace) -> str:
+    done, total = len(trace), trace.stop_step
+    return f'Step {done} of {total} <progress value="{done}" max="{total}" style="width: 60%"></progress>'
+
+
+def _end_of(trace: Trace) -> str:
+    labels = f"{html.escape(trace.request.id_label)} → {html.escape(trace.request.ood_label)}"
+    if trace.outlier is None:
+        return f"{labels}: stopped after {len(trace)} of {trace.stop_step} steps; the masks up to there are below."
+    return f"{labels}, noised up to step {trace.stop_step} of {trace.request.num_inference_steps}."
+
+
+def _shares(trace: Trace) -> pd.DataFrame:
+    """The rows of the plot."""
+    rows = [
+        {"step": k, "share": share, "mask": text}
+        for name, text in MASKS.items()
+        for k, share in enumerate(trace.covered(name), start=1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _remove(archive: Path | None) -> None:
+    """Remove the archive, of which the page has a copy by now."""
+    if archive:
+        shutil.rmtree(archive.parent, ignore_errors=True)

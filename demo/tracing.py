@@ -1,0 +1,184 @@
+"""One image through the pipeline, with what the guidance saw at every step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from queue import Queue
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sona_pipeline import SONAPipeline
+
+MASKS = {
+    "id_semantic_mask": "ID semantics",
+    "id_nuisance_mask": "ID nuisance",
+    "ood_unfiltered_mask": "OOD semantics before the filter",
+    "ood_semantic_mask": "OOD semantics",
+}
+"""Callback tensors of the pipeline, and what they are called on the page."""
+PROMPT = "a photo of a {}"
+_END = object()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a visitor asked for; names and ranges are those of `SONAPipeline`.
+
+    Attributes:
+        strength: None draws it by the seed.
+    """
+
+    id_label: str
+    ood_label: str
+    strength: float | None = None
+    num_inference_steps: int = 50
+    guidance_scale: float = 10.0
+    mask_threshold: float = 0.2
+    mask_granularity: str = "channel"
+    remove_id_semantics: bool = True
+    preserve_id_nuisance: bool = True
+    add_ood_semantics: bool = True
+    filter_ood_by_nuisance: bool = True
+    seed: int = 0
+
+    def arguments(self) -> dict:
+        """The arguments of the call, without image and generator."""
+        given = asdict(self)
+        prompts = {f"{kind}_prompt": PROMPT.format(given.pop(f"{kind}_label")) for kind in ("id", "ood")}
+        return prompts | {name: value for name, value in given.items() if name != "seed"}
+
+
+@dataclass
+class Trace:
+    """A run, step by step.
+
+    Attributes:
+        source: the image at the model's size.
+        request: what was asked for.
+        stop_step: that the image was noised up to; 0 until the first step is done.
+        latents: `[C, h, w]` after each step.
+        masks: for each name of `MASKS` the share `[h, w]` of the latent channels under the mask, at each step.
+        outlier: the result, None until the run is done.
+    """
+
+    source: Image.Image
+    request: Request
+    stop_step: int = 0
+    latents: list[torch.Tensor] = field(default_factory=list)
+    masks: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in MASKS})
+    outlier: Image.Image | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def add(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Keep what a callback was given after the step `step`, counted down to 1."""
+        self.stop_step = self.stop_step or step
+        for name, shares in self.masks.items():
+            shares.append(tensors[name][0].float().mean(dim=0).cpu().numpy())
+        self.latents.append(tensors["latents"][0].float().cpu())
+
+    def covered(self, name: str) -> list[float]:
+        """Part of the image under a mask at each step: positions where it holds in one channel at least, in percent."""
+        return [100 * float((share > 0).mean()) for share in self.masks[name]]
+
+
+class Runner:
+    """Runs of one pipeline, one at a time, which those who started them can stop.
+
+    Args:
+        pipe: a loaded pipeline.
+    """
+
+    def __init__(self, pipe: SONAPipeline):
+        self.pipe = pipe
+        self._turn = threading.Lock()
+        self._stops: dict[str, threading.Event] = {}
+
+    @contextmanager
+    def visit(self, visitor: str) -> Iterator[threading.Event]:
+        """The sign by which `stop` ends the runs of this visitor in this context."""
+        sign = self._stops[visitor] = threading.Event()
+        try:
+            yield sign
+        finally:
+            sign.set()
+            self._stops.pop(visitor, None)
+
+    def stop(self, visitor: str) -> None:
+        """End what the visitor is running, after the step it is at."""
+        if visitor in self._stops:
+            self._stops[visitor].set()
+
+    def trace(self, source: Image.Image, request: Request, sign: threading.Event) -> Iterator[Trace]:
+        """Run the pipeline; gives the growing trace after each step, and at the end with the outlier.
+
+        A run that was stopped ends without an outlier.
+        """
+        trace = Trace(source, request)
+        for made in self._run(sign, request, trace, image=source):
+            trace.outlier = made
+            yield trace
+
+    def compare(self, source: Image.Image, request: Request, sign: threading.Event) -> dict[str, Image.Image]:
+        """The same seed with global guidance instead of regions, and from noise by the OOD prompt alone.
+
+        The second is text-to-image with classifier-free guidance: its "source" are latents of zeros, noised up to the
+        first step of the schedule. What was stopped is left out.
+        """
+        factor, channels = self.pipe.vae_scale_factor, self.pipe.unet.config.in_channels
+        nothing = torch.zeros(1, channels, source.height // factor, source.width // factor)
+        runs = {"global guidance": {"image": source}, "text only": {"image": nothing, "strength": 1.0}}
+        made = {name: list(self._run(sign, request, None, global_guidance=True, **run)) for name, run in runs.items()}
+        return {name: steps[-1] for name, steps in made.items() if steps and steps[-1]}
+
+    def decoded(self, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
+        """Pictures of latents `[C, h, w]`."""
+        with self._turn, torch.no_grad():
+            return self.pipe.decode(torch.stack(latents).to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
+
+    def _run(
+        self, sign: threading.Event, request: Request, trace: Trace | None, **changes
+    ) -> Iterator[Image.Image | None]:
+        """Run the pipeline in a thread: None after each step, and the outlier at the end unless it was stopped."""
+        said: Queue = Queue()
+        arguments = request.arguments() | changes
+
+        def record(pipe, step, timestep, tensors):
+            if trace is not None:
+                trace.add(request.num_inference_steps - step, tensors)
+            pipe._interrupt = sign.is_set()
+            said.put(None)
+            return {}
+
+        def run():
+            try:
+                with self._turn:
+                    output = self.pipe(
+                        **arguments,
+                        generator=torch.Generator().manual_seed(request.seed),
+                        callback_on_step_end=record,
+                        callback_on_step_end_tensor_inputs=["latents", *MASKS],
+                    )
+                said.put(None if sign.is_set() else output.images[0])
+            except Exception as error:
+                said.put(error)
+            said.put(_END)
+
+        worker = threading.Thread(target=run, daemon=True)
+        worker.start()
+        try:
+            while (last := said.get()) is not _END:
+                if isinstance(last, Exception):
+                    raise last
+                yield last
+        except GeneratorExit:
+            sign.set()
+            raise
+        finally:
+            worker.join()
