@@ -30,6 +30,7 @@ TERMS = {
     "filter_ood_by_nuisance": "filter OOD by nuisance",
 }
 OVERS = ("source", "denoised image")
+BUTTONS = ["download", "fullscreen"]
 PAUSE = 0.2
 """Seconds between two updates of the page."""
 
@@ -89,7 +90,12 @@ class MasksTab:
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
         with gr.Accordion("Settings", open=False):
             self._draw_settings()
-        gr.Examples([list(row) for row in examples], [self.image, self.id_label, self.ood_label], label="Examples")
+        gr.Examples(
+            [list(row) for row in examples],
+            [self.image, self.id_label, self.ood_label],
+            label="Examples",
+            example_labels=[f"{id_label} → {ood_label}" for _, id_label, ood_label in examples],
+        )
 
     def _draw_settings(self) -> None:
         self.is_random = gr.Checkbox(False, label="Draw the strength by the seed")
@@ -107,11 +113,23 @@ class MasksTab:
     def _draw_outcome(self) -> None:
         self.status = gr.HTML("", elem_id="status")
         self.before_after = gr.ImageSlider(
-            label="Source | outlier", interactive=False, format="png", max_height=420, elem_id="before-after"
+            label="Source | outlier",
+            interactive=False,
+            format="png",
+            buttons=BUTTONS,
+            max_height=420,
+            elem_id="before-after",
         )
         with gr.Row():
             self.others = {
-                name: gr.Image(label=f"Same seed, {name}", interactive=False, format="png", height=200, min_width=140)
+                name: gr.Image(
+                    label=f"Same seed, {name}",
+                    interactive=False,
+                    format="png",
+                    buttons=BUTTONS,
+                    height=200,
+                    min_width=140,
+                )
                 for name in ("global guidance", "text only")
             }
 
@@ -122,14 +140,23 @@ class MasksTab:
             self.step = gr.Slider(1, 50, 1, step=1, label="Step, from noise to image", elem_id="step", scale=3)
             self.over = gr.Radio(OVERS, value=OVERS[0], label="Masks over the", scale=1)
         with gr.Row():
-            self.denoised = gr.Image(label="denoised", interactive=False, format="png", min_width=140, height=220)
+            self.denoised = gr.Image(
+                label="Denoised", interactive=False, format="png", buttons=BUTTONS, min_width=150, height=220
+            )
             self.masks = {
                 name: gr.Image(
-                    label=text, interactive=False, format="png", min_width=140, height=220, elem_id=f"mask-{name}"
+                    label=text,
+                    interactive=False,
+                    format="png",
+                    buttons=BUTTONS,
+                    min_width=150,
+                    height=220,
+                    elem_id=f"mask-{name}",
                 )
                 for name, text in MASKS.items()
             }
-        self.strip = gr.Image(label="All steps", interactive=False, format="png", elem_id="strip")
+        gr.Markdown("All steps: the denoised image, and each mask over it")
+        self.strip = gr.Image(show_label=False, interactive=False, format="png", buttons=BUTTONS, elem_id="strip")
         self.plot = gr.LinePlot(
             x="step",
             y="share",

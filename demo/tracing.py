@@ -17,8 +17,8 @@ from sona_pipeline import SONAPipeline
 MASKS = {
     "id_semantic_mask": "ID semantics",
     "id_nuisance_mask": "ID nuisance",
-    "ood_unfiltered_mask": "OOD semantics before the filter",
-    "ood_semantic_mask": "OOD semantics",
+    "ood_unfiltered_mask": "OOD, before filter",
+    "ood_semantic_mask": "OOD, after filter",
 }
 """Callback tensors of the pipeline, and what they are called on the page."""
 PROMPT = "a photo of a {}"

@@ -366,7 +366,9 @@ def demo(
 
     if find_spec("gradio") is None:
         raise ValueError('the page is made with gradio, which is missing: pip install "sona-pipeline[demo]"')
-    sys.path.insert(0, next(iter(find_spec("sona_pipeline.demo").submodule_search_locations)))
+    package = Path(__file__).parent
+    beside = package.parent / "demo"  # in a clone; an installed package has the page inside
+    sys.path.insert(0, str(beside if (beside / "app.py").is_file() else package / "demo"))
     from app import serve
 
     serve(model, detector, device, host, port)

@@ -78,7 +78,7 @@ def page(browser, url):
 
 def run_example(page: Page) -> None:
     """Pick the first example, run it, and wait for its end."""
-    page.locator("table tbody tr").first.click()
+    page.get_by_role("button", name="t-shirt → bag").click()
     expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator("#status")).to_contain_text("noised up to step 35 of 50", timeout=MINUTE)
@@ -128,7 +128,7 @@ def test_visitor_runs_an_example_and_looks_at_its_masks(page, tmp_path):
 
 
 def test_stop_ends_a_run_after_the_step_it_is_at(page):
-    page.locator("table tbody tr").first.click()
+    page.get_by_role("button", name="t-shirt → bag").click()
     expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
     page.get_by_role("button", name="Settings").click()
     for label, value in (("Strength", "1"), ("Steps of the full schedule", "100")):
