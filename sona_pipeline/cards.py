@@ -29,7 +29,7 @@ CITATION = f"""```bibtex
 }}
 ```"""
 METHOD = f"""\
-This is an independent implementation of the method of {PAPER}. Each image is
+The method is SONA's, of {PAPER}, in an independent implementation. Each image is
 noised part-way, up to a stop step of its own, and denoised under a guidance that works region by region. At every step
 the UNet sees the image with three prompts: an empty one, one that says what the image shows (ID), and one that says
 what the outlier shall mean (OOD). Where the ID prompt matters most, its meaning is taken away; where it matters least,
@@ -46,6 +46,8 @@ OUTLIER_LIMITS = """\
 - `ood_label` is what the model was asked for, not what somebody saw in the image. Outliers of an early stop step can
   still show their source class, and some show nothing that has a name.
 - They carry what the diffusion model has learned, its biases included, and the traces of its autoencoder."""
+RECONSTRUCTION_LIMIT = """
+- `reconstruction` shows the ID images nearly as they are: what restricts their use restricts that of this column."""
 DETECTOR_LIMITS = """\
 - It knows the classes above and nothing else. What it accepts may still be OOD, and what it flags may be ID: see the
   rates below where they were measured, and measure them on your own images.
@@ -126,7 +128,7 @@ seen this" of things that only look familiar (near-OOD detection). {content}
 
 ## Results
 
-{results_text(runs, "Of detectors trained with and without such outliers, as the methods are named.")}
+{results_text(runs, "Of detectors trained with and without such outliers, by method.", with_methods=True)}
 
 ## Licence
 
@@ -235,7 +237,7 @@ at or below.
 
 ## Limits
 
-{OUTLIER_LIMITS}
+{OUTLIER_LIMITS}{RECONSTRUCTION_LIMIT if "reconstruction" in facts.columns else ""}
 
 ## Licence
 
@@ -362,7 +364,7 @@ has seen the like.
 
 ## Results
 
-{results_text(runs, "Of this very detector, on the test sets that it was evaluated with.")}
+{results_text(runs, "Of this very detector, on the test sets that it was evaluated with.", with_methods=False)}
 
 ## Licence
 
@@ -393,7 +395,7 @@ print(said.label, said.confidence, said.energy, said.is_ood)
 or `sona score --detector {repo_id} photo.jpg`. The weights are safetensors, everything else is in `config.json`."""
 
 
-def results_text(runs: Sequence[Run], of_what: str) -> str:
+def results_text(runs: Sequence[Run], of_what: str, *, with_methods: bool) -> str:
     """Measured results as a Markdown table, a row a test set, method and score; or that none are given."""
     if not runs:
         return "None are given: this card states measured results only."
@@ -413,7 +415,7 @@ def results_text(runs: Sequence[Run], of_what: str) -> str:
         shown = [numbers.get(metric, "") for metric in (*METRICS, "flagged")]
         rows.append([plain(title), plain(method), plain(score), *shown])
     head = ["test set", "method", "score", *METRICS.values(), "flagged"]
-    if found["method"].nunique() == 1:
+    if not with_methods:
         head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
     spread = f" Mean ± standard deviation over {found['n'].max()} seeds." if found["n"].max() > 1 else ""
     return f"""{of_what} In percent.{spread} OOD is the positive class: FPR@95 is the share of ID
@@ -489,12 +491,12 @@ def _settings_rows(settings: Mapping) -> Iterable[list[str]]:
         "scheduler": "scheduler",
         "num_inference_steps": "steps of the full schedule",
         "guidance_scale": "guidance scale s",
-        "mask_threshold": "share of a region",
-        "mask_granularity": "taken over",
+        "mask_threshold": "share of the latents in a region",
+        "mask_granularity": "share taken over",
         "prompt": "prompt",
         "ood_prompt": "OOD prompt, if another one",
         "label_choice": "choice of the OOD label",
-        "resize_mode": "fitting of the sources",
+        "resize_mode": "how sources came to the size",
         "reject": "left out where",
         "classifier": "classifier of `source_confidence`",
         "seed": "seed",

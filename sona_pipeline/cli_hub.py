@@ -83,6 +83,8 @@ def outliers(
 ) -> None:
     """An outlier set as a data set, which `load_dataset` and the Hub's viewer open.
 
+    The round trips of the ID images go along if the set has them, and show these images nearly as they are.
+
     Examples:
 
     sona push outliers me/bird-outliers outliers/ --id-set me/birds

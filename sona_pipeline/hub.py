@@ -366,6 +366,8 @@ def _hub_explained(repo_id: str) -> Iterator[None]:
         }
         way = ways.get(status, "try again, with the same command")
         raise OSError(f"the Hub refuses {repo_id} (status {status}, {said}): {way}") from error
+    except RuntimeError as error:  # of the upload of large files
+        raise OSError(f"the upload to {repo_id} broke off ({error}): try again, with the same command") from error
     except HTTPError as error:
         where = huggingface_hub.constants.ENDPOINT
         raise OSError(

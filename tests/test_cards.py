@@ -162,6 +162,8 @@ def test_results_are_means_over_seeds_and_absent_without_runs():
     card = cards.detector_card("me/d", detector(), runs=runs)
     assert "| ID | energy |  |  | 89.75 ± 2.12 | 4.50 ± 0.00 |" in card.text
     assert "over 2 seeds" in card.text
+    pipeline = cards.pipeline_card("me/p", "a-folder", pointer=False, licence=None, runs=runs)
+    assert "| ID | SONA | energy |  |  | 89.75 ± 2.12 | 4.50 ± 0.00 |" in pipeline.text
     values = {(e.dataset_name, e.metric_type): e.metric_value for e in card.data.eval_results}
     assert values == {("ID", "accuracy"): 89.75, ("near-OOD birds", "roc_auc"): 71.5, ("near-OOD birds", "fpr95"): 60.0}
     assert metadata(card)["model-index"][0]["name"] == "d"

@@ -125,6 +125,8 @@ def pushed(sets, detectors, demo, tmp_path_factory):
     lines = [
         ["push", "pipeline", "user/sona-tiny", "--model", "tiny"],
         ["push", "pipeline", "user/sona", "--model", "user/base", "--pointer", "--private"],
+        ["push", "pipeline", "user/copy", "--model", "user/base"],
+        ["push", "pipeline", "user/copy-of-copy", "--model", "user/copy"],
         ["push", "outliers", "user/outliers", sets["folder"], "--output", work / "elsewhere"],
         ["push", "outliers", "user/near", sets["webdataset"], "--near-ood", "--id-set", "clothes"],
         ["push", "detector", "user/detector", detectors / "1", "--results", detectors / "results"],
@@ -145,7 +147,7 @@ def repository(pushed, name: str, repo_type: str = "model"):
 
 def test_everything_is_pushed_and_nothing_left_behind(pushed):
     server, work, _, output = pushed
-    assert output.count("Pushed: ") == 6 and f"{server.url}/datasets/user/near" in output
+    assert output.count("Pushed: ") == 8 and f"{server.url}/datasets/user/near" in output
     assert not list(work.iterdir())
     assert [repository(pushed, name).private for name in ("sona-tiny", "sona")] == [False, True]
     assert repository(pushed, "demo", "space").sdk == "gradio"
@@ -186,6 +188,17 @@ def test_pipeline_repository_keeps_weights_and_names_no_place_of_this_machine(pu
         if path.suffix in (".json", ".md"):
             assert str(ROOT.parent) not in path.read_text() and "_name_or_path" not in path.read_text()
     assert sorted(repository(pushed, "sona").files()) == ["README.md", "pipeline.py"]
+
+
+def test_weights_from_the_hub_are_named_by_their_repository(pushed):
+    for name, base in (("copy", "user/base"), ("copy-of-copy", "user/copy")):
+        files = repository(pushed, name).files()
+        for file in ("model_index.json", "unet/config.json"):
+            assert json.loads(files[file].read_text())["_name_or_path"] == base
+        assert ModelCard.load(files["README.md"]).data.base_model == base
+        weights = "unet/diffusion_pytorch_model.safetensors"
+        tensors = [load_file(path) for path in (files[weights], sona_pipeline.TINY_MODEL / weights)]
+        assert all(torch.equal(value, tensors[1][key]) for key, value in tensors[0].items())
 
 
 def test_space_runs_beside_the_package(pushed, tmp_path):
@@ -272,6 +285,18 @@ def test_a_second_push_takes_old_shards_away_and_leaves_other_files(pushed, sets
     assert sorted(repo.files()) == ["README.md", "data/train-00000-of-00001.parquet", "notes.md", "settings.json"]
     with pytest.raises(ValueError, match="exists and is public"):
         hub.push(tmp_path / "out", "user/again", "dataset", private=True)
+
+
+def test_an_upload_that_breaks_off_is_one_sentence(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no answer of the storage")
+
+    (tmp_path / "file").write_text("")
+    with LoopbackHub() as server:
+        monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
+        monkeypatch.setattr(HfApi, "upload_folder", fail)
+        with pytest.raises(OSError, match=r"broke off \(no answer of the storage\): try again"):
+            hub.push(tmp_path, "user/x", "model")
 
 
 @pytest.mark.parametrize(
