@@ -28,13 +28,16 @@ CITATION = f"""```bibtex
   year      = {{2025}}
 }}
 ```"""
-METHOD = f"""\
-The method is SONA's, of {PAPER}, in an independent implementation. Each image is
+METHOD = textwrap.fill(
+    f"""The method is SONA's, of {PAPER}, in an independent implementation. Each image is
 noised part-way, up to a stop step of its own, and denoised under a guidance that works region by region. At every step
 the UNet sees the image with three prompts: an empty one, one that says what the image shows (ID), and one that says
 what the outlier shall mean (OOD). Where the ID prompt matters most, its meaning is taken away; where it matters least,
 what surrounds the object is kept; and the OOD prompt's meaning is added where that matters most, outside what is
-kept."""
+kept.""",
+    120,
+    break_on_hyphens=False,
+)
 PIPELINE_LIMITS = """\
 - It works with Stable Diffusion 1.x and 2.x and checkpoints built like them, and only with things that their model
   knows by name.

@@ -65,7 +65,7 @@ def write_pipeline_repository(
     name = "sona-tiny" if is_tiny else Path(model).resolve().name if is_local else model
     notes = (TINY_MODEL / "README.md").read_text(encoding="utf-8").strip() if is_tiny else ""
     licence = licence or ("apache-2.0" if is_tiny else None)
-    with _laid_out(folder) as partial:
+    with laid_out(folder) as partial:
         if pointer:
             shutil.copyfile(PACKAGE / "pipeline.py", partial / "pipeline.py")
         else:
@@ -112,7 +112,7 @@ def write_outlier_repository(
     samples, found = read_samples(outliers), inspect_outliers(outliers)
     found.settings.update(_without_places(found.settings))
     first = next(samples)
-    with _laid_out(folder) as partial:
+    with laid_out(folder) as partial:
         write_table(partial / "data", "test" if near_ood else "train", chain([first], samples), SHARD_BYTES)
         write_text(partial / SETTINGS, json.dumps(found.settings, indent=2, ensure_ascii=False) + "\n")
         pictures = ["image", *(["reconstruction"] if first.reconstruction else [])]
@@ -158,7 +158,7 @@ def write_detector_repository(
         network = f"{kind}:{Path(place).name}"  # its configuration is in the settings
     model._hub_mixin_config["network"] = network
     settings = Path(detector) / "training.json"
-    with _laid_out(folder) as partial:
+    with laid_out(folder) as partial:
         model.save_pretrained(partial)
         training = None
         if settings.exists():
@@ -186,7 +186,7 @@ def write_space(folder: str | Path, demo: str | Path = DEMO) -> None:
     if not SpaceCard.load(demo / "README.md").data.get("sdk"):
         raise ValueError(f"{demo}/README.md names no `sdk` between two lines of ---, as a Space's README.md has to")
     passed_over = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
-    with _laid_out(folder) as partial:
+    with laid_out(folder) as partial:
         shutil.copytree(demo, partial, ignore=passed_over, dirs_exist_ok=True)
         shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=passed_over)
 
@@ -300,7 +300,7 @@ def _run_of(detector, results: str | Path) -> Run:
 
 
 @contextmanager
-def _laid_out(folder: str | Path) -> Iterator[Path]:
+def laid_out(folder: str | Path) -> Iterator[Path]:
     """A folder to write to, which becomes `folder` when everything is done."""
     folder = Path(folder)
     check_folder(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.cards import METHOD, TITLE
 from sona_pipeline.files import write_text
-from sona_pipeline.hub import check_folder
+from sona_pipeline.hub import laid_out
 
 NAME = "SONA: Semantic Outliers by Nuisance Awareness"
 ANCHOR = "sona-semantic-outliers-by-nuisance-awareness"
@@ -63,20 +63,20 @@ _COMMIT = "0" * 40
 
 
 def write_upstream(folder: str | Path) -> None:
-    """Write what a pull request to diffusers' `examples/community` consists of.
+    """Write what a pull request to diffusers' `examples/community` consists of, and check that it loads.
 
     `sona.py` is the pipeline; `README-row.md` the row of the table at the top of the README there (example,
     description, code example, Colab, author), and `README-section.md` the section that the row leads to.
 
     Raises:
         FileExistsError: the folder holds something.
+        ValueError: see `check_upstream`; nothing is left then.
     """
-    folder = Path(folder)
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "sona.py")
-    write_text(folder / "README-row.md", ROW)
-    write_text(folder / "README-section.md", SECTION)
+    with laid_out(folder) as partial:
+        shutil.copyfile(Path(__file__).with_name("pipeline.py"), partial / "sona.py")
+        write_text(partial / "README-row.md", ROW)
+        write_text(partial / "README-section.md", SECTION)
+        check_upstream(partial / "sona.py")
 
 
 def check_upstream(code: str | Path) -> None:
