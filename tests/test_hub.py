@@ -19,11 +19,12 @@ import sona_pipeline
 from sona_pipeline import hub
 from sona_pipeline.detector import Detector, save_detector
 from sona_pipeline.evaluate import evaluate_detectors
-from sona_pipeline.generate import OutputSettings, generate_outliers
-from sona_pipeline.outlier_set import FORMATS, open_outliers, read_rows
+from sona_pipeline.generate import generate_outliers
+from sona_pipeline.outlier_set import FORMATS, OutlierWriter, open_outliers, read_rows, read_samples
 from sona_pipeline.plan import GenerationSettings
 from sona_pipeline.sample import OOD_LABELS, id_images
 from sona_pipeline.score_table import TestSets
+from sona_pipeline.shards import PACKINGS
 
 ROOT = Path(sona_pipeline.__file__).parent
 # Several command lines in one process, which saves the import of torch for each.
@@ -80,18 +81,20 @@ def in_process(code: str, *arguments: str, cwd: Path, environment: dict) -> subp
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return sona_pipeline.load_pipeline("tiny", "cpu")
-
-
-@pytest.fixture(scope="module")
-def sets(tiny, tmp_path_factory) -> dict[str, Path]:
-    """Outlier sets of 12 images, in all formats."""
-    root, images = tmp_path_factory.mktemp("sets"), id_images("train").drawn(12)
-    settings = GenerationSettings(ood_labels=OOD_LABELS, num_inference_steps=4)
-    for form in FORMATS:
-        generate_outliers(images, tiny, root / form, settings, OutputSettings(format=form))
-    return {form: root / form for form in FORMATS}
+def sets(tmp_path_factory) -> dict[str, Path]:
+    """One outlier set of 12 images in all formats, made in one step, as any other takes longer."""
+    folders = {form: tmp_path_factory.mktemp("sets") / form for form in FORMATS}
+    settings = GenerationSettings(ood_labels=OOD_LABELS, num_inference_steps=1)
+    pipe = sona_pipeline.load_pipeline("tiny", "cpu")
+    generate_outliers(id_images("train").drawn(12), pipe, folders["folder"], settings)
+    recorded = json.loads((folders["folder"] / "settings.json").read_text())
+    for form in PACKINGS:
+        folders[form].mkdir()
+        (folders[form] / "settings.json").write_text(json.dumps(recorded | {"format": form}))
+        writer = OutlierWriter(folders[form], form)
+        writer.commit("all", list(read_samples(folders["folder"])), [])
+        writer.finish()
+    return folders
 
 
 @pytest.fixture(scope="module")
