@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from sona_pipeline.detector import Detection, Detector, load_detector
     from sona_pipeline.evaluate import evaluate_detectors
     from sona_pipeline.generate import OutputSettings, generate_outliers
+    from sona_pipeline.hub import (
+        push,
+        write_detector_repository,
+        write_outlier_repository,
+        write_pipeline_repository,
+        write_space,
+    )
     from sona_pipeline.outlier_set import OutlierPairs, open_outlier_set
     from sona_pipeline.pipeline import SONAGuidance, SONAPipeline, SONAPipelineOutput, sona_guidance
     from sona_pipeline.plan import GenerationSettings
@@ -42,10 +49,15 @@ _HOMES = {
     "load_pipeline": "checkpoint",
     "open_images": "data",
     "open_outlier_set": "outlier_set",
+    "push": "hub",
     "results_of": "score_table",
     "score_images": "score_table",
     "sona_guidance": "pipeline",
     "train_detector": "train",
+    "write_detector_repository": "hub",
+    "write_outlier_repository": "hub",
+    "write_pipeline_repository": "hub",
+    "write_space": "hub",
 }
 __all__ = [
     "RECIPES",
@@ -68,10 +80,15 @@ __all__ = [
     "load_pipeline",
     "open_images",
     "open_outlier_set",
+    "push",
     "results_of",
     "score_images",
     "sona_guidance",
     "train_detector",
+    "write_detector_repository",
+    "write_outlier_repository",
+    "write_pipeline_repository",
+    "write_space",
 ]
 
 

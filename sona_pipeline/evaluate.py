@@ -99,7 +99,7 @@ def _scores(
     **options,
 ) -> ScoreTable:
     """The table of scores in the file, with the `scores` that it lacks computed and added."""
-    settings, notes = {"detector": _identity(detector), "images": _content(sets)}, path.with_suffix(".json")
+    settings, notes = {"detector": detector_identity(detector), "images": _content(sets)}, path.with_suffix(".json")
     if path.exists():
         settle_settings(notes, settings)
     known = read_scores(path) if path.exists() else None
@@ -111,8 +111,8 @@ def _scores(
     return table
 
 
-def _identity(detector: Detector) -> str:
-    """Follows from the weights and all settings but those that `Detector.calibrated` sets."""
+def detector_identity(detector: Detector) -> str:
+    """What results are kept under: follows from the weights and all settings but those that `calibrated` sets."""
     weights = {
         name: digest(value.cpu().contiguous().numpy().tobytes()) for name, value in detector.state_dict().items()
     }

@@ -14,6 +14,9 @@ from sona_pipeline.checks import CHECKS, FINGERPRINT, SOURCE_CONFIDENCE
 from sona_pipeline.data import ImageSet
 from sona_pipeline.outlier_set import open_outliers, read_rejects, read_rows, read_settings
 
+QUANTILES = (1, 10, 50, 90, 99)
+"""Shares in percent that results of the checks are told by."""
+
 
 @dataclass(frozen=True)
 class Inspection:

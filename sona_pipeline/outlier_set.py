@@ -194,6 +194,28 @@ def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, I
     return found[0], found[1] if len(found) > 1 else None
 
 
+def read_samples(folder: str | Path) -> Iterator[Sample]:
+    """The outliers of a finished set with their files as they are, a few at a time.
+
+    Raises:
+        FileNotFoundError: `folder` is not an outlier set.
+        ValueError: the set is not finished.
+    """
+    folder = Path(folder)
+    form = read_settings(folder)["format"]
+    if (folder / _PARTS).exists() or not _table(folder, form).exists():
+        raise ValueError(f"{folder} is not finished: let the same `sona generate` go on to its end")
+    if form != "folder":
+        shards = sorted((folder / OUTLIERS).glob(f"*.{PACKINGS[form].suffix}"))
+        return chain.from_iterable(map(PACKINGS[form].unpack, shards))
+    return map(lambda row: _sample(folder, row), read_rows(folder))
+
+
+def _sample(folder: Path, row: dict) -> Sample:
+    outlier, reconstruction = (folder / kind / row["file_name"] for kind in (OUTLIERS, RECONSTRUCTIONS))
+    return Sample(row, outlier.read_bytes(), reconstruction.read_bytes() if reconstruction.exists() else None)
+
+
 def read_settings(folder: str | Path) -> dict:
     """The settings that an outlier set was made with; FileNotFoundError if `folder` is none."""
     path = Path(folder) / SETTINGS

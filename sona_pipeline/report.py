@@ -142,7 +142,7 @@ def _wide(found: pd.DataFrame, spectrum: str) -> tuple[dict[tuple[str, str, int]
     for row in part.itertuples():
         column = (_title(row.group, row.set), METRICS[row.metric])
         order[column] = (list(GROUPS).index(row.group), row.set == "mean")
-        rows.setdefault((row.method, row.score, row.n), {})[column] = _cell(row.mean, row.std)
+        rows.setdefault((row.method, row.score, row.n), {})[column] = with_spread(row.mean, row.std)
     return rows, sorted(order, key=order.__getitem__)
 
 
@@ -150,7 +150,8 @@ def _title(group: str, name: str) -> str:
     return GROUPS[group] if group == "id" else f"{GROUPS[group]} {name}"
 
 
-def _cell(mean: float, std: float) -> str:
+def with_spread(mean: float, std: float) -> str:
+    """A mean and its standard deviation, if there is one, with two decimals."""
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -167,7 +168,12 @@ def _as_markdown(found: pd.DataFrame) -> str:
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", " ".join(cell.split())) for cell in cells) + " |"
+    return "| " + " | ".join(map(plain, cells)) + " |"
+
+
+def plain(text: str) -> str:
+    """A text on one line, with what Markdown would take for its own escaped."""
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", " ".join(text.split()))
 
 
 def _as_latex(found: pd.DataFrame) -> str:

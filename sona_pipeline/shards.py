@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
 import datasets
 import pyarrow
 import pyarrow.parquet as pq
+
+ROW_GROUP = 100
+"""Rows that a published parquet file is read by; small, so that a viewer has the first ones at once."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Packing(Protocol):
     def merge(self, path: Path, parts: Sequence[Path], is_kept: Callable[[str], bool]) -> None:
         """Write those samples of several files to one whose `file_name` is kept, one file at a time."""
 
+    def unpack(self, path: Path) -> Iterator[Sample]:
+        """The samples in a part or shard, a few at a time."""
+
 
 class Parquet:
     """Rows of the metadata table with the columns `image` and, if there are any, `reconstruction`."""
@@ -46,13 +53,7 @@ class Parquet:
 
     def pack(self, path: Path, samples: Sequence[Sample]) -> None:
         """Write samples to a parquet file, as `datasets` does."""
-        rows = []
-        for sample in samples:
-            pictures = {"image": sample.outlier, "reconstruction": sample.reconstruction}
-            cells = {name: {"bytes": content, "path": None} for name, content in pictures.items() if content}
-            rows.append(cells | sample.row)
-        schema = datasets.Features({name: _feature(value) for name, value in rows[0].items()}).arrow_schema
-        pq.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+        pq.write_table(_table(samples), path)
 
     def merge(self, path: Path, parts: Sequence[Path], is_kept: Callable[[str], bool]) -> None:
         """Write rows of several parquet files to one."""
@@ -60,6 +61,14 @@ class Parquet:
             for part in parts:
                 table = pq.read_table(part)
                 writer.write_table(table.filter([is_kept(name) for name in table["file_name"].to_pylist()]))
+
+    def unpack(self, path: Path) -> Iterator[Sample]:
+        """The rows of a parquet file."""
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROW_GROUP):
+                for row in batch.to_pylist():
+                    pictures = [row.pop(name, None) for name in self.columns]
+                    yield Sample(row, *(picture and picture["bytes"] for picture in pictures))
 
 
 class WebDataset:
@@ -89,8 +98,54 @@ class WebDataset:
                         if member.name.split(".")[0] in kept:
                             whole.addfile(member, tar.extractfile(member))
 
+    def unpack(self, path: Path) -> Iterator[Sample]:
+        """The samples of a tar file, whose files lie together."""
+        with tarfile.open(path) as tar:
+            for name, members in groupby(tar, lambda member: member.name.split(".")[0]):
+                files = {member.name.removeprefix(f"{name}."): tar.extractfile(member).read() for member in members}
+                yield Sample(json.loads(files["json"]), *(files.get(column) for column in self.columns))
+
 
 PACKINGS: dict[str, Packing] = {"parquet": Parquet(), "webdataset": WebDataset()}
+
+
+def write_table(folder: Path, split: str, samples: Iterable[Sample], shard_bytes: int) -> int:
+    """Write samples to `folder/SPLIT-00000-of-00001.parquet` and so on, and give their number.
+
+    Args:
+        folder: made if it is not there.
+        split: "train" or "test".
+        samples: taken a few at a time.
+        shard_bytes: size in memory that a file is ended at.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, writer, paths, count, size = iter(samples), None, [], 0, 0
+    try:
+        while group := list(islice(samples, ROW_GROUP)):
+            table = _table(group)
+            if writer is None or size >= shard_bytes:
+                if writer:
+                    writer.close()
+                paths.append(folder / f"{len(paths):05d}")
+                writer, size = pq.ParquetWriter(paths[-1], table.schema), 0
+            writer.write_table(table)
+            count, size = count + len(group), size + table.nbytes
+    finally:
+        if writer:
+            writer.close()
+    for path in paths:
+        path.rename(folder / f"{split}-{path.name}-of-{len(paths):05d}.parquet")
+    return count
+
+
+def _table(samples: Sequence[Sample]) -> pyarrow.Table:
+    rows = []
+    for sample in samples:
+        pictures = {"image": sample.outlier, "reconstruction": sample.reconstruction}
+        cells = {name: {"bytes": content, "path": None} for name, content in pictures.items() if content}
+        rows.append(cells | sample.row)
+    schema = datasets.Features({name: _feature(value) for name, value in rows[0].items()}).arrow_schema
+    return pyarrow.Table.from_pylist(rows, schema=schema)
 
 
 def _feature(value):

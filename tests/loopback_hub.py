@@ -4,13 +4,18 @@
         hub.add("user/model", folder)
         subprocess.run(command, env=os.environ | hub.environment(cache))
 
-It has what downloads need: repository info, the tree listing and the files themselves (HEAD and GET). A folder is read
-at each request, and its commit is a hash of its content, so changed files are a new commit; older ones are not kept.
+It has what downloads need: repository info, the tree listing and the files themselves (HEAD and GET); and what uploads
+need: who a token belongs to, new repositories, the check of cards, and commits with the files in them. A folder is
+read at each request, and its commit is a hash of its content, so changed files are a new commit; older ones are not
+kept. Repositories that are created live in a temporary folder, and may be written by the token `TOKEN` only.
 """
 
+import base64
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +23,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 BRANCH = "main"
-TYPE_OF_PREFIX = {"": "model", "models": "model", "datasets": "dataset"}
+TOKEN = "hf_loopback"
+USER = "user"
+TYPE_OF_PREFIX = {"": "model", "models": "model", "datasets": "dataset", "spaces": "space"}
 
 
 class HubError(Exception):
@@ -49,6 +58,8 @@ class Repository:
 
     repo_id: str
     folder: Path
+    private: bool = False
+    sdk: str | None = None
 
     def files(self) -> dict[str, Path]:
         """The files by their path in the repository."""
@@ -84,6 +95,7 @@ class LoopbackHub:
     def __init__(self):
         self.requests: list[str] = []
         self._repositories: dict[tuple[str, str], Repository] = {}
+        self._created = tempfile.TemporaryDirectory()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -96,6 +108,7 @@ class LoopbackHub:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self._created.cleanup()
 
     def add(self, repo_id: str, folder: str | Path, repo_type: str = "model") -> Repository:
         """Serve a folder as the repository `namespace/name`."""
@@ -112,13 +125,15 @@ class LoopbackHub:
         """Environment variables of a process that takes this for the Hub, with its caches under `home`."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    def answer(self, method: str, path: str, query: str = "") -> Answer:
+    def answer(self, method: str, path: str, query: str, body: bytes, token: str | None) -> Answer:
         """The response to a request; the routes are tried in their order."""
         for methods, pattern, action in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method in methods:
                 groups = {name: unquote(value or "") for name, value in match.groupdict().items()}
-                return action(self, parse_qs(query), **groups)
+                if methods in (_WRITE, _OWN) and token != TOKEN:
+                    raise HubError(401, "", "Invalid credentials in Authorization header")
+                return action(self, body if methods == _WRITE else parse_qs(query), **groups)
         raise HubError(404, "NotFound", f"no route for {method} {path}")
 
     def info(self, query: dict, prefix: str, repo_id: str, revision: str) -> Answer:
@@ -126,7 +141,8 @@ class LoopbackHub:
         repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
         commit = repository.resolve(revision or BRANCH)
         siblings = [{"rfilename": name} for name in repository.files()]
-        return Answer.of_json({"id": repo_id, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+        content = {"id": repo_id, "sha": commit, "private": repository.private, "tags": [], "siblings": siblings}
+        return Answer.of_json(content)
 
     def tree(self, query: dict, prefix: str, repo_id: str, revision: str, folder: str) -> Answer:
         """Files with size and hash, and folders, on one page: those in `folder`, or all below it if recursive."""
@@ -156,11 +172,81 @@ class LoopbackHub:
         content = source.read_bytes()
         return Answer(content, headers=commit | {"ETag": f'"{blob_id(content)}"'})
 
+    def whoami(self, query: dict) -> Answer:
+        """Whose the token is."""
+        return Answer.of_json({"type": "user", "name": USER, "orgs": []})
+
+    def create(self, body: bytes) -> Answer:
+        """A new and empty repository of the user."""
+        asked = json.loads(body)
+        repo_id, repo_type = f"{asked['organization']}/{asked['name']}", asked.get("type", "model")
+        if asked["organization"] != USER:
+            raise HubError(403, "", f"You don't have the rights to create a {repo_type} under {asked['organization']}")
+        url = {"url": f"{self.url}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"}
+        if (repo_type, repo_id) in self._repositories:
+            return Answer.of_json(url | {"error": "You already created this repo"}, status=409)
+        folder = Path(self._created.name) / repo_type / repo_id
+        folder.mkdir(parents=True)
+        repository = self.add(repo_id, folder, repo_type)
+        repository.private, repository.sdk = asked.get("visibility") == "private", asked.get("sdk")
+        return Answer.of_json(url)
+
+    def validate(self, body: bytes) -> Answer:
+        """Whether a card begins with metadata in YAML."""
+        found = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
+        try:
+            is_good = isinstance(yaml.safe_load(found[1]), dict)
+        except (TypeError, yaml.YAMLError):
+            is_good = False
+        errors = [] if is_good else [{"message": "no metadata"}]
+        return Answer.of_json({"errors": errors, "warnings": []}, status=200 if is_good else 400)
+
+    def preupload(self, body: bytes, prefix: str, repo_id: str, revision: str) -> Answer:
+        """How files shall be uploaded: all within the commit."""
+        files = self.repository(TYPE_OF_PREFIX[prefix], repo_id).files()
+        return Answer.of_json(
+            {
+                "files": [
+                    {
+                        "path": asked["path"],
+                        "uploadMode": "regular",
+                        "shouldIgnore": False,
+                        "oid": blob_id(files[asked["path"]].read_bytes()) if asked["path"] in files else None,
+                    }
+                    for asked in json.loads(body)["files"]
+                ]
+            }
+        )
+
+    def commit(self, body: bytes, prefix: str, repo_id: str, revision: str) -> Answer:
+        """Files added and taken away, as lines of JSON."""
+        repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
+        for line in map(json.loads, body.splitlines()):
+            path = repository.folder / line["value"].get("path", "")
+            if line["key"] == "file":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "deletedFile":
+                path.unlink()
+            elif line["key"] == "deletedFolder":
+                shutil.rmtree(path)
+            elif line["key"] != "header":
+                raise HubError(400, "", f"no such operation: {line['key']}")
+        commit = repository.commit()
+        return Answer.of_json({"commitUrl": f"{self.url}/{repo_id}/commit/{commit}", "commitOid": commit})
+
 
 _READ = ("GET", "HEAD")
-_API = "/api/(?P<prefix>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
-_FILES = "/((?P<prefix>datasets)/)?(?P<repo_id>[^/]+/[^/]+)"
+_OWN, _WRITE = ("GET",), ("POST",)
+"""Methods of requests that need the token."""
+_API = "/api/(?P<prefix>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
+_FILES = "/((?P<prefix>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+)"
 ROUTES: list[tuple[tuple[str, ...], str, Callable[..., Answer]]] = [
+    (_OWN, "/api/whoami-v2", LoopbackHub.whoami),
+    (_WRITE, "/api/repos/create", LoopbackHub.create),
+    (_WRITE, "/api/validate-yaml", LoopbackHub.validate),
+    (_WRITE, _API + "/preupload/(?P<revision>[^/]+)", LoopbackHub.preupload),
+    (_WRITE, _API + "/commit/(?P<revision>[^/]+)", LoopbackHub.commit),
     (_READ, _API + "(/revision/(?P<revision>[^/]+))?", LoopbackHub.info),
     (_READ, _API + "/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", LoopbackHub.tree),
     (_READ, _FILES + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", LoopbackHub.file),
@@ -177,7 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.hub.requests.append(f"{self.command} {unquote(url.path)}")
         try:
-            answer = self.hub.answer(self.command, url.path, url.query)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+            answer = self.hub.answer(self.command, url.path, url.query, body, token)
         except HubError as error:
             headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
             answer = Answer.of_json({"error": str(error)}, status=error.status)
@@ -189,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
-    do_GET = do_HEAD = _serve  # noqa: N815  (the names http.server asks for)
+    do_GET = do_HEAD = do_POST = _serve  # noqa: N815  (the names http.server asks for)
 
     def log_message(self, format: str, *args) -> None:
         """Keep quiet: `LoopbackHub.requests` is the log."""
