@@ -8,7 +8,7 @@ import gradio as gr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from limits import opened, with_messages
+from limits import opened, upload, with_messages
 from sona_pipeline import Detection, Detector
 from sona_pipeline.gradcam import draw_cam
 
@@ -26,16 +26,19 @@ class DetectorTab:
         gr.Markdown("The detector knows: " + ", ".join(detector.classes[:50]))
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                self.image = gr.Image(
-                    type="filepath", label="Image", sources=["upload", "clipboard"], height=240, elem_id="scored"
-                )
+                self.image = upload(label="Image", elem_id="scored")
                 self.ask = gr.Button("Score", variant="primary", elem_id="score")
                 gr.Examples([[path] for path in examples], [self.image], label="Examples")
             with gr.Column(scale=2, min_width=300):
                 self.verdict = gr.HTML("", elem_id="verdict")
                 self.histogram = gr.Plot(label="Score among the scores of ID images")
                 self.cam = gr.Image(
-                    label="Where the score comes from (Grad-CAM)", interactive=False, format="png", height=300
+                    label="Where the score comes from (Grad-CAM)",
+                    interactive=False,
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                    height=300,
+                    elem_id="cam",
                 )
         self.ask.click(
             with_messages(self.score),

@@ -34,7 +34,7 @@ def code_of(trace: Trace, model: str, device: str) -> str:
     return CODE.format(model=model, device=device, arguments=arguments, seed=trace.request.seed)
 
 
-def pack(path: Path, trace: Trace, others: dict[str, Image.Image], sheet: Image.Image, code: str) -> Path:
+def pack(path: Path, trace: Trace, others: dict[str, Image.Image], sheet: Image.Image, code: str) -> None:
     """Write the ZIP archive of a run.
 
     Args:
@@ -63,4 +63,3 @@ def pack(path: Path, trace: Trace, others: dict[str, Image.Image], sheet: Image.
         settings = asdict(trace.request) | {"stop_step": trace.stop_step, "steps_done": len(trace)}
         archive.writestr("settings.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         archive.writestr("again.py", code)
-    return path

@@ -18,6 +18,16 @@ STEPS, SCALE = 100, 30.0
 LABEL_LENGTH = 80
 
 
+def upload(label: str, elem_id: str) -> gr.Image:
+    """An image that a visitor uploads, handed on as the path of the file, which `opened` looks into.
+
+    gradio would open it at once, and has no message for what is no image.
+    """
+    image = gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=240, elem_id=elem_id)
+    image.preprocess = lambda payload: payload and payload.path
+    return image
+
+
 def opened(path: str | None) -> Image.Image:
     """An uploaded image, decoded and upright.
 
@@ -52,17 +62,6 @@ def checked_label(text: str | None, name: str) -> str:
     if len(label) > LABEL_LENGTH:
         raise ValueError(f"The {name} has {len(label)} characters, but at most {LABEL_LENGTH} are taken.")
     return label
-
-
-def checked_number(value: float | None, name: str, least: float, most: float) -> float:
-    """A number in [least, most].
-
-    Raises:
-        ValueError: it is out of range, NaN, or not there.
-    """
-    if not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ValueError(f"{name} is {value}, but has to be between {least:g} and {most:g}.")
-    return value
 
 
 def with_messages(handler: Callable) -> Callable:

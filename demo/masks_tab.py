@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 
 from download import code_of, pack
 from labels import Suggestions
-from limits import SCALE, STEPS, checked_label, checked_number, opened, with_messages
+from limits import SCALE, STEPS, checked_label, opened, upload, with_messages
 from pictures import COLOURS, SIDE, enlarged, overlay, strip
 from sona_pipeline.imaging import fit
 from sona_pipeline.make import image_form
@@ -70,9 +69,7 @@ class MasksTab:
         self._connect()
 
     def _draw_inputs(self, examples: Sequence[tuple[str, str, str]]) -> None:
-        self.image = gr.Image(
-            type="filepath", label="ID image", sources=["upload", "clipboard"], height=240, elem_id="source"
-        )
+        self.image = upload(label="ID image", elem_id="source")
         self.id_label = gr.Textbox(label="ID label: what the image shows", elem_id="id-label")
         known = [names[0] for names in self.suggestions.labels]
         self.ood_label = gr.Dropdown(
@@ -129,12 +126,13 @@ class MasksTab:
                     buttons=BUTTONS,
                     height=200,
                     min_width=140,
+                    elem_id=name.replace(" ", "-"),
                 )
                 for name in ("global guidance", "text only")
             }
 
     def _draw_steps(self) -> None:
-        self.shown, self.archive = gr.State(None, time_to_live=3600), gr.State(None)
+        self.shown = gr.State(None, time_to_live=3600)
         gr.Markdown("### Masks of every step")
         with gr.Row():
             self.step = gr.Slider(1, 50, 1, step=1, label="Step, from noise to image", elem_id="step", scale=3)
@@ -181,7 +179,7 @@ class MasksTab:
             api_name="make_outlier",
             concurrency_limit=1,
             show_progress="hidden",
-        ).then(_remove, self.archive, None, api_visibility="private")
+        )
         self.stop.click(self.end, None, self.status, queue=False, api_name="stop")
         for rule, button in self.suggest.items():
             button.click(
@@ -190,7 +188,7 @@ class MasksTab:
                 self.ood_label,
                 api_name=f"suggest_{rule}",
             )
-        for moved in (self.step.input, self.over.change):
+        for moved in (self.step.change, self.over.change):
             moved(
                 self.show_step,
                 [self.shown, self.step, self.over],
@@ -202,7 +200,7 @@ class MasksTab:
 
     def _outputs(self) -> list:
         run = [self.status, self.before_after, *self.others.values(), self.shown, self.step, *self._pictures()]
-        return [*run, self.strip, self.plot, self.code, self.download, self.archive]
+        return [*run, self.strip, self.plot, self.code, self.download]
 
     def _pictures(self) -> list[gr.Image]:
         return [self.denoised, *self.masks.values()]
@@ -227,13 +225,13 @@ class MasksTab:
         request = Request(
             id_label=checked_label(id_label, "ID label"),
             ood_label=checked_label(ood_label, "OOD label"),
-            strength=None if is_random else checked_number(strength, "The strength", 0, 1),
-            num_inference_steps=int(checked_number(steps, "The number of steps", 1, STEPS)),
-            guidance_scale=checked_number(guidance_scale, "The guidance scale", 0, SCALE),
+            strength=None if is_random else strength,
+            num_inference_steps=int(steps),
+            guidance_scale=guidance_scale,
             mask_threshold=mask_threshold,
             mask_granularity=mask_granularity,
             **{name: name in terms for name in TERMS},
-            seed=int(checked_number(seed, "The seed", 0, 2**31 - 1)),
+            seed=int(seed),
         )
         source = fit(opened(path), self.size, self.mode)
         with self.runner.visit(visit.session_hash) as sign:
@@ -243,17 +241,16 @@ class MasksTab:
                     last = time.monotonic()
                     yield {self.status: _progress(trace), **self._step_pictures(Shown(trace), len(trace), OVERS[0])}
             others = self.runner.compare(source, request, sign) if compares and trace.outlier else {}
-            yield self._outcome(trace, others)
+        with tempfile.TemporaryDirectory(prefix="sona-") as folder:  # gone when the page has its copies
+            yield self._outcome(trace, others, Path(folder) / "sona.zip")
 
-    def _outcome(self, trace: Trace, others: dict[str, Image.Image]) -> dict:
+    def _outcome(self, trace: Trace, others: dict[str, Image.Image], archive: Path) -> dict:
         """All that the page shows of a run that is done, or was stopped."""
-        shown = Shown(trace, [_reduced(image) for image in self.runner.decoded(trace.latents)] if len(trace) else [])
-        if not len(trace):
-            return {self.status: "Stopped before the first step."}
+        shown = Shown(trace, [_reduced(image) for image in self.runner.decoded(trace.latents)])
         numbers = [trace.stop_step - k for k in range(len(trace))]
         sheet = strip(shown.denoised, numbers, trace.masks, MASKS)
         code = code_of(trace, self.model, self.runner.pipe.device.type)
-        archive = pack(Path(tempfile.mkdtemp(prefix="sona-")) / "sona.zip", trace, others, sheet, code)
+        pack(archive, trace, others, sheet, code)
         middle = (len(trace) + 1) // 2
         pictures = {self.others[name]: others.get(name) and enlarged(others[name]) for name in self.others}
         return {
@@ -267,7 +264,6 @@ class MasksTab:
             self.plot: _shares(trace),
             self.code: code,
             self.download: str(archive),
-            self.archive: archive,
         }
 
     def show_step(self, shown: Shown | None, step: int, over: str) -> dict:
@@ -322,9 +318,3 @@ def _shares(trace: Trace) -> pd.DataFrame:
         for k, share in enumerate(trace.covered(name), start=1)
     ]
     return pd.DataFrame(rows)
-
-
-def _remove(archive: Path | None) -> None:
-    """Remove the archive, of which the page has a copy by now."""
-    if archive:
-        shutil.rmtree(archive.parent, ignore_errors=True)

@@ -367,9 +367,9 @@ def demo(
 
     if find_spec("gradio") is None:
         raise ValueError('the page is made with gradio, which is missing: pip install "sona-pipeline[demo]"')
-    package = Path(__file__).parent
-    beside = package.parent / "demo"  # in a clone; an installed package has the page inside
-    sys.path.insert(0, str(beside if (beside / "app.py").is_file() else package / "demo"))
+    from sona_pipeline.hub import DEMO
+
+    sys.path.insert(0, str(DEMO))
     from app import serve
 
     serve(model, detector, device, host, port)

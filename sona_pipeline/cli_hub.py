@@ -126,21 +126,17 @@ def detector(
 @push.command()
 def space(
     repo: Repo,
-    demo: Annotated[Path | None, typer.Option(help="Folder of the demo (that of a clone of the project).")] = None,
     private: Private = False,
     dry_run: DryRun = False,
     output: Output = None,
 ) -> None:
-    """The demo as a Space, with this package in it.
+    """The page of `sona demo` as a Space, with this package in it.
 
     Example: sona push space me/sona-demo
     """
     from sona_pipeline import hub
 
-    def write(folder: Path) -> None:
-        hub.write_space(folder, demo or hub.DEMO)
-
-    _publish(repo, "space", write, private=private, dry_run=dry_run, output=output)
+    _publish(repo, "space", hub.write_space, private=private, dry_run=dry_run, output=output)
 
 
 def upstream(

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 # What imports torch is imported where it is needed, so that a wrong name or token is told at once.
 
 PACKAGE = Path(__file__).parent
-DEMO = PACKAGE.parent / "demo"
-"""The demo of a clone of the project; an installed package has none."""
-SPACE_FILES = ("README.md", "app.py", "requirements.txt")
+DEMO = next((folder for folder in (PACKAGE / "demo", PACKAGE.parent / "demo") if folder.is_dir()), PACKAGE / "demo")
+"""The page: inside an installed package, beside it in a clone."""
 
 
 def write_pipeline_repository(
@@ -168,27 +167,19 @@ def write_detector_repository(
         card.save(partial / "README.md")
 
 
-def write_space(folder: str | Path, demo: str | Path = DEMO) -> None:
-    """Lay out a Space: the demo, and this package beside its app.py.
+def write_space(folder: str | Path) -> None:
+    """Lay out a Space: the page of `sona demo`, and this package beside its app.py.
 
     Args:
         folder: new or empty; it is whole or not there.
-        demo: folder with app.py, requirements.txt and a README.md that begins with a Space's settings.
 
     Raises:
-        ValueError: the README.md has no such settings.
         FileExistsError: `folder` holds something.
-        FileNotFoundError: the demo is not there.
     """
-    demo = Path(demo)
-    if missing := [name for name in SPACE_FILES if not (demo / name).is_file()]:
-        raise FileNotFoundError(f"{demo} has no {missing[0]}: give the demo's folder, which a clone of the project has")
-    if not SpaceCard.load(demo / "README.md").data.get("sdk"):
-        raise ValueError(f"{demo}/README.md names no `sdk` between two lines of ---, as a Space's README.md has to")
-    passed_over = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
+    passed_over = ("__pycache__", ".*", "*.pyc")
     with laid_out(folder) as partial:
-        shutil.copytree(demo, partial, ignore=passed_over, dirs_exist_ok=True)
-        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=passed_over)
+        shutil.copytree(DEMO, partial, ignore=shutil.ignore_patterns(*passed_over), dirs_exist_ok=True)
+        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=shutil.ignore_patterns(*passed_over, DEMO.name))
 
 
 def push(folder: str | Path, repo_id: str, repo_type: str, private: bool = False) -> str:

@@ -67,7 +67,7 @@ def browser():
 def page(browser, url):
     """The page in a window of a desktop; an error in its scripts fails the test."""
     page, errors = browser.new_page(viewport={"width": 1280, "height": 1000}), []
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))
     page.set_default_timeout(MINUTE)
     page.goto(url)
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible(timeout=MINUTE)
@@ -93,16 +93,13 @@ def picture(page: Page, name: str) -> np.ndarray:
 def test_visitor_runs_an_example_and_looks_at_its_masks(page, tmp_path):
     run_example(page)
     assert page.locator("#before-after img").count() == 2
-    for name in ("global guidance", "text only"):
-        expect(page.get_by_label(f"Same seed, {name}").locator("img").first).to_be_visible()
+    for name in ("global-guidance", "text-only"):
+        assert picture(page, name).std() > 20
 
-    before = picture(page, "mask-id_semantic_mask")
-    page.locator("#step input[type=number]").fill("3")
-    page.locator("#step input[type=number]").press("Enter")
-    page.wait_for_function(
-        "old => document.querySelector('#mask-id_semantic_mask img').src != old",
-        arg=page.locator("#mask-id_semantic_mask img").get_attribute("src"),
-    ) if np.array_equal(before, picture(page, "mask-id_semantic_mask")) else None
+    mask = page.locator("#mask-id_semantic_mask img")
+    before, shown = picture(page, "mask-id_semantic_mask"), mask.get_attribute("src")
+    page.locator("#step input[type=range]").press("Home")
+    expect(mask).not_to_have_attribute("src", shown, timeout=MINUTE)
     after = picture(page, "mask-id_semantic_mask")
     assert before.shape == after.shape == (256, 256, 3)
     assert np.abs(before - after).max() > 50
@@ -130,11 +127,12 @@ def test_visitor_runs_an_example_and_looks_at_its_masks(page, tmp_path):
 def test_stop_ends_a_run_after_the_step_it_is_at(page):
     page.get_by_role("button", name="t-shirt → bag").click()
     expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
-    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name=re.compile("^Settings")).click()
+    page.wait_for_timeout(1000)  # the settings take their first values while they unfold
     for label, value in (("Strength", "1"), ("Steps of the full schedule", "100")):
-        box = page.get_by_label(re.compile(f"number input for {label}"))
-        box.fill(value)
-        box.press("Enter")
+        slider = page.get_by_label(re.compile(f"range slider for {label}"))
+        slider.press("End")
+        expect(slider).to_have_value(value)
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator("#status")).to_contain_text("Step ", timeout=MINUTE)
     page.locator("#stop").click()
@@ -163,7 +161,7 @@ def test_image_is_scored_by_the_detector(page):
     panel.locator("button.gallery-item, .gallery-item").last.click()
     page.locator("#score").click()
     expect(page.locator("#verdict")).to_contain_text("never seen the like", timeout=MINUTE)
-    expect(panel.get_by_label("Where the score comes from").locator("img").first).to_be_visible()
+    assert picture(page, "cam").std() > 20
 
 
 def test_narrow_screen_has_nothing_beside_it(browser, url):
@@ -195,10 +193,9 @@ def source(tmp_path) -> Path:
 
 def outlier_of(client: Client, path: Path, **changes) -> tuple:
     """What the page gives for a run; pictures are paths of files."""
-    settings = {"is_random": False, "strength": 0.6, "steps": 20, "compares": True, "seed": 3} | changes
-    return client.predict(
-        path=handle_file(str(path)), id_label="sneaker", ood_label="bag", api_name="/make_outlier", **settings
-    )
+    labels = {"id_label": "sneaker", "ood_label": "bag"}
+    settings = {"is_random": False, "strength": 0.6, "steps": 20, "compares": True, "seed": 3}
+    return client.predict(path=handle_file(str(path)), api_name="/make_outlier", **labels | settings | changes)
 
 
 @pytest.mark.parametrize("strength", [0.6, None])
@@ -229,11 +226,14 @@ def test_pictures_are_those_of_the_pipeline(client, source, strength):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 1000}, "The number of steps is 1000, but has to be between 1 and 100"),
-        ({"guidance_scale": float("1e9")}, "The guidance scale is"),
-        ({"mask_threshold": 0.5}, "`mask_threshold` is 0.5"),
-        ({"strength": 0.01}, "less than one of 20 steps"),
-        ({"seed": -1}, "The seed is -1"),
+        ({"steps": 1000}, "1000 is greater than maximum value 100"),
+        ({"guidance_scale": 1e9}, "greater than maximum value 30"),
+        ({"mask_threshold": 0.5}, "0.5 is greater than maximum value 0.49"),
+        ({"strength": 0.03}, "`strength` 0.03 is less than one of 20 steps"),
+        ({"seed": -1}, "-1 is less than minimum value 0"),
+        ({"mask_granularity": "pixel"}, "pixel"),
+        ({"ood_label": "x" * 81}, "The OOD label has 81 characters, but at most 80 are taken"),
+        ({"id_label": " "}, "The ID label is empty"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_rule(client, source, changes, message):
@@ -260,14 +260,15 @@ def test_too_large_an_image_is_refused(client, tmp_path):
         outlier_of(client, tmp_path / "heavy.png")
 
 
-def test_files_of_the_machine_are_not_served(url, client, tmp_path):
-
+def test_files_of_the_machine_are_not_served(url, tmp_path):
     secret = tmp_path / "secret.png"
     Image.new("L", (8, 8)).save(secret)
     for path in (secret, TINY_MODEL / "model_index.json", "/etc/passwd"):
         assert httpx.get(f"{url}gradio_api/file={path}").status_code in (403, 404)
-        with pytest.raises(AppError):
-            client.predict(path={"path": str(path), "meta": {"_type": "gradio.FileData"}}, api_name="/score_image")
+        file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        event = httpx.post(f"{url}gradio_api/call/score_image", json={"data": [file]}).json()["event_id"]
+        answer = httpx.get(f"{url}gradio_api/call/score_image/{event}", timeout=60).text
+        assert "event: error" in answer and "event: complete" not in answer
 
 
 def test_suggested_labels_follow_the_rule(client):
@@ -286,6 +287,11 @@ def test_score_is_that_of_the_detector(client, source):
 
 def test_no_temporary_files_are_left_by_runs(client, source):
 
-    outlier_of(client, source, steps=5)
-    time.sleep(1)
-    assert not list(Path(tempfile.gettempdir()).glob("sona-*/sona.zip"))
+    archives = Path(tempfile.gettempdir()).glob
+    before = set(archives("sona-*/sona.zip"))
+    *_, archive = outlier_of(client, source, steps=5)
+    assert zipfile.is_zipfile(archive)
+    deadline = time.monotonic() + 10
+    while set(archives("sona-*/sona.zip")) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

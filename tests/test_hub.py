@@ -111,18 +111,7 @@ def detectors(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("space") / "demo"
-    (folder / "__pycache__").mkdir(parents=True)
-    (folder / "__pycache__" / "app.pyc").write_bytes(b"")
-    (folder / "app.py").write_text("import sona_pipeline\nprint(sona_pipeline.__file__, sona_pipeline.TINY_MODEL)\n")
-    (folder / "requirements.txt").write_text("diffusers\n")
-    (folder / "README.md").write_text("---\ntitle: SONA\nsdk: gradio\napp_file: app.py\n---\n\nThe demo.\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pushed(sets, detectors, demo, tmp_path_factory):
+def pushed(sets, detectors, tmp_path_factory):
     """A loopback Hub that the command line has pushed everything to, the folder that it ran in, and its output."""
     work = tmp_path_factory.mktemp("work")
     lines = [
@@ -133,7 +122,7 @@ def pushed(sets, detectors, demo, tmp_path_factory):
         ["push", "outliers", "user/outliers", sets["folder"], "--output", work / "elsewhere"],
         ["push", "outliers", "user/near", sets["webdataset"], "--near-ood", "--id-set", "clothes"],
         ["push", "detector", "user/detector", detectors / "1", "--results", detectors / "results"],
-        ["push", "space", "user/demo", "--demo", demo],
+        ["push", "space", "user/demo"],
     ]
     with LoopbackHub() as server:
         stable = shutil.copytree(sona_pipeline.TINY_MODEL, work.parent / "base")
@@ -204,14 +193,16 @@ def test_weights_from_the_hub_are_named_by_their_repository(pushed):
         assert all(torch.equal(value, tensors[1][key]) for key, value in tensors[0].items())
 
 
-def test_space_runs_beside_the_package(pushed, tmp_path):
+def test_space_builds_its_page_with_the_package_beside_it(pushed, tmp_path):
     folder = repository(pushed, "demo", "space").folder
     assert not [path for path in folder.rglob("*") if "__pycache__" in path.parts]
     copy = shutil.copytree(folder, tmp_path / "space")
-    done = subprocess.run([sys.executable, "app.py"], cwd=copy, env={"PATH": ""}, capture_output=True, text=True)
-    package, model = done.stdout.split()
-    assert Path(package).parent == copy / "sona_pipeline"
-    assert (Path(model) / "model_index.json").exists()
+    code = "import app, sona_pipeline; print(len(app.build().fns), sona_pipeline.__file__)"
+    environment = {"PATH": "", "HOME": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    events, package = done.stdout.split()[-2:]
+    assert int(events) > 5 and Path(package).parent == copy / "sona_pipeline"
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -308,26 +299,26 @@ def test_an_upload_that_breaks_off_is_one_sentence(tmp_path, monkeypatch):
         (["pipeline", "user/x"], {"HF_TOKEN": ""}, "there is no token of the Hub"),
         (["pipeline", "user/x"], {"HF_TOKEN": "hf_wrong"}, "status 401"),
         (["pipeline", "user/x"], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
-        (["space", "somebody/x", "--demo", "DEMO"], {}, "status 403"),
+        (["space", "somebody/x"], {}, "status 403"),
         (["pipeline", "no-owner"], {}, "OWNER/NAME"),
         (["pipeline", "user/x", "--pointer"], {}, "give a Hub id"),
         (["outliers", "user/x", "NOTHING"], {}, "is not a set made by `sona generate`"),
-        (["detector", "user/x", "DEMO", "--dry-run"], {}, "holds no detector"),
-        (["pipeline", "user/x", "--output", "DEMO"], {}, "holds other things"),
+        (["detector", "user/x", "SET", "--dry-run"], {}, "holds no detector"),
+        (["pipeline", "user/x", "--output", "SET"], {}, "holds other things"),
     ],
 )
 def test_what_cannot_be_ends_with_one_sentence_and_nothing_written(
-    arguments, changes, message, pushed, demo, tmp_path, monkeypatch, capsys
+    arguments, changes, message, pushed, sets, tmp_path, monkeypatch, capsys
 ):
     server, _, environment, _ = pushed
     before = len(server.requests)
-    found = refusal(arguments, environment | changes, demo, tmp_path, monkeypatch, capsys)
+    found = refusal(arguments, environment | changes, sets, tmp_path, monkeypatch, capsys)
     assert message in found and found.startswith("sona: ")
     assert not list(tmp_path.iterdir()) and "Traceback" not in found
     assert not [line for line in server.requests[before:] if "commit" in line]
 
 
-def refusal(arguments, environment, demo, folder, monkeypatch, capsys) -> str:
+def refusal(arguments, environment, sets, folder, monkeypatch, capsys) -> str:
     """What the command line says on stderr as it ends with code 2, in this process."""
     from sona_pipeline.cli import main
 
@@ -336,7 +327,7 @@ def refusal(arguments, environment, demo, folder, monkeypatch, capsys) -> str:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "token"))
     monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=environment["HF_ENDPOINT"]))
     monkeypatch.setenv("HF_TOKEN", environment["HF_TOKEN"])
-    places = {"DEMO": str(demo), "NOTHING": str(folder)}
+    places = {"SET": str(sets["folder"]), "NOTHING": str(folder)}
     monkeypatch.setattr(sys, "argv", ["sona", "push", *(places.get(text, text) for text in arguments)])
     with pytest.raises(SystemExit) as end:
         main()
@@ -361,9 +352,4 @@ def test_unfinished_sets_and_nameless_tests_are_refused(sets, tmp_path):
         hub.write_outlier_repository(tmp_path / "out", "me/out", copy)
     with pytest.raises(ValueError, match="belongs to a set of ID images"):
         hub.write_outlier_repository(tmp_path / "out", "me/out", sets["folder"], near_ood=True)
-    with pytest.raises(ValueError, match="names no `sdk`"):
-        (copy / "README.md").write_text("---\ntitle: x\n---\n")
-        for name in ("app.py", "requirements.txt"):
-            (copy / name).write_text("")
-        hub.write_space(tmp_path / "out", copy)
     assert not (tmp_path / "out").exists()
