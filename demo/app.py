@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio as gr
@@ -40,7 +41,10 @@ def build(model: str = "tiny", detector: str | None = None, device: str | None =
         detector: folder or Hub id; by default the embedded one, with the embedded model only.
         device: of both.
     """
-    pipe = load_pipeline(model, device)
+    worker = ThreadPoolExecutor(
+        1
+    )  # for all that torch does: on a CPU, a second thread with torch in it slows the first
+    pipe = worker.submit(load_pipeline, model, device).result()
     if model == "tiny":
         classes = sample.id_images("test").classes
         labels = [(name,) for name in (*classes, *sample.OOD_LABELS)]
@@ -53,10 +57,12 @@ def build(model: str = "tiny", detector: str | None = None, device: str | None =
     with gr.Blocks(title="SONA", analytics_enabled=False, delete_cache=(10 * MINUTE, 60 * MINUTE)) as page:
         gr.Markdown(INTRO)
         with gr.Tab("Outlier and masks"):
-            tab = MasksTab(Runner(pipe), Suggestions(pipe, labels), model, rows)
+            suggestions = worker.submit(Suggestions, pipe, labels, worker).result()
+            tab = MasksTab(Runner(pipe, worker), suggestions, model, rows)
         if detector:
             with gr.Tab("Detector"):
-                DetectorTab(load_detector(detector, device), _unknown(folder) if model == "tiny" else [])
+                asked = worker.submit(load_detector, detector, device).result()
+                DetectorTab(asked, _unknown(folder) if model == "tiny" else [], worker)
         page.unload(tab.leave)
     return page.queue(max_size=QUEUE, default_concurrency_limit=4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from concurrent.futures import Executor
 
 import gradio as gr
 from matplotlib.figure import Figure
@@ -19,10 +20,11 @@ class DetectorTab:
     Args:
         detector: calibrated, so that there is a threshold.
         examples: image files.
+        worker: the one thread that models run in.
     """
 
-    def __init__(self, detector: Detector, examples: list[str]):
-        self.detector = detector
+    def __init__(self, detector: Detector, examples: list[str], worker: Executor):
+        self.detector, self._worker = detector, worker
         gr.Markdown("The detector knows: " + ", ".join(detector.classes[:50]))
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -31,7 +33,7 @@ class DetectorTab:
                 gr.Examples([[path] for path in examples], [self.image], label="Examples")
             with gr.Column(scale=2, min_width=300):
                 self.verdict = gr.HTML("", elem_id="verdict")
-                self.histogram = gr.Plot(label="Score among the scores of ID images")
+                self.histogram = gr.Plot(show_label=False)
                 self.cam = gr.Image(
                     label="Where the score comes from (Grad-CAM)",
                     interactive=False,
@@ -51,14 +53,14 @@ class DetectorTab:
     def score(self, path: str | None) -> tuple[str, Figure, Image.Image]:
         """Verdict, histogram and Grad-CAM of an uploaded image."""
         image = opened(path)
-        said = self.detector(image)
-        return _verdict(said), _histogram(self.detector, said), draw_cam(self.detector, image)
+        said = self._worker.submit(self.detector, image).result()
+        cam = self._worker.submit(draw_cam, self.detector, image).result()
+        return _verdict(said), _histogram(self.detector, said), cam
 
 
 def _verdict(said: Detection) -> str:
     word = {True: "<b>never seen the like (OOD)</b>", False: "<b>known</b>", None: "no threshold"}[said.is_ood]
-    label = html.escape(said.label)
-    return f"{word}: {label} with confidence {said.confidence:.1%}, energy {said.energy:.2f}, score {said.score:.2f}"
+    return f"{word}: {html.escape(said.label)} with confidence {said.confidence:.1%}, energy {said.energy:.2f}"
 
 
 def _histogram(detector: Detector, said: Detection) -> Figure:

@@ -20,7 +20,7 @@ from pictures import COLOURS, SIDE, enlarged, overlay, strip
 from sona_pipeline.imaging import fit
 from sona_pipeline.make import image_form
 from sona_pipeline.pipeline import MASK_GRANULARITIES
-from tracing import MASKS, Request, Runner, Trace
+from tracing import COMPARISONS, MASKS, Request, Runner, Trace
 
 TERMS = {
     "remove_id_semantics": "remove ID semantics",
@@ -30,7 +30,7 @@ TERMS = {
 }
 OVERS = ("source", "denoised image")
 BUTTONS = ["download", "fullscreen"]
-PAUSE = 0.2
+PAUSE = 0.5
 """Seconds between two updates of the page."""
 
 
@@ -120,7 +120,7 @@ class MasksTab:
         with gr.Row():
             self.others = {
                 name: gr.Image(
-                    label=f"Same seed, {name}",
+                    label=name.capitalize(),
                     interactive=False,
                     format="png",
                     buttons=BUTTONS,
@@ -128,7 +128,7 @@ class MasksTab:
                     min_width=140,
                     elem_id=name.replace(" ", "-"),
                 )
-                for name in ("global guidance", "text only")
+                for name in COMPARISONS
             }
 
     def _draw_steps(self) -> None:
@@ -159,9 +159,9 @@ class MasksTab:
             x="step",
             y="share",
             color="mask",
-            y_title="share of the image, %",
+            y_title="%",
             x_title="step",
-            title="Share of the image under each mask (in one latent channel at least)",
+            title="Share of the image under each mask",
             color_map={text: "#{:02x}{:02x}{:02x}".format(*COLOURS[name]) for name, text in MASKS.items()},
             height=280,
             elem_id="shares",
@@ -235,12 +235,18 @@ class MasksTab:
         )
         source = fit(opened(path), self.size, self.mode)
         with self.runner.visit(visit.session_hash) as sign:
-            trace, last = None, 0.0
+            trace, last = Trace(source, request), 0.0
             for trace in self.runner.trace(source, request, sign):
-                if len(trace) and time.monotonic() - last > PAUSE:
+                if time.monotonic() - last > PAUSE:
                     last = time.monotonic()
                     yield {self.status: _progress(trace), **self._step_pictures(Shown(trace), len(trace), OVERS[0])}
-            others = self.runner.compare(source, request, sign) if compares and trace.outlier else {}
+            others = {}
+            if compares and trace.outlier:
+                yield {self.status: "The same seed in other ways …", self.before_after: _before_after(trace)}
+                others = self.runner.compare(source, request, sign)
+        if not len(trace):
+            yield {self.status: "Stopped before the first step."}
+            return
         with tempfile.TemporaryDirectory(prefix="sona-") as folder:  # gone when the page has its copies
             yield self._outcome(trace, others, Path(folder) / "sona.zip")
 
@@ -255,7 +261,7 @@ class MasksTab:
         pictures = {self.others[name]: others.get(name) and enlarged(others[name]) for name in self.others}
         return {
             self.status: _end_of(trace),
-            self.before_after: trace.outlier and (enlarged(trace.source, 400), enlarged(trace.outlier, 400)),
+            self.before_after: trace.outlier and _before_after(trace),
             **pictures,
             self.shown: shown,
             self.step: gr.Slider(minimum=1, maximum=max(2, len(trace)), value=middle),
@@ -296,6 +302,10 @@ def _reduced(image: Image.Image) -> Image.Image:
     image = image.copy()
     image.thumbnail((SIDE, SIDE))
     return image
+
+
+def _before_after(trace: Trace) -> tuple[Image.Image, Image.Image]:
+    return enlarged(trace.source, 400), enlarged(trace.outlier, 400)
 
 
 def _progress(trace: Trace) -> str:

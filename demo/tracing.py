@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from queue import Queue
@@ -22,6 +23,7 @@ MASKS = {
 }
 """Callback tensors of the pipeline, and what they are called on the page."""
 PROMPT = "a photo of a {}"
+COMPARISONS = ("global guidance", "text only")
 _END = object()
 
 
@@ -93,11 +95,11 @@ class Runner:
 
     Args:
         pipe: a loaded pipeline.
+        worker: the one thread that models run in.
     """
 
-    def __init__(self, pipe: SONAPipeline):
-        self.pipe = pipe
-        self._turn = threading.Lock()
+    def __init__(self, pipe: SONAPipeline, worker: Executor):
+        self.pipe, self._worker = pipe, worker
         self._stops: dict[str, threading.Event] = {}
 
     @contextmanager
@@ -121,31 +123,43 @@ class Runner:
         A run that was stopped ends without an outlier.
         """
         trace = Trace(source, request)
-        for made in self._run(sign, request, trace, image=source):
-            trace.outlier = made
+        generator = torch.Generator().manual_seed(request.seed)
+        for made in self._run(sign, request, trace, image=source, generator=generator):
+            trace.outlier = made and made[0]
             yield trace
 
     def compare(self, source: Image.Image, request: Request, sign: threading.Event) -> dict[str, Image.Image]:
         """The same seed with global guidance instead of regions, and from noise by the OOD prompt alone.
 
-        The second is text-to-image with classifier-free guidance: its "source" are latents of zeros, noised up to the
-        first step of the schedule. What was stopped is left out.
+        Both are made in one call. The second is text-to-image with classifier-free guidance: its "source" are latents
+        of zeros, noised up to the first step of the schedule. A stop leaves out both.
         """
-        factor, channels = self.pipe.vae_scale_factor, self.pipe.unet.config.in_channels
-        nothing = torch.zeros(1, channels, source.height // factor, source.width // factor)
-        runs = {"global guidance": {"image": source}, "text only": {"image": nothing, "strength": 1.0}}
-        made = {name: list(self._run(sign, request, None, global_guidance=True, **run)) for name, run in runs.items()}
-        return {name: steps[-1] for name, steps in made.items() if steps and steps[-1]}
+        prepared = self._worker.submit(self._latents_and_nothing, source, request).result()
+        made = list(self._run(sign, request, None, **prepared, strength=None, global_guidance=True))[-1:]
+        return dict(zip(COMPARISONS, made[0])) if made and made[0] else {}
+
+    @torch.no_grad()
+    def _latents_and_nothing(self, source: Image.Image, request: Request) -> dict:
+        """Arguments of a call for the source, with the very noise that a call of its own would give it, and zeros."""
+        pipe, first, second = self.pipe, *(torch.Generator().manual_seed(request.seed) for _ in COMPARISONS)
+        steps = request.num_inference_steps
+        stop_steps = pipe.get_stop_steps(1, request.strength, None, steps, first)
+        latents = pipe.encode_image(pipe.preprocess_image(source), pipe.unet.dtype, pipe.device, first)
+        latents = torch.cat([latents, torch.zeros_like(latents)])
+        return {"image": latents, "stop_step": [*stop_steps, steps], "generator": [first, second]}
 
     def decoded(self, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
         """Pictures of latents `[C, h, w]`."""
-        with self._turn, torch.no_grad():
-            return self.pipe.decode(torch.stack(latents).to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
+        return self._worker.submit(self._decode, torch.stack(latents)).result()
+
+    @torch.no_grad()
+    def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        return self.pipe.decode(latents.to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
 
     def _run(
         self, sign: threading.Event, request: Request, trace: Trace | None, **changes
-    ) -> Iterator[Image.Image | None]:
-        """Run the pipeline in a thread: None after each step, and the outlier at the end unless it was stopped."""
+    ) -> Iterator[list[Image.Image] | None]:
+        """Let the worker run the pipeline: None after each step, and the images at the end unless it was stopped."""
         said: Queue = Queue()
         arguments = request.arguments() | changes
 
@@ -158,27 +172,21 @@ class Runner:
 
         def run():
             try:
-                with self._turn:
-                    output = self.pipe(
-                        **arguments,
-                        generator=torch.Generator().manual_seed(request.seed),
-                        callback_on_step_end=record,
-                        callback_on_step_end_tensor_inputs=["latents", *MASKS],
-                    )
-                said.put(None if sign.is_set() else output.images[0])
-            except Exception as error:
-                said.put(error)
-            said.put(_END)
+                output = self.pipe(
+                    **arguments,
+                    callback_on_step_end=record,
+                    callback_on_step_end_tensor_inputs=["latents", *MASKS],
+                )
+                said.put(None if sign.is_set() else output.images)
+            finally:
+                said.put(_END)
 
-        worker = threading.Thread(target=run, daemon=True)
-        worker.start()
+        running = self._worker.submit(run)
         try:
             while (last := said.get()) is not _END:
-                if isinstance(last, Exception):
-                    raise last
                 yield last
         except GeneratorExit:
             sign.set()
             raise
         finally:
-            worker.join()
+            running.result()

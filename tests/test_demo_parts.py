@@ -1,7 +1,9 @@
 """The parts of the page that need no page."""
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from PIL import Image
 
+import app
+from masks_tab import Shown
 from pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged, overlay, strip
+from sona_pipeline.class_names import imagenet_labels
 from tracing import MASKS, Request, Runner, Trace
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -75,8 +80,14 @@ def test_share_of_the_image_counts_places_with_the_mask_in_any_channel():
     assert np.allclose(trace.masks["id_semantic_mask"][0], [[2 / 3, 0], [0, 1 / 3]])
 
 
-def test_a_stop_is_for_the_run_of_its_visitor(tiny_pipe):
-    runner, source = Runner(tiny_pipe), Image.new("RGB", (32, 32), "grey")
+@pytest.fixture
+def runner(tiny_pipe):
+    with ThreadPoolExecutor(1) as worker:
+        yield Runner(tiny_pipe, worker)
+
+
+def test_a_stop_is_for_the_run_of_its_visitor(runner):
+    source = Image.new("RGB", (32, 32), "grey")
     request = Request("a", "b", strength=1.0, num_inference_steps=8)
     with runner.visit("one") as sign:
         steps = runner.trace(source, request, sign)
@@ -94,10 +105,9 @@ def test_a_stop_is_for_the_run_of_its_visitor(tiny_pipe):
         assert list(runner.trace(source, request, sign))[-1].outlier is not None
 
 
-def test_a_run_that_nobody_looks_at_any_more_ends(tiny_pipe):
-    runner = Runner(tiny_pipe)
+def test_a_run_that_nobody_looks_at_any_more_ends(runner):
     calls = []
-    tiny_pipe.unet.register_forward_hook(lambda *args: calls.append(1))
+    runner.pipe.unet.register_forward_hook(lambda *args: calls.append(1))
     with runner.visit("one") as sign:
         steps = runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", strength=1.0, num_inference_steps=400), sign)
         next(steps)
@@ -105,7 +115,23 @@ def test_a_run_that_nobody_looks_at_any_more_ends(tiny_pipe):
     assert len(calls) < 400
 
 
-def test_errors_of_the_pipeline_come_out_of_the_run(tiny_pipe):
-    runner = Runner(tiny_pipe)
+def test_errors_of_the_pipeline_come_out_of_the_run(runner):
     with runner.visit("one") as sign, pytest.raises(ValueError, match=r"`mask_threshold` is 0\.5"):
         list(runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", mask_threshold=0.5), sign))
+
+
+def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagenet(tiny_pipe, tmp_path):
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    page = app.build(str(tmp_path / "model"), device="cpu")
+    functions = {event.api_name: event.fn for event in page.fns.values()}
+    assert "score_image" not in functions
+    labels = {functions["suggest_close"]("goldfish") for _ in range(5)}
+    assert labels <= {names[0] for names in imagenet_labels()} and "goldfish" not in labels
+
+    Image.new("RGB", (50, 40), "teal").save(tmp_path / "one.png")
+    visit = SimpleNamespace(session_hash="one")
+    settings = [False, 0.5, 6, 10, 0.2, "spatial", ["add_ood_semantics"], 1, False]
+    *_, last = functions["make_outlier"](str(tmp_path / "one.png"), "a", "b", *settings, visit)
+    (shown,) = (value for value in last.values() if isinstance(value, Shown))
+    assert len(shown.trace) == 3 and shown.trace.source.size == (32, 32) and shown.trace.source.mode == "RGB"
+    assert not shown.trace.request.remove_id_semantics and shown.trace.request.add_ood_semantics
