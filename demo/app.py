@@ -6,24 +6,28 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
+import signal
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio as gr
+from gradio import processing_utils
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from detector_tab import DetectorTab
 from labels import Suggestions
-from limits import PIXELS, UPLOAD_BYTES
+from limits import PIXELS, UPLOAD_BYTES, refuse_address
 from masks_tab import MasksTab
 from sona_pipeline import TINY_DETECTOR, load_detector, load_pipeline, sample
 from sona_pipeline.class_names import imagenet_labels
 from tracing import Runner
 
-QUEUE, MINUTE = 20, 60
+QUEUE, SESSIONS, MINUTE = 20, 50, 60
 INTRO = """# SONA: semantic outliers
 
 An image is noised part-way and denoised with a guidance that works region by region: it **removes what the image
@@ -31,6 +35,7 @@ means**, **keeps what surrounds it**, and **adds the meaning of another label**.
 
 
 Image.MAX_IMAGE_PIXELS = PIXELS
+processing_utils.async_ssrf_protected_download = refuse_address
 
 
 def build(model: str = "tiny", detector: str | None = None, device: str | None = None) -> gr.Blocks:
@@ -41,9 +46,8 @@ def build(model: str = "tiny", detector: str | None = None, device: str | None =
         detector: folder or Hub id; by default the embedded one, with the embedded model only.
         device: of both.
     """
-    worker = ThreadPoolExecutor(
-        1
-    )  # for all that torch does: on a CPU, a second thread with torch in it slows the first
+    # One thread for all that torch does: on a CPU, a second one with torch in it slows the first down.
+    worker = ThreadPoolExecutor(1)
     pipe = worker.submit(load_pipeline, model, device).result()
     if model == "tiny":
         classes = sample.id_images("test").classes
@@ -51,20 +55,32 @@ def build(model: str = "tiny", detector: str | None = None, device: str | None =
         detector = detector or str(TINY_DETECTOR)
     else:
         labels = imagenet_labels()
-    folder = Path(tempfile.mkdtemp(prefix="sona-examples-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _own_folder()
     rows = _examples(folder) if model == "tiny" else _photographs(folder)
     with gr.Blocks(title="SONA", analytics_enabled=False, delete_cache=(10 * MINUTE, 60 * MINUTE)) as page:
         gr.Markdown(INTRO)
         with gr.Tab("Outlier and masks"):
             suggestions = worker.submit(Suggestions, pipe, labels, worker).result()
-            tab = MasksTab(Runner(pipe, worker), suggestions, model, rows)
+            tab = MasksTab(Runner(pipe, worker), suggestions, _public_name(model), rows)
         if detector:
             with gr.Tab("Detector"):
                 asked = worker.submit(load_detector, detector, device).result()
                 DetectorTab(asked, _unknown(folder) if model == "tiny" else [], worker)
         page.unload(tab.leave)
-    return page.queue(max_size=QUEUE, default_concurrency_limit=4)
+    return page.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
+
+
+def _own_folder() -> Path:
+    """A folder for examples, uploads and pictures, which is gone with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="sona-page-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    return folder
+
+
+def _public_name(model: str) -> str:
+    """The model as visitors may know it: of a folder the last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _examples(folder: Path) -> list[tuple[str, str, str]]:
@@ -112,8 +128,14 @@ def serve(
         host: address to listen at; the machine itself by default, and all where GRADIO_SERVER_NAME says so.
         port: the first free one from 7860 on by default.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     build(model, detector, device).launch(
-        server_name=host, server_port=port, max_file_size=UPLOAD_BYTES, footer_links=["api"], ssr_mode=False
+        server_name=host,
+        server_port=port,
+        max_file_size=UPLOAD_BYTES,
+        state_session_capacity=SESSIONS,
+        footer_links=["api"],
+        ssr_mode=False,
     )
 
 

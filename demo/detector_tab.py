@@ -50,12 +50,15 @@ class DetectorTab:
             concurrency_limit=1,
         )
 
-    def score(self, path: str | None) -> tuple[str, Figure, Image.Image]:
-        """Verdict, histogram and Grad-CAM of an uploaded image."""
+    def score(self, path: str | None) -> tuple[str, Figure, Image.Image | None]:
+        """Verdict, histogram and Grad-CAM of an uploaded image; no Grad-CAM where the network has no feature maps."""
         image = opened(path)
         said = self._worker.submit(self.detector, image).result()
-        cam = self._worker.submit(draw_cam, self.detector, image).result()
-        return _verdict(said), _histogram(self.detector, said), cam
+        try:
+            cam, remark = self._worker.submit(draw_cam, self.detector, image).result(), ""
+        except ValueError as error:
+            cam, remark = None, f"<br>{html.escape(str(error))}"
+        return _verdict(said) + remark, _histogram(self.detector, said), cam
 
 
 def _verdict(said: Detection) -> str:

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+import torch
 from PIL import Image
 
-from sona_pipeline.imaging import upright
+from sona_pipeline.imaging import decoded
 
 UPLOAD_BYTES = 10 << 20
 PIXELS = 16_000_000
 STEPS, SCALE = 100, 30.0
 LABEL_LENGTH = 80
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Others need programs or decoders that strangers' files should not reach."""
 
 
 def upload(label: str, elem_id: str) -> gr.Image:
@@ -37,17 +40,23 @@ def opened(path: str | None) -> Image.Image:
     if not path:
         raise ValueError("There is no image: upload one, or pick an example.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
         if width * height > PIXELS:
-            raise ValueError(
-                f"The image has {width} x {height} pixels, but at most {PIXELS // 1_000_000} million are taken: scale"
-                " it down."
-            )
-        return upright(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        kind = Path(path).suffix or "a file without a suffix"
-        raise ValueError(f"This {kind} cannot be read as an image: upload a PNG, JPEG or WebP file.") from error
+            raise Image.DecompressionBombError
+        return decoded(lambda: Image.open(path, formats=FORMATS), Path(path).name)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"The image has too many pixels: at most {PIXELS // 1_000_000} million are taken, so scale it down."
+        ) from error
+    except OSError as error:
+        kind = Path(path).suffix or "file without a suffix"
+        raise ValueError(f"This {kind} cannot be read as an image: upload one of {', '.join(FORMATS)}.") from error
+
+
+async def refuse_address(url: str, cache_dir: str) -> str:
+    """What takes the place of gradio's download of a picture that is given by its address."""
+    raise gr.Error("Addresses are not taken: upload the image itself.", print_exception=False)
 
 
 def checked_label(text: str | None, name: str) -> str:
@@ -66,7 +75,7 @@ def checked_label(text: str | None, name: str) -> str:
 
 def with_messages(handler: Callable) -> Callable:
     """The event handler, with errors that a visitor can mend shown as messages on the page."""
-    mendable = (ValueError, TypeError, OSError, FloatingPointError)
+    mendable = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemoryError)
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)

@@ -6,7 +6,7 @@ import html
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -20,7 +20,7 @@ from pictures import COLOURS, SIDE, enlarged, overlay, strip
 from sona_pipeline.imaging import fit
 from sona_pipeline.make import image_form
 from sona_pipeline.pipeline import MASK_GRANULARITIES
-from tracing import COMPARISONS, MASKS, Request, Runner, Trace
+from tracing import COMPARISONS, MASKS, IsStopped, Request, Runner, Trace
 
 TERMS = {
     "remove_id_semantics": "remove ID semantics",
@@ -44,7 +44,7 @@ class Shown:
     """
 
     trace: Trace
-    denoised: list[Image.Image] = field(default_factory=list)
+    denoised: list[Image.Image]
 
 
 class MasksTab:
@@ -172,9 +172,17 @@ class MasksTab:
 
     def _connect(self) -> None:
         settings = [self.is_random, self.strength, self.steps, self.scale, self.threshold, self.granularity]
+        settings += [self.terms, self.seed, self.compares]
+        asked = gr.State(None)
         self.run.click(
+            lambda: ("Waiting for its turn …", time.monotonic()),
+            None,
+            [self.status, asked],
+            queue=False,
+            api_visibility="private",
+        ).then(
             with_messages(self.make),
-            [self.image, self.id_label, self.ood_label, *settings, self.terms, self.seed, self.compares],
+            [self.image, self.id_label, self.ood_label, *settings, self.over, asked],
             self._outputs(),
             api_name="make_outlier",
             concurrency_limit=1,
@@ -219,9 +227,12 @@ class MasksTab:
         terms: list[str],
         seed: int,
         compares: bool,
+        over: str,
+        asked: float | None,
         visit: gr.Request,
     ) -> Iterator[dict]:
         """Make an outlier, and update the page while it is made."""
+        is_stopped = self.runner.stops(visit.session_hash, asked or time.monotonic())
         request = Request(
             id_label=checked_label(id_label, "ID label"),
             ood_label=checked_label(ood_label, "OOD label"),
@@ -234,25 +245,34 @@ class MasksTab:
             seed=int(seed),
         )
         source = fit(opened(path), self.size, self.mode)
-        with self.runner.visit(visit.session_hash) as sign:
-            trace, last = Trace(source, request), 0.0
-            for trace in self.runner.trace(source, request, sign):
-                if time.monotonic() - last > PAUSE:
-                    last = time.monotonic()
-                    yield {self.status: _progress(trace), **self._step_pictures(Shown(trace), len(trace), OVERS[0])}
-            others = {}
-            if compares and trace.outlier:
-                yield {self.status: "The same seed in other ways …", self.before_after: _before_after(trace)}
-                others = self.runner.compare(source, request, sign)
+        trace, last = Trace(source, request), 0.0
+        for trace in self.runner.trace(source, request, is_stopped):
+            if time.monotonic() - last > PAUSE:
+                last = time.monotonic()
+                yield {self.status: _progress(trace), **self._mask_pictures(trace, len(trace), trace.source)}
         if not len(trace):
             yield {self.status: "Stopped before the first step."}
             return
+        yield {self.status: "Drawing …", **({self.before_after: _before_after(trace)} if trace.outlier else {})}
+        shown = self._shown(trace, is_stopped)
+        others = self.runner.compare(source, request, is_stopped) if compares and trace.outlier else {}
         with tempfile.TemporaryDirectory(prefix="sona-") as folder:  # gone when the page has its copies
-            yield self._outcome(trace, others, Path(folder) / "sona.zip")
+            yield self._outcome(shown, others, over, Path(folder) / "sona.zip")
 
-    def _outcome(self, trace: Trace, others: dict[str, Image.Image], archive: Path) -> dict:
+    def _shown(self, trace: Trace, is_stopped: IsStopped) -> Shown:
+        """The trace with its latents decoded; if the visitor stops that, the source stands for those left."""
+        was_stopped, denoised = is_stopped(), []
+        for picture in self.runner.decoded(trace.latents):
+            denoised.append(_reduced(picture))
+            if is_stopped() and not was_stopped:
+                break
+        denoised += [_reduced(trace.source)] * (len(trace) - len(denoised))
+        trace.latents.clear()
+        return Shown(trace, denoised)
+
+    def _outcome(self, shown: Shown, others: dict[str, Image.Image], over: str, archive: Path) -> dict:
         """All that the page shows of a run that is done, or was stopped."""
-        shown = Shown(trace, [_reduced(image) for image in self.runner.decoded(trace.latents)])
+        trace = shown.trace
         numbers = [trace.stop_step - k for k in range(len(trace))]
         sheet = strip(shown.denoised, numbers, trace.masks, MASKS)
         code = code_of(trace, self.model, self.runner.pipe.device.type)
@@ -265,7 +285,7 @@ class MasksTab:
             **pictures,
             self.shown: shown,
             self.step: gr.Slider(minimum=1, maximum=max(2, len(trace)), value=middle),
-            **self._step_pictures(shown, middle, OVERS[0]),
+            **self._step_pictures(shown, middle, over),
             self.strip: sheet,
             self.plot: _shares(trace),
             self.code: code,
@@ -279,18 +299,20 @@ class MasksTab:
         return self._step_pictures(shown, min(max(1, int(step)), len(shown.trace)), over)
 
     def _step_pictures(self, shown: Shown, step: int, over: str) -> dict:
-        trace = shown.trace
-        denoised = shown.denoised[step - 1] if shown.denoised else trace.source
-        under = enlarged(denoised if over == OVERS[1] else _reduced(trace.source))
-        masks = {
+        denoised = shown.denoised[step - 1]
+        under = denoised if over == OVERS[1] else shown.trace.source
+        return {self.denoised: enlarged(denoised), **self._mask_pictures(shown.trace, step, under)}
+
+    def _mask_pictures(self, trace: Trace, step: int, under: Image.Image) -> dict:
+        under = enlarged(_reduced(under))
+        return {
             self.masks[name]: overlay(under, shares[step - 1], COLOURS[name]) for name, shares in trace.masks.items()
         }
-        return {self.denoised: enlarged(denoised), **masks}
 
     def end(self, visit: gr.Request) -> str:
         """Stop what this visitor is running."""
         self.runner.stop(visit.session_hash)
-        return "Stopping after this step."
+        return "Stopped: what was running ends after the step it is at."
 
     def leave(self, visit: gr.Request) -> None:
         """Stop what a visitor who has gone away was running."""

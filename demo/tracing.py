@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from queue import Queue
 
@@ -24,6 +24,9 @@ MASKS = {
 """Callback tensors of the pipeline, and what they are called on the page."""
 PROMPT = "a photo of a {}"
 COMPARISONS = ("global guidance", "text only")
+VISITORS, DECODED = 1000, 4
+"""Visitors whose stops are remembered, and latents that are decoded together."""
+IsStopped = Callable[[], bool]
 _END = object()
 
 
@@ -63,7 +66,7 @@ class Trace:
         source: the image at the model's size.
         request: what was asked for.
         stop_step: that the image was noised up to; 0 until the first step is done.
-        latents: `[C, h, w]` after each step.
+        latents: `[C, h, w]` after each step, until they are decoded.
         masks: for each name of `MASKS` the share `[h, w]` of the latent channels under the mask, at each step.
         outlier: the result, None until the run is done.
     """
@@ -76,7 +79,7 @@ class Trace:
     outlier: Image.Image | None = None
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(next(iter(self.masks.values())))
 
     def add(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         """Keep what a callback was given after the step `step`, counted down to 1."""
@@ -100,42 +103,37 @@ class Runner:
 
     def __init__(self, pipe: SONAPipeline, worker: Executor):
         self.pipe, self._worker = pipe, worker
-        self._stops: dict[str, threading.Event] = {}
-
-    @contextmanager
-    def visit(self, visitor: str) -> Iterator[threading.Event]:
-        """The sign by which `stop` ends the runs of this visitor in this context."""
-        sign = self._stops[visitor] = threading.Event()
-        try:
-            yield sign
-        finally:
-            sign.set()
-            self._stops.pop(visitor, None)
+        self._stopped: dict[str, float] = {}
 
     def stop(self, visitor: str) -> None:
-        """End what the visitor is running, after the step it is at."""
-        if visitor in self._stops:
-            self._stops[visitor].set()
+        """End all that the visitor has asked for up to now, running or waiting, after the step it is at."""
+        self._stopped[visitor] = time.monotonic()
+        while len(self._stopped) > VISITORS:
+            del self._stopped[next(iter(self._stopped))]
 
-    def trace(self, source: Image.Image, request: Request, sign: threading.Event) -> Iterator[Trace]:
+    def stops(self, visitor: str, asked: float) -> IsStopped:
+        """The question whether the visitor has pressed stop since the time `asked` of the monotonic clock."""
+        return lambda: self._stopped.get(visitor, asked) > asked
+
+    def trace(self, source: Image.Image, request: Request, is_stopped: IsStopped) -> Iterator[Trace]:
         """Run the pipeline; gives the growing trace after each step, and at the end with the outlier.
 
-        A run that was stopped ends without an outlier.
+        A run that was stopped ends without an outlier, and without any step if it was so before its turn.
         """
         trace = Trace(source, request)
         generator = torch.Generator().manual_seed(request.seed)
-        for made in self._run(sign, request, trace, image=source, generator=generator):
+        for made in self._run(is_stopped, request, trace, image=source, generator=generator):
             trace.outlier = made and made[0]
             yield trace
 
-    def compare(self, source: Image.Image, request: Request, sign: threading.Event) -> dict[str, Image.Image]:
+    def compare(self, source: Image.Image, request: Request, is_stopped: IsStopped) -> dict[str, Image.Image]:
         """The same seed with global guidance instead of regions, and from noise by the OOD prompt alone.
 
         Both are made in one call. The second is text-to-image with classifier-free guidance: its "source" are latents
         of zeros, noised up to the first step of the schedule. A stop leaves out both.
         """
         prepared = self._worker.submit(self._latents_and_nothing, source, request).result()
-        made = list(self._run(sign, request, None, **prepared, strength=None, global_guidance=True))[-1:]
+        made = list(self._run(is_stopped, request, None, **prepared, strength=None, global_guidance=True))[-1:]
         return dict(zip(COMPARISONS, made[0])) if made and made[0] else {}
 
     @torch.no_grad()
@@ -148,36 +146,40 @@ class Runner:
         latents = torch.cat([latents, torch.zeros_like(latents)])
         return {"image": latents, "stop_step": [*stop_steps, steps], "generator": [first, second]}
 
-    def decoded(self, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
-        """Pictures of latents `[C, h, w]`."""
-        return self._worker.submit(self._decode, torch.stack(latents)).result()
+    def decoded(self, latents: Sequence[torch.Tensor]) -> Iterator[Image.Image]:
+        """Pictures of latents `[C, h, w]`; a few are decoded together."""
+        for start in range(0, len(latents), DECODED):
+            yield from self._worker.submit(self._decode, latents[start : start + DECODED]).result()
 
     @torch.no_grad()
-    def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        return self.pipe.decode(latents.to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
+    def _decode(self, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
+        return self.pipe.decode(torch.stack(latents).to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
 
     def _run(
-        self, sign: threading.Event, request: Request, trace: Trace | None, **changes
+        self, is_stopped: IsStopped, request: Request, trace: Trace | None, **changes
     ) -> Iterator[list[Image.Image] | None]:
         """Let the worker run the pipeline: None after each step, and the images at the end unless it was stopped."""
         said: Queue = Queue()
+        is_left = threading.Event()
         arguments = request.arguments() | changes
 
         def record(pipe, step, timestep, tensors):
             if trace is not None:
                 trace.add(request.num_inference_steps - step, tensors)
-            pipe._interrupt = sign.is_set()
+            pipe._interrupt = is_left.is_set() or is_stopped()
             said.put(None)
             return {}
 
         def run():
             try:
+                if is_left.is_set() or is_stopped():
+                    return
                 output = self.pipe(
                     **arguments,
                     callback_on_step_end=record,
                     callback_on_step_end_tensor_inputs=["latents", *MASKS],
                 )
-                said.put(None if sign.is_set() else output.images)
+                said.put(None if self.pipe.interrupt else output.images)
             finally:
                 said.put(_END)
 
@@ -185,8 +187,7 @@ class Runner:
         try:
             while (last := said.get()) is not _END:
                 yield last
-        except GeneratorExit:
-            sign.set()
+        except GeneratorExit:  # whoever looked is gone; the caller must not wait for the step that is being made
+            is_left.set()
             raise
-        finally:
-            running.result()
+        running.result()

@@ -1,8 +1,10 @@
 """The parts of the page that need no page."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,38 +88,45 @@ def runner(tiny_pipe):
         yield Runner(tiny_pipe, worker)
 
 
-def test_a_stop_is_for_the_run_of_its_visitor(runner):
-    source = Image.new("RGB", (32, 32), "grey")
-    request = Request("a", "b", strength=1.0, num_inference_steps=8)
-    with runner.visit("one") as sign:
-        steps = runner.trace(source, request, sign)
-        next(steps)
-        runner.stop("two")
-        assert list(steps)[-1].outlier is not None
-    with runner.visit("one") as sign:
-        steps = runner.trace(source, request, sign)
-        next(steps)
-        runner.stop("one")
-        assert list(steps)[-1].outlier is None
-        assert not runner.compare(source, request, sign)
+def test_a_stop_is_for_what_its_visitor_asked_for_before(runner):
+    source, request = Image.new("RGB", (32, 32), "grey"), Request("a", "b", strength=1.0, num_inference_steps=8)
+    steps = runner.trace(source, request, runner.stops("one", time.monotonic()))
+    next(steps)
+    runner.stop("two")
+    assert list(steps)[-1].outlier is not None
+
+    waiting = running = runner.stops("one", time.monotonic())
+    steps = runner.trace(source, request, running)
+    next(steps)
     runner.stop("one")
-    with runner.visit("one") as sign:
-        assert list(runner.trace(source, request, sign))[-1].outlier is not None
+    *_, trace = steps
+    assert trace.outlier is None and len(trace) < 8
+    assert not list(runner.trace(source, request, waiting))
+    assert not runner.compare(source, request, waiting)
+    assert list(runner.trace(source, request, runner.stops("one", time.monotonic())))[-1].outlier is not None
 
 
-def test_a_run_that_nobody_looks_at_any_more_ends(runner):
-    calls = []
-    runner.pipe.unet.register_forward_hook(lambda *args: calls.append(1))
-    with runner.visit("one") as sign:
-        steps = runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", strength=1.0, num_inference_steps=400), sign)
-        next(steps)
-        steps.close()
+def test_a_run_that_nobody_looks_at_any_more_ends_without_being_waited_for(runner):
+    calls, gate = [], Event()
+
+    def hold(*args):
+        calls.append(1)
+        if len(calls) > 1:
+            gate.wait(60)
+
+    runner.pipe.unet.register_forward_hook(hold)
+    request = Request("a", "b", strength=1.0, num_inference_steps=400)
+    steps = runner.trace(Image.new("RGB", (32, 32)), request, lambda: False)
+    next(steps)
+    steps.close()
+    gate.set()
+    assert len(list(runner.decoded([torch.zeros(4, 8, 8)] * 5))) == 5
     assert len(calls) < 400
 
 
 def test_errors_of_the_pipeline_come_out_of_the_run(runner):
-    with runner.visit("one") as sign, pytest.raises(ValueError, match=r"`mask_threshold` is 0\.5"):
-        list(runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", mask_threshold=0.5), sign))
+    with pytest.raises(ValueError, match=r"`mask_threshold` is 0\.5"):
+        list(runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", mask_threshold=0.5), lambda: False))
 
 
 def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagenet(tiny_pipe, tmp_path):
@@ -130,7 +139,7 @@ def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagen
 
     Image.new("RGB", (50, 40), "teal").save(tmp_path / "one.png")
     visit = SimpleNamespace(session_hash="one")
-    settings = [False, 0.5, 6, 10, 0.2, "spatial", ["add_ood_semantics"], 1, False]
+    settings = [False, 0.5, 6, 10, 0.2, "spatial", ["add_ood_semantics"], 1, False, "source", None]
     *_, last = functions["make_outlier"](str(tmp_path / "one.png"), "a", "b", *settings, visit)
     (shown,) = (value for value in last.values() if isinstance(value, Shown))
     assert len(shown.trace) == 3 and shown.trace.source.size == (32, 32) and shown.trace.source.mode == "RGB"
