@@ -21,6 +21,7 @@ pipeline does:
     outlier = pipe(image, id_prompt="a photo of a barn", ood_prompt="a photo of an airliner").images[0]
 """
 
+import functools
 import inspect
 import json
 import shutil
@@ -647,7 +648,7 @@ class SONAPipeline(
 
     def step_kwargs(self, eta: float, generator, active: slice) -> dict[str, Any]:
         """The arguments `eta` and `generator`, for the active images, as far as `scheduler.step` has them."""
-        wanted = inspect.signature(self.scheduler.step).parameters
+        wanted = _step_parameters(type(self.scheduler))
         if isinstance(generator, list):
             generator = generator[active]
         return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in wanted}
@@ -722,6 +723,12 @@ class _Sega:
             guidance = (moved / noise_unit).to(guidance.dtype)
         is_off = step < self.warmup_steps or (self.cooldown_steps is not None and step >= self.cooldown_steps)
         return torch.zeros_like(guidance) if is_off else guidance
+
+
+@functools.cache
+def _step_parameters(scheduler: type) -> frozenset[str]:
+    """Names of the arguments of a scheduler's `step`."""
+    return frozenset(inspect.signature(scheduler.step).parameters)
 
 
 def _step_of_strength(strength: float, num_inference_steps: int) -> int:
