@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from loopback_hub import TOKEN, LoopbackHub
+from loopback_hub import TOKEN, LoopbackHub, is_lfs, lfs_id
 from safetensors.torch import load_file
 
 import sona_pipeline
@@ -166,6 +166,22 @@ def test_what_was_pushed_loads_in_a_fresh_process(pushed, sets, detectors, tmp_p
     assert report["pixels"] == sum(outliers.image(0).tobytes())
 
 
+def test_weights_and_tables_go_and_come_by_git_lfs(pushed, tmp_path):
+    server = pushed[0]
+    for repo_type, name, number in (("model", "sona-tiny", 3), ("model", "detector", 1), ("dataset", "outliers", 1)):
+        files = repository(pushed, name, repo_type).files()
+        large = {path: lfs_id(file.read_bytes()) for path, file in files.items() if is_lfs(path)}
+        assert len(large) == number
+        api = HfApi(endpoint=server.url)
+        listed = api.list_repo_tree(f"user/{name}", recursive=True, repo_type=repo_type)
+        assert {file.path: file.lfs.sha256 for file in listed if getattr(file, "lfs", None)} == large
+        for path, oid in large.items():
+            assert f"PUT /storage/{oid}" in server.requests
+            got = api.hf_hub_download(f"user/{name}", path, repo_type=repo_type, cache_dir=tmp_path)
+            assert f"GET /storage/{oid}" in server.requests and Path(got).resolve().name == oid
+            assert Path(got).read_bytes() == files[path].read_bytes()
+
+
 def test_pipeline_repository_keeps_weights_and_names_no_place_of_this_machine(pushed):
     files = repository(pushed, "sona-tiny").files()
     for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
@@ -269,6 +285,7 @@ def test_results_of_other_detectors_are_refused(detectors, tmp_path):
 def test_a_second_push_takes_old_shards_away_and_leaves_other_files(pushed, sets, tmp_path, monkeypatch):
     server = pushed[0]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
     repo = server.add("user/again", tmp_path / "remote", "dataset")
     (repo.folder / "data").mkdir(parents=True)
