@@ -5,10 +5,10 @@
         subprocess.run(command, env=os.environ | hub.environment(cache))
 
 It has what downloads need: repository info, the tree listing and the files themselves (HEAD and GET); and what uploads
-need: who a token belongs to, new repositories, the check of cards, commits with small files in them, and a storage for
-weights, tables and pictures, which come and go by Git LFS ("basic" transfer) as on the Hub. A folder is read at each
-request, and its commit is a hash of its content, so changed files are a new commit; older ones are not kept.
-Repositories that are created live in a temporary folder, and may be written by the token `TOKEN` only.
+need: who a token belongs to, new repositories, the check of cards, commits with small files in them, and a storage that
+weights, tables and pictures are put to by Git LFS ("basic" transfer). A folder is read at each request, and its commit
+is a hash of its content, so changed files are a new commit; older ones are not kept. Repositories that are created live
+in a temporary folder, and may be written by the token `TOKEN` only.
 """
 
 import base64
@@ -115,7 +115,6 @@ class LoopbackHub:
 
     Attributes:
         url: its address, for `HF_ENDPOINT`.
-        storage_url: where the files of Git LFS are: under another name, as huggingface_hub treats another host.
         requests: "METHOD /path" of all requests up to now, in their order.
     """
 
@@ -127,7 +126,6 @@ class LoopbackHub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self.storage_url = f"http://localhost:{self._server.server_port}/storage"
 
     def __enter__(self) -> "LoopbackHub":
         self._thread.start()
@@ -196,25 +194,15 @@ class LoopbackHub:
         return Answer.of_json([{"path": name} | entry for name, entry in entries.items()])
 
     def file(self, query: dict, prefix: str, repo_id: str, revision: str, path: str) -> Answer:
-        """A file, with its hash as ETag; or the way to its place in the storage."""
+        """A file, with its hash as ETag."""
         repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
         commit = {"X-Repo-Commit": repository.resolve(revision)}
         source = repository.files().get(path)
         if source is None:
             raise HubError(404, "EntryNotFound", f"{repo_id} has no file {path}", commit)
         content = source.read_bytes()
-        if not is_lfs(path):
-            return Answer(content, headers=commit | {"ETag": f'"{blob_id(content)}"'})
-        oid = lfs_id(content)
-        self._objects[oid] = content
-        linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
-        return Answer(b"", 302, commit | linked | {"Location": f"{self.storage_url}/{oid}"})
-
-    def stored(self, query: dict, oid: str) -> Answer:
-        """A file out of the storage."""
-        if oid not in self._objects:
-            raise HubError(404, "", f"nothing is stored as {oid}")
-        return Answer(self._objects[oid])
+        linked = {"X-Linked-Etag": f'"{lfs_id(content)}"', "X-Linked-Size": str(len(content))} if is_lfs(path) else {}
+        return Answer(content, headers=commit | linked | {"ETag": f'"{blob_id(content)}"'})
 
     def store(self, body: bytes, oid: str) -> Answer:
         """A file into the storage."""
@@ -229,7 +217,7 @@ class LoopbackHub:
         objects = json.loads(body)["objects"]
         for asked in objects:
             if asked["oid"] not in self._objects:
-                asked["actions"] = {"upload": {"href": f"{self.storage_url}/{asked['oid']}"}}
+                asked["actions"] = {"upload": {"href": f"{self.url}/storage/{asked['oid']}"}}
         return Answer.of_json({"transfer": "basic", "objects": objects})
 
     def whoami(self, query: dict) -> Answer:
@@ -310,7 +298,6 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable[..., Answer]]] = [
     (_WRITE, _API + "/commit/(?P<revision>[^/]+)", LoopbackHub.commit),
     (_WRITE, _FILES + ".git/info/lfs/objects/batch", LoopbackHub.batch),
     (_STORE, "/storage/(?P<oid>[0-9a-f]{64})", LoopbackHub.store),
-    (_READ, "/storage/(?P<oid>[0-9a-f]{64})", LoopbackHub.stored),
     (_READ, _API + "(/revision/(?P<revision>[^/]+))?", LoopbackHub.info),
     (_READ, _API + "/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", LoopbackHub.tree),
     (_READ, _FILES + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", LoopbackHub.file),
