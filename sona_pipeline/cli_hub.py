@@ -41,7 +41,9 @@ def pipeline(
     ] = False,
     results: Annotated[
         Path | None,
-        typer.Option(help="Folder of `sona evaluate`, of detectors trained on such outliers, for the card."),
+        typer.Option(
+            help="Folder of `sona evaluate` for the card, with detectors trained on such outliers: taken as given."
+        ),
     ] = None,
     licence: Licence = None,
     private: Private = False,

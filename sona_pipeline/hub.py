@@ -48,7 +48,8 @@ def write_pipeline_repository(
         model: Stable Diffusion checkpoint, by Hub id or folder; "tiny" is the embedded one.
         pointer: write the code only, to be used with the weights of `model`, which has to be a Hub id.
         licence: of the weights, by the Hub's name.
-        results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers.
+        results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers;
+            that they were is not checked.
 
     Raises:
         ValueError: `repo_id` or `model` has not that form, or the results have no runs.
