@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from safetensors import SafetensorError
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.files import write_text
@@ -293,14 +294,22 @@ def _run_of(detector, results: str | Path) -> Run:
 
 @contextmanager
 def laid_out(folder: str | Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` when everything is done."""
-    folder = Path(folder)
+    """A folder to write to, which becomes `folder` when everything is done.
+
+    Raises:
+        FileExistsError: `folder` holds something.
+        OSError: the disk is full, say, or weights that were given are damaged.
+    """
+    folder = Path(folder).resolve()
     check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.partial-") as temporary:
         partial = Path(temporary) / folder.name
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except SafetensorError as error:  # which is what safetensors makes of a full disk
+            raise OSError(f"weights cannot be read, or cannot be written to {folder} ({error})") from error
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
