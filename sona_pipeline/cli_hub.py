@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,9 @@ def pipeline(
     ] = False,
     results: Annotated[
         Path | None,
-        typer.Option(help="Folder of `sona evaluate`, of detectors trained on such outliers, for the card."),
+        typer.Option(
+            help="Folder of `sona evaluate` for the card, with detectors trained on such outliers: taken as given."
+        ),
     ] = None,
     licence: Licence = None,
     private: Private = False,
@@ -150,7 +153,8 @@ def upstream(
     """
     from sona_pipeline.upstream import write_upstream
 
-    write_upstream(output)
+    with _stopped_explained():
+        write_upstream(output)
     console.print(f"custom_pipeline='sona' loads and makes an outlier: {escape(str(output))}", highlight=False)
 
 
@@ -163,18 +167,40 @@ def _publish(
     hub.check_repo_id(repo)
     folder = output or Path("hub") / repo.partition("/")[2]
     hub.check_folder(folder)
-    if not dry_run:
-        hub.check_access(repo)
-    if dry_run:
-        write(folder)
-        console.print(f"Laid out, and not pushed: {escape(str(folder))}", highlight=False)
-        return
+    with _stopped_explained():
+        if not dry_run:
+            hub.check_access(repo)
+        try:
+            write(folder)
+            if dry_run:
+                done = f"Laid out, and not pushed: {folder}"
+            else:
+                done = f"Pushed: {_push_and_remove(folder, repo, repo_type, private)}"
+        finally:
+            if output is None:
+                with suppress(OSError):  # it holds what this run or others laid out
+                    folder.parent.rmdir()
+    console.print(escape(done), highlight=False, soft_wrap=True)
+
+
+def _push_and_remove(folder: Path, repo: str, repo_type: str, private: bool) -> str:
+    """Push a folder that this run has laid out, and take it away, however that ends."""
+    from sona_pipeline import hub
+
     try:
-        write(folder)
-        address = hub.push(folder, repo, repo_type, private)
+        return hub.push(folder, repo, repo_type, private)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if output is None:
-            with suppress(OSError):  # it may hold what other runs laid out
-                folder.parent.rmdir()
-    console.print(f"Pushed: {escape(address)}", highlight=False, soft_wrap=True)
+        shutil.rmtree(folder.resolve(), ignore_errors=True)
+
+
+@contextmanager
+def _stopped_explained() -> Iterator[None]:
+    """Say what is left when the job is stopped by Ctrl-C or SIGTERM, of which the latter ends like the former."""
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("\nStopped. Nothing is left of it on this disk; the same command begins anew.")
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from safetensors import SafetensorError
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.files import write_text
@@ -48,7 +49,8 @@ def write_pipeline_repository(
         model: Stable Diffusion checkpoint, by Hub id or folder; "tiny" is the embedded one.
         pointer: write the code only, to be used with the weights of `model`, which has to be a Hub id.
         licence: of the weights, by the Hub's name.
-        results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers.
+        results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers;
+            that they were is not checked.
 
     Raises:
         ValueError: `repo_id` or `model` has not that form, or the results have no runs.
@@ -292,14 +294,22 @@ def _run_of(detector, results: str | Path) -> Run:
 
 @contextmanager
 def laid_out(folder: str | Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` when everything is done."""
-    folder = Path(folder)
+    """A folder to write to, which becomes `folder` when everything is done.
+
+    Raises:
+        FileExistsError: `folder` holds something.
+        OSError: the disk is full, say, or weights that were given are damaged.
+    """
+    folder = Path(folder).resolve()
     check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.partial-") as temporary:
         partial = Path(temporary) / folder.name
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except SafetensorError as error:  # which is what safetensors makes of a full disk
+            raise OSError(f"weights cannot be read, or cannot be written to {folder} ({error})") from error
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

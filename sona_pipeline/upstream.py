@@ -43,7 +43,8 @@ output.images[0].save("outlier.png")
 Several images go together with one prompt each, and may have a stop step each (`stop_step=[10, 35]`). The guidance is
 set by `guidance_scale` (10) and by `mask_threshold` (0.2), the share of the latents that counts as a region. A callback
 can ask for the masks by `callback_on_step_end_tensor_inputs=["id_semantic_mask", "id_nuisance_mask",
-"ood_semantic_mask"]`. A call costs three rows in the UNet an image and step.
+"ood_semantic_mask", "ood_unfiltered_mask"]`; the last one is the OOD region before the ID nuisances are kept out of it.
+A call costs three rows in the UNet an image and step.
 """
 _CHECK = f"""
 import sys
@@ -57,7 +58,7 @@ pipe.set_progress_bar_config(disable=True)
 image = Image.new("L", (32, 32), 128)
 made = pipe(image, "a photo of a shirt", "a photo of a bag", stop_step=1, num_inference_steps=2).images[0]
 assert type(pipe).__module__.endswith("sona") and made.size == image.size
-assert "sona_pipeline" not in sys.modules
+assert "sona_pipeline" not in sys.modules, "it imports sona_pipeline, which users of diffusers do not have"
 """
 _COMMIT = "0" * 40
 
@@ -84,7 +85,8 @@ def check_upstream(code: str | Path) -> None:
 
     The process has no network: it finds the file where a download of diffusers' mirror of its community pipelines
     would have put it. That stands in for the download, and for the question to PyPI whether this version of diffusers
-    is released; all else is diffusers' own way. This package is out of its reach.
+    is released; all else is diffusers' own way. This package may be installed there; code that imports it does not
+    pass.
 
     Raises:
         ValueError: it does not load; the message ends with the reason.

@@ -5,9 +5,10 @@
         subprocess.run(command, env=os.environ | hub.environment(cache))
 
 It has what downloads need: repository info, the tree listing and the files themselves (HEAD and GET); and what uploads
-need: who a token belongs to, new repositories, the check of cards, and commits with the files in them. A folder is
-read at each request, and its commit is a hash of its content, so changed files are a new commit; older ones are not
-kept. Repositories that are created live in a temporary folder, and may be written by the token `TOKEN` only.
+need: who a token belongs to, new repositories, the check of cards, commits with small files in them, and a storage that
+weights, tables and pictures are put to by Git LFS ("basic" transfer). A folder is read at each request, and its commit
+is a hash of its content, so changed files are a new commit; older ones are not kept. Repositories that are created live
+in a temporary folder, and may be written by the token `TOKEN` only.
 """
 
 import base64
@@ -28,6 +29,7 @@ import yaml
 BRANCH = "main"
 TOKEN = "hf_loopback"
 USER = "user"
+LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".jpg")
 TYPE_OF_PREFIX = {"": "model", "models": "model", "datasets": "dataset", "spaces": "space"}
 
 
@@ -84,6 +86,30 @@ def blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def lfs_id(content: bytes) -> str:
+    """The hash by which Git LFS stores a file."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def lfs_pointer(content: bytes) -> bytes:
+    """What Git has in the place of a file that Git LFS stores."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{lfs_id(content)}\nsize {len(content)}\n".encode()
+
+
+def is_lfs(path: str) -> bool:
+    """Whether Git LFS stores the file."""
+    return path.endswith(LFS_SUFFIXES)
+
+
+def description(path: str, content: bytes) -> dict:
+    """A file as the tree lists it."""
+    if not is_lfs(path):
+        return {"type": "file", "size": len(content), "oid": blob_id(content)}
+    pointer = lfs_pointer(content)
+    lfs = {"oid": lfs_id(content), "size": len(content), "pointerSize": len(pointer)}
+    return {"type": "file", "size": len(content), "oid": blob_id(pointer), "lfs": lfs}
+
+
 class LoopbackHub:
     """The server; a context manager.
 
@@ -95,6 +121,7 @@ class LoopbackHub:
     def __init__(self):
         self.requests: list[str] = []
         self._repositories: dict[tuple[str, str], Repository] = {}
+        self._objects: dict[str, bytes] = {}
         self._created = tempfile.TemporaryDirectory()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -122,8 +149,12 @@ class LoopbackHub:
         return self._repositories[repo_type, repo_id]
 
     def environment(self, home: str | Path) -> dict[str, str]:
-        """Environment variables of a process that takes this for the Hub, with its caches under `home`."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        """Environment variables of a process that takes this for the Hub, with its caches under `home`.
+
+        Where hf_xet is installed, huggingface_hub uploads by Xet whatever a server says, unless that is forbidden.
+        """
+        switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home)} | switches
 
     def answer(self, method: str, path: str, query: str, body: bytes, token: str | None) -> Answer:
         """The response to a request; the routes are tried in their order."""
@@ -133,7 +164,7 @@ class LoopbackHub:
                 groups = {name: unquote(value or "") for name, value in match.groupdict().items()}
                 if methods in (_WRITE, _OWN) and token != TOKEN:
                     raise HubError(401, "", "Invalid credentials in Authorization header")
-                return action(self, body if methods == _WRITE else parse_qs(query), **groups)
+                return action(self, body if methods in (_WRITE, _STORE) else parse_qs(query), **groups)
         raise HubError(404, "NotFound", f"no route for {method} {path}")
 
     def info(self, query: dict, prefix: str, repo_id: str, revision: str) -> Answer:
@@ -155,7 +186,7 @@ class LoopbackHub:
                 content = path.read_bytes()
                 for parent in list(Path(name).relative_to(folder).parents)[:-1]:
                     entries[start + parent.as_posix()] = {"type": "directory", "size": 0, "oid": "0" * 40}
-                entries[name] = {"type": "file", "size": len(content), "oid": blob_id(content)}
+                entries[name] = description(name, content)
         if folder and not entries:
             raise HubError(404, "EntryNotFound", f"{repo_id} has no folder {folder}", commit)
         if query.get("recursive", ["false"])[0].lower() != "true":
@@ -170,7 +201,24 @@ class LoopbackHub:
         if source is None:
             raise HubError(404, "EntryNotFound", f"{repo_id} has no file {path}", commit)
         content = source.read_bytes()
-        return Answer(content, headers=commit | {"ETag": f'"{blob_id(content)}"'})
+        linked = {"X-Linked-Etag": f'"{lfs_id(content)}"', "X-Linked-Size": str(len(content))} if is_lfs(path) else {}
+        return Answer(content, headers=commit | linked | {"ETag": f'"{blob_id(content)}"'})
+
+    def store(self, body: bytes, oid: str) -> Answer:
+        """A file into the storage."""
+        if lfs_id(body) != oid:
+            raise HubError(400, "", f"this is not the content of {oid}")
+        self._objects[oid] = body
+        return Answer(b"")
+
+    def batch(self, body: bytes, prefix: str, repo_id: str) -> Answer:
+        """Where files for Git LFS shall be put; nowhere if they are stored already."""
+        self.repository(TYPE_OF_PREFIX[prefix], repo_id)
+        objects = json.loads(body)["objects"]
+        for asked in objects:
+            if asked["oid"] not in self._objects:
+                asked["actions"] = {"upload": {"href": f"{self.url}/storage/{asked['oid']}"}}
+        return Answer.of_json({"transfer": "basic", "objects": objects})
 
     def whoami(self, query: dict) -> Answer:
         """Whose the token is."""
@@ -202,30 +250,23 @@ class LoopbackHub:
         return Answer.of_json({"errors": errors, "warnings": []}, status=200 if is_good else 400)
 
     def preupload(self, body: bytes, prefix: str, repo_id: str, revision: str) -> Answer:
-        """How files shall be uploaded: all within the commit."""
+        """How files shall be uploaded, and the hashes of those that are there."""
         files = self.repository(TYPE_OF_PREFIX[prefix], repo_id).files()
-        return Answer.of_json(
-            {
-                "files": [
-                    {
-                        "path": asked["path"],
-                        "uploadMode": "regular",
-                        "shouldIgnore": False,
-                        "oid": blob_id(files[asked["path"]].read_bytes()) if asked["path"] in files else None,
-                    }
-                    for asked in json.loads(body)["files"]
-                ]
-            }
-        )
+        answers = []
+        for path in (asked["path"] for asked in json.loads(body)["files"]):
+            mode, hash_of = ("lfs", lfs_id) if is_lfs(path) else ("regular", blob_id)
+            oid = hash_of(files[path].read_bytes()) if path in files else None
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return Answer.of_json({"files": answers})
 
     def commit(self, body: bytes, prefix: str, repo_id: str, revision: str) -> Answer:
         """Files added and taken away, as lines of JSON."""
         repository = self.repository(TYPE_OF_PREFIX[prefix], repo_id)
         for line in map(json.loads, body.splitlines()):
             path = repository.folder / line["value"].get("path", "")
-            if line["key"] == "file":
+            if line["key"] in ("file", "lfsFile"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(base64.b64decode(line["value"]["content"]))
+                path.write_bytes(self._content(line["value"]))
             elif line["key"] == "deletedFile":
                 path.unlink()
             elif line["key"] == "deletedFolder":
@@ -235,8 +276,16 @@ class LoopbackHub:
         commit = repository.commit()
         return Answer.of_json({"commitUrl": f"{self.url}/{repo_id}/commit/{commit}", "commitOid": commit})
 
+    def _content(self, added: dict) -> bytes:
+        """The content of a file that a commit adds, which is in the commit or in the storage."""
+        if "content" in added:
+            return base64.b64decode(added["content"])
+        if added["oid"] not in self._objects:
+            raise HubError(400, "", f"the content of {added['path']} has not been uploaded")
+        return self._objects[added["oid"]]
 
-_READ = ("GET", "HEAD")
+
+_READ, _STORE = ("GET", "HEAD"), ("PUT",)
 _OWN, _WRITE = ("GET",), ("POST",)
 """Methods of requests that need the token."""
 _API = "/api/(?P<prefix>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
@@ -247,6 +296,8 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable[..., Answer]]] = [
     (_WRITE, "/api/validate-yaml", LoopbackHub.validate),
     (_WRITE, _API + "/preupload/(?P<revision>[^/]+)", LoopbackHub.preupload),
     (_WRITE, _API + "/commit/(?P<revision>[^/]+)", LoopbackHub.commit),
+    (_WRITE, _FILES + ".git/info/lfs/objects/batch", LoopbackHub.batch),
+    (_STORE, "/storage/(?P<oid>[0-9a-f]{64})", LoopbackHub.store),
     (_READ, _API + "(/revision/(?P<revision>[^/]+))?", LoopbackHub.info),
     (_READ, _API + "/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", LoopbackHub.tree),
     (_READ, _FILES + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", LoopbackHub.file),
@@ -277,7 +328,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
-    do_GET = do_HEAD = do_POST = _serve  # noqa: N815  (the names http.server asks for)
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815  (the names http.server asks for)
 
     def log_message(self, format: str, *args) -> None:
         """Keep quiet: `LoopbackHub.requests` is the log."""

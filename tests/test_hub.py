@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from loopback_hub import TOKEN, LoopbackHub
+from loopback_hub import TOKEN, LoopbackHub, is_lfs, lfs_id
 from safetensors.torch import load_file
 
 import sona_pipeline
@@ -166,6 +167,21 @@ def test_what_was_pushed_loads_in_a_fresh_process(pushed, sets, detectors, tmp_p
     assert report["pixels"] == sum(outliers.image(0).tobytes())
 
 
+def test_weights_and_tables_are_uploaded_by_git_lfs_and_load_again(pushed, tmp_path):
+    server = pushed[0]
+    for repo_type, name, number in (("model", "sona-tiny", 3), ("model", "detector", 1), ("dataset", "outliers", 1)):
+        files = repository(pushed, name, repo_type).files()
+        large = {path: lfs_id(file.read_bytes()) for path, file in files.items() if is_lfs(path)}
+        assert len(large) == number
+        api = HfApi(endpoint=server.url)
+        listed = api.list_repo_tree(f"user/{name}", recursive=True, repo_type=repo_type)
+        assert {file.path: file.lfs.sha256 for file in listed if getattr(file, "lfs", None)} == large
+        for path, oid in large.items():
+            assert f"PUT /storage/{oid}" in server.requests
+            got = Path(api.hf_hub_download(f"user/{name}", path, repo_type=repo_type, cache_dir=tmp_path))
+            assert got.resolve().name == oid and got.read_bytes() == files[path].read_bytes()
+
+
 def test_pipeline_repository_keeps_weights_and_names_no_place_of_this_machine(pushed):
     files = repository(pushed, "sona-tiny").files()
     for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
@@ -269,6 +285,7 @@ def test_results_of_other_detectors_are_refused(detectors, tmp_path):
 def test_a_second_push_takes_old_shards_away_and_leaves_other_files(pushed, sets, tmp_path, monkeypatch):
     server = pushed[0]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
     repo = server.add("user/again", tmp_path / "remote", "dataset")
     (repo.folder / "data").mkdir(parents=True)
@@ -320,6 +337,14 @@ def test_what_cannot_be_ends_with_one_sentence_and_nothing_written(
 
 def refusal(arguments, environment, sets, folder, monkeypatch, capsys) -> str:
     """What the command line says on stderr as it ends with code 2, in this process."""
+    places = {"SET": str(sets["folder"]), "NOTHING": str(folder)}
+    arguments = [places.get(text, text) for text in arguments]
+    assert exit_code(arguments, environment, folder, monkeypatch) == 2
+    return capsys.readouterr().err.strip()
+
+
+def exit_code(arguments, environment, folder, monkeypatch) -> int:
+    """How `sona push` ends in this process, run in `folder`."""
     from sona_pipeline.cli import main
 
     monkeypatch.chdir(folder)
@@ -327,12 +352,10 @@ def refusal(arguments, environment, sets, folder, monkeypatch, capsys) -> str:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "token"))
     monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=environment["HF_ENDPOINT"]))
     monkeypatch.setenv("HF_TOKEN", environment["HF_TOKEN"])
-    places = {"SET": str(sets["folder"]), "NOTHING": str(folder)}
-    monkeypatch.setattr(sys, "argv", ["sona", "push", *(places.get(text, text) for text in arguments)])
+    monkeypatch.setattr(sys, "argv", ["sona", "push", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2
-    return capsys.readouterr().err.strip()
+    return end.value.code
 
 
 def test_a_failure_half_way_leaves_nothing(sets, tmp_path, monkeypatch):
@@ -343,6 +366,38 @@ def test_a_failure_half_way_leaves_nothing(sets, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk"):
         hub.write_outlier_repository(tmp_path / "out", "me/out", sets["folder"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", ["sona_pipeline.cards.pipeline_card", "huggingface_hub.HfApi.upload_folder"])
+def test_a_push_that_is_stopped_leaves_nothing(number, step, pushed, tmp_path, monkeypatch, capsys):
+    def stop(*arguments, **options):
+        assert list(tmp_path.iterdir())
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(step, stop)
+    arguments = ["pipeline", "user/stopped", "--model", "user/base", "--pointer"]
+    code = exit_code(arguments, pushed[2], tmp_path, monkeypatch)
+    assert code == 130 and "Stopped. Nothing is left" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))"
+    code = f"{limits}; from sona_pipeline.cli import main; main()"
+    done = in_process(code, "push", "pipeline", "user/x", "--dry-run", cwd=tmp_path, environment={})
+    assert done.returncode == 2 and "sona: weights cannot be read, or cannot be written to" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_push_takes_nothing_away_that_it_did_not_lay_out(sets, pushed, tmp_path, monkeypatch):
+    def meanwhile(repo_id):
+        (tmp_path / "hub" / "x").mkdir(parents=True)
+        (tmp_path / "hub" / "x" / "of another run").touch()
+
+    monkeypatch.setattr(hub, "check_access", meanwhile)
+    assert exit_code(["space", "user/x"], pushed[2], tmp_path, monkeypatch) == 2
+    assert (tmp_path / "hub" / "x" / "of another run").exists()
 
 
 def test_unfinished_sets_and_nameless_tests_are_refused(sets, tmp_path):
