@@ -90,6 +90,8 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
 def _settle(training: Training, settled: dict) -> None:
     """Check the settings of an earlier run, on every process, or write those of a new one."""
     path, is_begun = training.folder / "training.json", training.is_finished or training.checkpoint.exists()
+    if is_begun and not path.exists():
+        raise ValueError(f"{training.folder} holds a model that this training did not make: choose another folder")
     if is_begun:
         settle_settings(path, settled)
     training.accelerator.wait_for_everyone()

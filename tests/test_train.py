@@ -6,7 +6,7 @@ from shapes import beside, damaged, shapes
 from torch import nn
 
 from sona_pipeline.data import ImageSet, open_images
-from sona_pipeline.detector import Detector
+from sona_pipeline.detector import Detector, save_detector
 from sona_pipeline.files import read_json_lines
 from sona_pipeline.losses import outlier_exposure
 from sona_pipeline.metrics import ood_metrics
@@ -224,6 +224,13 @@ def test_finished_training_is_only_loaded(id_images, validation, tmp_path, monke
         train_detector(id_images, replace(settings, epochs=2), validation=validation, output=tmp_path)
     with pytest.raises(ValueError, match="other settings: images"):
         train_detector(id_images.take(range(100)), settings, validation=validation, output=tmp_path)
+
+
+def test_folder_with_a_detector_of_unknown_origin_is_refused(id_images, validation, tmp_path):
+    save_detector(Detector(["horizontal", "vertical"], image_size=16), tmp_path)
+    with pytest.raises(ValueError, match="holds a model that this training did not make: choose another folder"):
+        train_detector(id_images, replace(SETTINGS, epochs=1), validation=validation, output=tmp_path)
+    assert not (tmp_path / "training.json").exists()
 
 
 def test_unreadable_images_are_recorded_and_passed_over(id_images, validation, outliers, tmp_path):
