@@ -15,7 +15,7 @@ from sona_pipeline.files import digest_of, only_run, settle_settings
 from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.training_data import TrainingSets
 from sona_pipeline.training_loop import Training, mi_weight
-from sona_pipeline.training_settings import Running, TrainingSettings, check_settings
+from sona_pipeline.training_settings import METHODS, Running, TrainingSettings, check_settings
 
 
 def train_detector(
@@ -80,6 +80,11 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
     check_settings(settings)
     sets.check(settings.min_strength)
     mi_weight(settings, sets.outliers)
+    if settings.outlier_weight and METHODS[settings.method].needs_outliers and sets.outliers is None:
+        raise ValueError(
+            f"`outlier_weight` is {settings.outlier_weight}, but there are no outliers for the method"
+            f" {settings.method!r}: give some, or leave the weight out to train by cross-entropy only"
+        )
     if sets.validation is None and settings.id_rate is not None:
         raise ValueError(
             f"a threshold at an ID rate of {settings.id_rate} needs validation images: give some, or set `id_rate` to"

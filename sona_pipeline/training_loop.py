@@ -286,12 +286,12 @@ def mi_weight(settings: TrainingSettings, outliers: OutlierPairs | ImageSet | No
     """Gamma: as set, or else 1 where each image has its own outlier and the method leaves it as it is.
 
     Raises:
-        ValueError: it is set above 0 where this is not so.
+        ValueError: it is set above 0 where this is not so, without outliers for one.
     """
     has_pairs = isinstance(outliers, OutlierPairs) and METHODS[settings.method].keeps_pairs
     if settings.mi_weight is None:
         return float(has_pairs)
-    if settings.mi_weight > 0 and outliers is not None and not has_pairs:
+    if settings.mi_weight > 0 and not has_pairs:
         raise ValueError(
             f"`mi_weight` is {settings.mi_weight}, but mutual information is between an image and its own outlier: use"
             " an outlier set of these images with the method 'oe' or 'energy', or a weight of 0"

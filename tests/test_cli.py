@@ -128,6 +128,9 @@ BAD = {
     "evaluate --detector {root}/no --id {root}/test": "no does not exist",
     "evaluate --detector {root} --id {root}/test": "holds no detector",
     "evaluate --detector {root} --id {root}/test --near coat": "NAME=PLACE",
+    "evaluate --detector {root}/a/run --detector {root}/b/run --id {root}/test": "give NAME=DIR for each",
+    "evaluate --detector {root}/a/run --detector run={root}/b --id {root}/test": "would be named 'run'",
+    "evaluate --detector {root} --id {root}/test --near a={root}/near --near a={root}/id": "'a' is the name of several",
     "evaluate --detector {root}": "there are no test images",
     "evaluate --detector {root} --benchmark cifar10 --root {root}": "cifar10/train_cifar10.txt is missing",
     "evaluate --detector {root} --benchmark cifar10 --id {root}/test": "brings its own test sets",
@@ -146,6 +149,24 @@ def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path, monkeypatch
     assert ended.value.code == 2
     assert BAD[words] in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_images_that_are_given_go_before_those_of_a_benchmark(folders, monkeypatch):
+    images, given = sample.id_images("test"), {}
+
+    def stop(*arguments, **options):
+        given.update(options)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("sona_pipeline.openood.open_part", lambda benchmark, root, part: images.take([0]))
+    monkeypatch.setattr("sona_pipeline.openood.open_group", lambda benchmark, root, group: {group: images})
+    monkeypatch.setattr("sona_pipeline.evaluate.evaluate_detectors", stop)
+    sets = ["--benchmark", "cifar10", "--root", str(folders), "--validation", str(folders / "test")]
+    options = ["--detector", "none", "--score", "knn", "--output", str(folders / "out")]
+    monkeypatch.setattr(sys, "argv", ["sona", "evaluate", *sets, *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert (len(given["fit_images"]), len(given["validation_images"])) == (1, 60)
 
 
 def test_message_of_a_process_has_no_traceback_and_keeps_brackets(folders, tmp_path):

@@ -12,7 +12,7 @@ from sona_pipeline.losses import outlier_exposure
 from sona_pipeline.metrics import ood_metrics
 from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.scores import SCORES
-from sona_pipeline.train import train_detector
+from sona_pipeline.train import check_training, train_detector
 from sona_pipeline.training_data import TrainingSets
 from sona_pipeline.training_loop import Training, mi_weight
 from sona_pipeline.training_settings import RECIPES, Running, TrainingSettings, check_settings
@@ -300,6 +300,10 @@ def test_sets_that_do_not_go_together_are_refused(id_images, validation, pairs):
     refused("label of the training images is 2", images=replace(id_images, labels=(0, 1, 2, *id_images.labels[3:])))
     refused("threshold at an ID rate of 0.95 needs validation images", validation=None)
     refused("between an image and its own outlier", settings=replace(SETTINGS, mi_weight=1.0), outliers=three)
+    refused("between an image and its own outlier", settings=replace(SETTINGS, mi_weight=1.0))
+    refused("no outliers for the method 'oe': give some", settings=replace(SETTINGS, outlier_weight=0.5))
+    check_training(TrainingSets(id_images, validation), replace(SETTINGS, outlier_weight=0.5, method="vos"))
+    check_training(TrainingSets(id_images, validation), replace(SETTINGS, outlier_weight=0.0, mi_weight=0.0))
 
 
 def test_mutual_information_is_added_where_there_are_pairs(id_images, pairs):
