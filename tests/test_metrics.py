@@ -51,7 +51,9 @@ def test_perfect_and_inverted_scores():
     assert ood_metrics([2, 3], [0, 1])["fpr95"] == 100
 
 
-@pytest.mark.parametrize(("id_scores", "ood_scores"), [([], [1.0]), ([1.0], []), ([float("nan")], [1.0])])
-def test_empty_and_nan_scores_are_refused(id_scores, ood_scores):
+@pytest.mark.parametrize(
+    ("id_scores", "ood_scores"), [([], [1.0]), ([1.0], []), ([float("nan")], [1.0]), ([1.0], [float("inf")])]
+)
+def test_empty_and_infinite_scores_are_refused(id_scores, ood_scores):
     with pytest.raises(ValueError, match="cannot be ranked"):
         ood_metrics(id_scores, ood_scores)
