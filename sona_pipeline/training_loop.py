@@ -268,17 +268,22 @@ class Training:
 
 def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
     """An untrained detector, or one whose body has the weights that come with its network."""
-    mean, std = networks.IMAGENET_MEAN, networks.IMAGENET_STD
+    mean, std, network = networks.IMAGENET_MEAN, networks.IMAGENET_STD, None
     if settings.pretrained:
         mean, std = networks.normalization(settings.network)
+        network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
     detector = Detector(
-        list(classes), settings.network, settings.image_size, settings.crop_pct, mean, std, settings.score
+        list(classes),
+        settings.network,
+        settings.image_size,
+        settings.crop_pct,
+        mean,
+        std,
+        settings.score,
+        network_config=network and network.config,
     )
-    if settings.pretrained:
-        config = detector.network.config
-        detector.network = networks.build(
-            settings.network, len(classes), settings.image_size, config=config, pretrained=True
-        )
+    if network is not None:
+        detector.network = network
     return detector
 
 

@@ -6,7 +6,7 @@ from shapes import beside, damaged, shapes
 from torch import nn
 
 from sona_pipeline.data import ImageSet, open_images
-from sona_pipeline.detector import Detector, save_detector
+from sona_pipeline.detector import Detector, load_detector, save_detector
 from sona_pipeline.files import read_json_lines
 from sona_pipeline.losses import outlier_exposure
 from sona_pipeline.metrics import ood_metrics
@@ -14,7 +14,7 @@ from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.scores import SCORES
 from sona_pipeline.train import check_training, train_detector
 from sona_pipeline.training_data import TrainingSets
-from sona_pipeline.training_loop import Training, mi_weight
+from sona_pipeline.training_loop import Training, mi_weight, new_detector
 from sona_pipeline.training_settings import RECIPES, Running, TrainingSettings, check_settings
 
 SETTINGS = replace(RECIPES["small"], image_size=16, epochs=4, batch_size=16, flip=False)
@@ -367,6 +367,23 @@ def test_fine_tuning_starts_from_the_weights_and_normalization_of_the_network(id
     assert all(torch.allclose(inside[name], start[name], atol=1e-6) for name in inside)
     assert detector.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
     assert detector.std.flatten().tolist() == pytest.approx([0.2, 0.2, 0.1])
+
+
+def test_fine_tuning_keeps_position_embeddings_and_refuses_another_image_size(id_images, tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTForImageClassification(ViTConfig(**small, image_size=16, patch_size=8))
+    for part in (model, ViTImageProcessor()):
+        part.save_pretrained(tmp_path / "model")
+    settings = replace(SETTINGS, network=f"transformers:{tmp_path / 'model'}", pretrained=True)
+    detector = new_detector(id_images.classes, settings)
+    positions = detector.network.body.model.vit.embeddings.position_embeddings
+    assert torch.equal(positions, model.vit.embeddings.position_embeddings)
+    save_detector(detector, tmp_path / "detector")
+    assert torch.equal(weights_of(load_detector(tmp_path / "detector", "cpu")), weights_of(detector))
+    with pytest.raises(ValueError, match="does not take images of 32 pixels: choose another image size or network"):
+        new_detector(id_images.classes, replace(settings, image_size=32))
 
 
 def test_tracker_gets_the_losses(id_images, validation, tmp_path):
