@@ -136,8 +136,7 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     from accelerate import PartialState
 
-    from sona_pipeline.data import open_images
-    from sona_pipeline.data import split as hold_out
+    from sona_pipeline.data import hold_out, open_images
     from sona_pipeline.outlier_set import open_outlier_set
     from sona_pipeline.train import train_detector
     from sona_pipeline.training_settings import RECIPES, Running, TrainingSettings
