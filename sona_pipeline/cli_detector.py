@@ -42,6 +42,9 @@ def train(
         typer.Option(min=0, max=0.9, help="Without VALIDATION: share of DATA that is held out.", rich_help_panel=SETS),
     ] = 0.1,
     split: Annotated[str, typer.Option(help="Split of Hub data sets.", rich_help_panel=SETS)] = "train",
+    validation_split: Annotated[
+        str | None, typer.Option(help="Split of VALIDATION, if it is not SPLIT.", rich_help_panel=SETS)
+    ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder that paths of image lists start from.", rich_help_panel=SETS)
     ] = None,
@@ -148,7 +151,14 @@ def train(
     changes = {field.name: given[field.name] for field in fields(TrainingSettings) if field.name in given}
     settings = replace(RECIPES[recipe], **changes)
     images = open_images(data, split=split, image_root=image_root)
-    held_out = open_images(validation, split=split, image_root=image_root) if validation else None
+    places = {"split": validation_split or split, "image_root": image_root}
+    held_out = open_images(validation, **places) if validation else None
+    is_one_place = validation and is_same_place(data, validation)
+    if is_one_place and (held_out.keys, held_out.labels) == (images.keys, images.labels):
+        raise ValueError(
+            f"--validation {validation} are the training images, on which a threshold means nothing: give others, or"
+            " another --validation-split, or leave it out to have a share of DATA held out"
+        )
     if held_out is None and validation_share > 0:
         images, held_out = hold_out(images, validation_share, settings.seed)
     if held_out is None and id_rate is None:
@@ -323,6 +333,11 @@ def evaluate(
         )
     console.print(table(found))
     console.print(f"Tables, pictures and scores: {escape(str(output))}", highlight=False)
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two places of images are one: the same path on disk, or the same Hub id."""
+    return Path(one).resolve() == Path(other).resolve() if Path(one).exists() else one == other
 
 
 def methods_of(detectors: list[str]) -> list[tuple[str, str]]:
