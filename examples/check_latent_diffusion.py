@@ -18,12 +18,8 @@ from diffusers import StableDiffusionPipeline
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
-from sona_pipeline import TINY_MODEL
-from sona_pipeline.data import ImageSet, open_images, split
-from sona_pipeline.detector import Detector
+from sona_pipeline import RECIPES, TINY_MODEL, Detector, ImageSet, hold_out, open_images, train_detector
 from sona_pipeline.imaging import fit
-from sona_pipeline.train import train_detector
-from sona_pipeline.training_settings import RECIPES
 
 
 def mean_absolute_error(pipe: StableDiffusionPipeline, images: ImageSet) -> float:
@@ -78,7 +74,7 @@ def main(
     )
 
     chosen = real.take(np.random.default_rng(seed).permutation(len(real))[:judge_images])
-    chosen, held_out = split(chosen, 0.02, seed)
+    chosen, held_out = hold_out(chosen, 0.02, seed)
     settings = replace(RECIPES["small"], epochs=judge_epochs, seed=seed)
     judge = train_detector(chosen, settings, validation=held_out, title="judge")
     truth = np.array([judge.classes.index(tested.label_name(i)) for i in range(len(tested))])

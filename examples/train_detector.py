@@ -13,9 +13,11 @@ from typing import Annotated
 import typer
 
 from sona_pipeline import (
+    RECIPES,
     GenerationSettings,
     TestSets,
     generate_outliers,
+    hold_out,
     load_pipeline,
     open_images,
     open_outlier_set,
@@ -24,8 +26,6 @@ from sona_pipeline import (
     score_images,
     train_detector,
 )
-from sona_pipeline.data import split
-from sona_pipeline.training_settings import RECIPES
 
 
 def main(
@@ -38,7 +38,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for outliers and detector.")] = Path("train-detector"),
 ) -> None:
     """Outliers, training, a verdict on ten images, and the metrics of the energy score."""
-    images, validation = split(open_images(data), 0.1, seed=0)
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"--recipe is {recipe!r}, but has to be one of {sorted(RECIPES)}")
+    images, validation = hold_out(open_images(data), 0.1, seed=0)
 
     if outliers is None:
         outliers = output / "outliers"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sona_pipeline.checkpoint import load_pipeline
-    from sona_pipeline.data import ImageSet, open_images
+    from sona_pipeline.data import ImageSet, hold_out, open_images
     from sona_pipeline.detector import Detection, Detector, load_detector
     from sona_pipeline.evaluate import evaluate_detectors
     from sona_pipeline.generate import OutputSettings, generate_outliers
@@ -45,6 +45,7 @@ _HOMES = {
     "TrainingSettings": "training_settings",
     "evaluate_detectors": "evaluate",
     "generate_outliers": "generate",
+    "hold_out": "data",
     "load_detector": "detector",
     "load_pipeline": "checkpoint",
     "open_images": "data",
@@ -76,6 +77,7 @@ __all__ = [
     "TrainingSettings",
     "evaluate_detectors",
     "generate_outliers",
+    "hold_out",
     "load_detector",
     "load_pipeline",
     "open_images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,9 @@ def train(
         typer.Option(min=0, max=0.9, help="Without VALIDATION: share of DATA that is held out.", rich_help_panel=SETS),
     ] = 0.1,
     split: Annotated[str, typer.Option(help="Split of Hub data sets.", rich_help_panel=SETS)] = "train",
+    validation_split: Annotated[
+        str | None, typer.Option(help="Split of VALIDATION, if it is not SPLIT.", rich_help_panel=SETS)
+    ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder that paths of image lists start from.", rich_help_panel=SETS)
     ] = None,
@@ -135,8 +139,7 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     from accelerate import PartialState
 
-    from sona_pipeline.data import open_images
-    from sona_pipeline.data import split as hold_out
+    from sona_pipeline.data import hold_out, open_images
     from sona_pipeline.outlier_set import open_outlier_set
     from sona_pipeline.train import train_detector
     from sona_pipeline.training_settings import RECIPES, Running, TrainingSettings
@@ -148,7 +151,14 @@ def train(
     changes = {field.name: given[field.name] for field in fields(TrainingSettings) if field.name in given}
     settings = replace(RECIPES[recipe], **changes)
     images = open_images(data, split=split, image_root=image_root)
-    held_out = open_images(validation, split=split, image_root=image_root) if validation else None
+    places = {"split": validation_split or split, "image_root": image_root}
+    held_out = open_images(validation, **places) if validation else None
+    is_one_place = validation and is_same_place(data, validation)
+    if is_one_place and (held_out.keys, held_out.labels) == (images.keys, images.labels):
+        raise ValueError(
+            f"--validation {validation} are the training images, on which a threshold means nothing: give others, or"
+            " another --validation-split, or leave it out to have a share of DATA held out"
+        )
     if held_out is None and validation_share > 0:
         images, held_out = hold_out(images, validation_share, settings.seed)
     if held_out is None and id_rate is None:
@@ -286,9 +296,13 @@ def evaluate(
     from sona_pipeline.score_table import TestSets
     from sona_pipeline.scores import SCORES
 
+    named_detectors = methods_of(detector)
+
     def named(texts: list[str] | None) -> dict:
-        places = dict(map(name_and_place, texts or []))
-        return {name: open_images(place, split=split, image_root=image_root) for name, place in places.items()}
+        places = [name_and_place(text) for text in texts or []]
+        if twice := [name for name, count in Counter(name for name, _ in places).items() if count > 1]:
+            raise ValueError(f"{twice[0]!r} is the name of several test sets of one kind: give each its own name")
+        return {name: open_images(place, split=split, image_root=image_root) for name, place in places}
 
     fit_images = open_images(fit, image_root=image_root) if fit else None
     held_out = open_images(validation, image_root=image_root) if validation else None
@@ -298,19 +312,16 @@ def evaluate(
         groups = ("near_ood", "far_ood", *(["covariate"] if full_spectrum else []))
         sets = TestSets(open_part(benchmark, root, "test"), *(open_group(benchmark, root, group) for group in groups))
         if fit_images is None and not set(score or ()) <= set(SCORES):
-            fit_images, held_out = (open_part(benchmark, root, part) for part in ("train", "validation"))
+            fit_images = open_part(benchmark, root, "train")
+            held_out = open_part(benchmark, root, "validation") if held_out is None else held_out
     elif id:
         known = open_images(id, split=split, image_root=image_root)
         sets = TestSets(known, named(near), named(far), named(shifted))
     else:
         raise ValueError("there are no test images: give --id with --near and --far, or --benchmark with --root")
-    names = [
-        (Path(text).resolve().name, text) if Path(text).exists() or "=" not in text else name_and_place(text)
-        for text in detector
-    ]
     with ends_explained(output, batch_size):
         found = evaluate_detectors(
-            names,
+            named_detectors,
             sets,
             output,
             score,
@@ -322,6 +333,27 @@ def evaluate(
         )
     console.print(table(found))
     console.print(f"Tables, pictures and scores: {escape(str(output))}", highlight=False)
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two places of images are one: the same path on disk, or the same Hub id."""
+    return Path(one).resolve() == Path(other).resolve() if Path(one).exists() else one == other
+
+
+def methods_of(detectors: list[str]) -> list[tuple[str, str]]:
+    """Method and place of each DIR or NAME=DIR; a DIR without a name is a method by itself, named after its folder."""
+    is_bare = [Path(text).exists() or "=" not in text for text in detectors]
+    found = [
+        (Path(text).resolve().name, text) if bare else name_and_place(text) for text, bare in zip(detectors, is_bare)
+    ]
+    count = Counter(name for name, _ in found)
+    for (name, place), bare in zip(found, is_bare):
+        if bare and count[name] > 1:
+            raise ValueError(
+                f"{place} would be named {name!r}, as another detector is: give NAME=DIR for each, with one name for"
+                " seeds of one method"
+            )
+    return found
 
 
 def name_and_place(text: str) -> tuple[str, str]:

@@ -158,17 +158,23 @@ def list_classes(path: str | Path) -> dict[int, str]:
     return _list_classes(path, *_read_list(path))
 
 
-def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Hold out a share of every class at random, at least one image: (the rest, the held-out images)."""
+def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Hold out a share of every class at random, at least one image and never all: (the rest, the held-out images).
+
+    Raises:
+        ValueError: a class has one image only.
+    """
     rng = np.random.default_rng(seed)
     held_out: list[int] = []
     for label in sorted(set(images.labels)):
         members = rng.permutation([i for i, other in enumerate(images.labels) if other == label])
         if len(members) < 2:
             raise ValueError(
-                f"class {images.classes[label]!r} has {len(members)} image: two are needed to hold one out"
+                f"class {images.classes[label]!r} has {len(members)} image: two are needed to hold one out, so add one"
+                " or leave the class out"
             )
-        held_out += members[: max(1, round(share * len(members)))].tolist()
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        held_out += members[:count].tolist()
     kept = sorted(set(range(len(images))) - set(held_out))
     return images.take(kept), images.take(sorted(held_out))
 

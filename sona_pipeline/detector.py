@@ -8,14 +8,17 @@ import math
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -102,6 +105,11 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     @classmethod
     def _load_as_pickle(cls, model, model_file, map_location, strict):
         raise ValueError(f"{model_file} is a pickle, and is not loaded: save the detector as safetensors")
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file, map_location, strict):
+        """All weights or none: the mixin would leave those that the file lacks at random."""
+        return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
     @property
     def device(self) -> torch.device:
@@ -217,19 +225,47 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: its weights are a pickle, or there is no such device.
+        ValueError: its weights are a pickle, damaged or of another network, its settings are no settings of a
+            detector, or there is no such device.
     """
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    path = Path(folder)
-    if path.exists() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no detector: give a folder that `sona train` wrote")
-    if path.exists() and '"network"' not in (path / "config.json").read_text(encoding="utf-8"):
-        raise FileNotFoundError(f"{folder} holds a model, but no detector: give a folder that `sona train` wrote")
-    if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        raise FileNotFoundError(f"{folder} does not exist: give a folder that `sona train` wrote, or a Hub id")
-    with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
-        detector = Detector.from_pretrained(str(folder))
+    _check_is_detector(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
+            detector = Detector.from_pretrained(str(folder))
+    except (OSError, EntryNotFoundError) as error:
+        raise FileNotFoundError(f"the weights of {folder} cannot be read: {_shortened(error)}") from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"model.safetensors of {folder} is damaged: copy or download it again ({_shortened(error)})"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"weights and config.json of {folder} do not belong together: take both from one run ({_shortened(error)})"
+        ) from error
     try:
         return detector.eval().to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {device} cannot be used: {error}") from error
+
+
+def _check_is_detector(folder: str | Path) -> None:
+    """Raise FileNotFoundError unless the folder, or what the Hub has under this id, has the settings of a detector."""
+    path = Path(folder)
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no detector: give a folder that `sona train` wrote")
+    if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        raise FileNotFoundError(f"{folder} does not exist: give a folder that `sona train` wrote, or a Hub id")
+    try:
+        file = path / "config.json" if path.exists() else Path(hf_hub_download(str(folder), "config.json"))
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{folder} is neither a folder nor a detector on the Hub that can be had: {_shortened(error)}"
+        ) from error
+    if '"network"' not in file.read_text(encoding="utf-8"):
+        raise FileNotFoundError(f"{folder} holds a model, but no detector: give a folder that `sona train` wrote")
+
+
+def _shortened(error: Exception) -> str:
+    """What an error of another library says, on one line."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")

@@ -47,8 +47,8 @@ def evaluate_detectors(
         detectors: method name and folder, or Hub id, of each; those of one name are seeds of one method.
         sets: to score.
         output: folder for all of it.
-        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`; ["all"] for all that can be fitted to the detector,
-            while the others are listed in `output/rejects.jsonl`; by default the detector's own.
+        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`; ["all"] for all that can be fitted to the detector
+            and are finite, while the others are listed in `output/rejects.jsonl`; by default the detector's own.
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
         validation_images: labelled ID images that were not trained on, for the few that are fitted to such.
         batch_size: images in a batch.
@@ -88,6 +88,8 @@ def evaluate_detectors(
             count[method] += 1
         if rejects:
             write_text(output / "rejects.jsonl", json_lines(rejects))
+        else:
+            (output / "rejects.jsonl").unlink(missing_ok=True)
         return write_report(output, runs, tables)
 
 

@@ -12,12 +12,13 @@ def ood_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, floa
     `aupr_out`: area under the precision-recall curve with ID and OOD as positive class, by the trapezoidal rule.
 
     Raises:
-        ValueError: one of the two is empty, or holds NaN.
+        ValueError: one of the two is empty, or holds a value that is not finite.
     """
     id_scores, ood_scores = np.asarray(id_scores, dtype=np.float64), np.asarray(ood_scores, dtype=np.float64)
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
-        if not scores.size or np.isnan(scores).any():
-            raise ValueError(f"{name} has {scores.size} values, {np.isnan(scores).sum()} of them NaN: cannot be ranked")
+        if not scores.size or not np.isfinite(scores).all():
+            count = (~np.isfinite(scores)).sum()
+            raise ValueError(f"{name} has {scores.size} values, {count} of them not finite: cannot be ranked")
     scores = np.concatenate([id_scores, ood_scores])
     is_ood = np.concatenate([np.zeros(len(id_scores)), np.ones(len(ood_scores))])
     fpr, tpr, _ = metrics.roc_curve(is_ood, scores)

@@ -108,7 +108,8 @@ def build(name: str, classes: int, image_size: int, *, config: dict | None = Non
         classes: number of classes.
         image_size: side of the images in pixels.
         config: of the transformers model, which is otherwise looked up by its name.
-        pretrained: load the weights that come with the name into the body.
+        pretrained: load the weights that come with the name into the body. A transformers model then keeps its own
+            image size, since its position embeddings are of no other.
 
     Raises:
         ValueError: there is no such network, it has no pretrained weights, or does not take images of this size.
@@ -145,14 +146,27 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _from_timm(name: str, classes: int, image_size: int, pretrained: bool) -> Network:
     import timm
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:5]}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model named {name!r}; similar ones: {near}")
+    refusal = f"{name} has no pretrained weights in safetensors, and a pickle is not loaded: choose another network"
+    options = {"num_classes": 0, "pretrained": pretrained}
+    if pretrained:
+        config = timm.get_pretrained_cfg(name)
+        if not config or not config.hf_hub_id:
+            raise ValueError(refusal)
+        options["pretrained_cfg_overlay"] = {"hf_hub_filename": "model.safetensors", "url": ""}  # this file or none
     try:
-        body = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
-    except TypeError:  # most convolutional networks take any size, and no such argument
-        body = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        try:
+            body = timm.create_model(name, **options, img_size=image_size)
+        except TypeError:  # most convolutional networks take any size, and no such argument
+            body = timm.create_model(name, **options)
+    except LocalEntryNotFoundError:  # for want of a connection
+        raise
+    except EntryNotFoundError as error:
+        raise ValueError(refusal) from error
     return Network(body, nn.Linear(_width(body, name, image_size), classes))
 
 
@@ -202,7 +216,9 @@ def _width(body: nn.Module, name: str, image_size: int) -> int:
     try:
         features = body(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # each library says it in its own way
-        raise ValueError(f"{name} does not take images of {image_size} pixels: {error}") from error
+        raise ValueError(
+            f"{name} does not take images of {image_size} pixels: choose another image size or network ({error})"
+        ) from error
     body.train()
     if features.dim() != 2:
         raise ValueError(f"{name} gives features of shape {list(features.shape)}, not one row an image")

@@ -89,7 +89,8 @@ def score_images(
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
         validation_images: labelled ID images that were not trained on, which `posthoc.ON_VALIDATION` are fitted to
             instead.
-        skip_unfit: leave out scores that cannot be fitted to the detector, instead of raising ValueError.
+        skip_unfit: leave out scores that cannot be fitted to the detector, or are not finite for some image, instead of
+            raising ValueError.
         known: table of an earlier call with the same detector and sets; only scores that it lacks are computed.
         batch_size: images in a batch.
         workers: threads that decode a batch while the one before is scored; 0 counts as 1.
@@ -104,7 +105,7 @@ def score_images(
 
     Raises:
         ValueError: no such score, images to fit are missing, the detector does not know a class, `known` is of other
-            images, or no image of a set can be read.
+            images, no image of a set can be read, or no score is left.
         OSError: the disk fails.
     """
     scores = [score for score in dict.fromkeys(scores) if known is None or score not in score_columns(known)]
@@ -127,6 +128,10 @@ def score_images(
             raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
         scores = [score for score in scores if score in SCORES or score in scorers]
         unreadable += [row for fit in fits if fit for row in fit.unreadable("fit") if row not in unreadable]
+        if known is not None and not scores:
+            table = known.copy()
+            table.attrs |= {"unreadable": unreadable, "unfit": unfit}
+            return table
     tables = []
     with Track(title, sum(len(images) for _, _, images in parts)) as track:
         for group, name, images in parts:
@@ -135,7 +140,13 @@ def score_images(
             tables.append(_with_images(pd.concat(rows, ignore_index=True), group, name, images))
             unreadable += batches.unreadable(group)
     table = pd.concat(tables, ignore_index=True)
+    wrong = _not_finite(table, scores)
+    if wrong and (not skip_unfit or (len(wrong) == len(scores) and known is None)):
+        raise ValueError(f"the score {wrong[0]['score']} cannot be used: {wrong[0]['reason']}")
+    unfit += wrong
+    table = table.drop(columns=[row["score"] for row in wrong])
     if known is not None:
+        scores = [score for score in scores if score in table]
         table = known.merge(table[["group", "set", "key", *scores]], on=["group", "set", "key"], validate="1:1")
     table.attrs["unreadable"], table.attrs["unfit"] = unreadable, unfit
     return table
@@ -244,9 +255,23 @@ def _fitted(
     for score in scores:
         try:
             scorers[score] = fitted(score, detector, *kept)
-        except ValueError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # of linear algebra, for one
             unfit.append({"score": score, "reason": str(error)})
     return scorers, unfit
+
+
+def _not_finite(table: ScoreTable, scores: Sequence[str]) -> list[dict[str, str]]:
+    """The scores that some image has no finite value of, with the first set where this is so as the reason."""
+    found = []
+    for score in scores:
+        is_bad = ~np.isfinite(table[score])
+        if is_bad.any():
+            name = table["set"][is_bad.idxmax()]
+            count = int(is_bad[table["set"] == name].sum())
+            found.append({"score": score, "reason": f"{count} images of {name!r} have no finite value; leave it out"})
+    return found
 
 
 def _numbered(images: ImageSet, group: str, name: str, classes: Sequence[str]) -> ImageSet:

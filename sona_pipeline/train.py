@@ -15,7 +15,7 @@ from sona_pipeline.files import digest_of, only_run, settle_settings
 from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.training_data import TrainingSets
 from sona_pipeline.training_loop import Training, mi_weight
-from sona_pipeline.training_settings import Running, TrainingSettings, check_settings
+from sona_pipeline.training_settings import METHODS, Running, TrainingSettings, check_settings
 
 
 def train_detector(
@@ -80,6 +80,11 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
     check_settings(settings)
     sets.check(settings.min_strength)
     mi_weight(settings, sets.outliers)
+    if settings.outlier_weight and METHODS[settings.method].needs_outliers and sets.outliers is None:
+        raise ValueError(
+            f"`outlier_weight` is {settings.outlier_weight}, but there are no outliers for the method"
+            f" {settings.method!r}: give some, or leave the weight out to train by cross-entropy only"
+        )
     if sets.validation is None and settings.id_rate is not None:
         raise ValueError(
             f"a threshold at an ID rate of {settings.id_rate} needs validation images: give some, or set `id_rate` to"
@@ -90,6 +95,8 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
 def _settle(training: Training, settled: dict) -> None:
     """Check the settings of an earlier run, on every process, or write those of a new one."""
     path, is_begun = training.folder / "training.json", training.is_finished or training.checkpoint.exists()
+    if is_begun and not path.exists():
+        raise ValueError(f"{training.folder} holds a model that this training did not make: choose another folder")
     if is_begun:
         settle_settings(path, settled)
     training.accelerator.wait_for_everyone()

@@ -17,6 +17,8 @@ from sona_pipeline.outlier_set import OutlierPairs
 CACHE_BYTES = 2 << 30
 TRIES = 100
 """Random outliers of which one at least has to be readable."""
+SHUFFLED = 10_000
+"""Sets of outliers up to this size are shuffled for each draw, which takes time in proportion to their size."""
 
 AUGMENTATIONS: dict[str, Callable[[int], list[v2.Transform]]] = {
     "crop": lambda size: [v2.RandomCrop(size, padding=size // 8)],
@@ -162,12 +164,20 @@ class TrainingItems(Dataset):
 
     def _any_outlier(self, rejects: list[dict]) -> torch.Tensor:
         """A random outlier that can be read."""
-        for other in torch.randperm(len(self.outlier))[:TRIES].tolist():
+        for other in _drawn(len(self.outlier)):
             try:
                 return self.outlier[other]
             except OSError as error:
                 rejects.append({"key": self.outlier.images.keys[other], "reason": _fault_of_image(error)})
         raise ValueError(f"{rejects[-1]['reason']}, and so it is with all of {TRIES} outliers or fewer: give images")
+
+
+def _drawn(count: int) -> Iterator[int]:
+    """Up to `TRIES` random indices below `count`: all different ones of a small set, one at a time of a large one."""
+    if count <= SHUFFLED:
+        yield from torch.randperm(count)[:TRIES].tolist()
+    else:
+        yield from (int(torch.randint(count, ())) for _ in range(TRIES))
 
 
 class Labelled(Dataset):

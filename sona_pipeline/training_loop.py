@@ -268,17 +268,22 @@ class Training:
 
 def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
     """An untrained detector, or one whose body has the weights that come with its network."""
-    mean, std = networks.IMAGENET_MEAN, networks.IMAGENET_STD
+    mean, std, network = networks.IMAGENET_MEAN, networks.IMAGENET_STD, None
     if settings.pretrained:
         mean, std = networks.normalization(settings.network)
+        network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
     detector = Detector(
-        list(classes), settings.network, settings.image_size, settings.crop_pct, mean, std, settings.score
+        list(classes),
+        settings.network,
+        settings.image_size,
+        settings.crop_pct,
+        mean,
+        std,
+        settings.score,
+        network_config=network and network.config,
     )
-    if settings.pretrained:
-        config = detector.network.config
-        detector.network = networks.build(
-            settings.network, len(classes), settings.image_size, config=config, pretrained=True
-        )
+    if network is not None:
+        detector.network = network
     return detector
 
 
@@ -286,12 +291,12 @@ def mi_weight(settings: TrainingSettings, outliers: OutlierPairs | ImageSet | No
     """Gamma: as set, or else 1 where each image has its own outlier and the method leaves it as it is.
 
     Raises:
-        ValueError: it is set above 0 where this is not so.
+        ValueError: it is set above 0 where this is not so, without outliers for one.
     """
     has_pairs = isinstance(outliers, OutlierPairs) and METHODS[settings.method].keeps_pairs
     if settings.mi_weight is None:
         return float(has_pairs)
-    if settings.mi_weight > 0 and outliers is not None and not has_pairs:
+    if settings.mi_weight > 0 and not has_pairs:
         raise ValueError(
             f"`mi_weight` is {settings.mi_weight}, but mutual information is between an image and its own outlier: use"
             " an outlier set of these images with the method 'oe' or 'energy', or a weight of 0"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 
@@ -123,11 +124,15 @@ BAD = {
     "train --data {root}/id --real-outliers {root}/near --mi-weight 1": "between an image and its own outlier",
     "train --data {root}/id --validation-share 0 --id-rate 0.9": "needs validation images",
     "train --data {root}/id --validation {root}/near": "validation images have no classes",
+    "train --data {root}/id --validation {root}/test/../id": "are the training images",
     "score --detector {root} {root}/near": "holds no detector",
     "score --detector {root} {root}/nothing": "does not exist",
     "evaluate --detector {root}/no --id {root}/test": "no does not exist",
     "evaluate --detector {root} --id {root}/test": "holds no detector",
     "evaluate --detector {root} --id {root}/test --near coat": "NAME=PLACE",
+    "evaluate --detector {root}/a/run --detector {root}/b/run --id {root}/test": "give NAME=DIR for each",
+    "evaluate --detector {root}/a/run --detector run={root}/b --id {root}/test": "would be named 'run'",
+    "evaluate --detector {root} --id {root}/test --near a={root}/near --near a={root}/id": "'a' is the name of several",
     "evaluate --detector {root}": "there are no test images",
     "evaluate --detector {root} --benchmark cifar10 --root {root}": "cifar10/train_cifar10.txt is missing",
     "evaluate --detector {root} --benchmark cifar10 --id {root}/test": "brings its own test sets",
@@ -146,6 +151,44 @@ def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path, monkeypatch
     assert ended.value.code == 2
     assert BAD[words] in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_images_that_are_given_go_before_those_of_a_benchmark(folders, monkeypatch):
+    images, given = sample.id_images("test"), {}
+
+    def stop(*arguments, **options):
+        given.update(options)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("sona_pipeline.openood.open_part", lambda benchmark, root, part: images.take([0]))
+    monkeypatch.setattr("sona_pipeline.openood.open_group", lambda benchmark, root, group: {group: images})
+    monkeypatch.setattr("sona_pipeline.evaluate.evaluate_detectors", stop)
+    sets = ["--benchmark", "cifar10", "--root", str(folders), "--validation", str(folders / "test")]
+    options = ["--detector", "none", "--score", "knn", "--output", str(folders / "out")]
+    monkeypatch.setattr(sys, "argv", ["sona", "evaluate", *sets, *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert (len(given["fit_images"]), len(given["validation_images"])) == (1, 60)
+
+
+def test_validation_images_come_from_a_split_of_their_own(folders, tmp_path, monkeypatch, capsys):
+    whole = datasets.load_dataset("imagefolder", data_dir=folders / "test", split="train")
+    datasets.DatasetDict(train=whole.select(range(40)), test=whole.select(range(40, 60))).save_to_disk(tmp_path / "all")
+    given = {}
+
+    def stop(images, settings, **options):
+        given.update(options, images=images)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("sona_pipeline.train.train_detector", stop)
+    place = str(tmp_path / "all")
+    arguments = ["sona", "train", "--data", place, "--validation", place, "--output", str(tmp_path / "out")]
+    for options, message in (["--validation-split", "test"], "that is enough"), ([], "are the training images"):
+        monkeypatch.setattr(sys, "argv", [*arguments, *options])
+        with pytest.raises(SystemExit):
+            main()
+        assert message in capsys.readouterr().err
+    assert (len(given["images"]), len(given["validation"])) == (40, 20)
 
 
 def test_message_of_a_process_has_no_traceback_and_keeps_brackets(folders, tmp_path):

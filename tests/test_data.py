@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from sona_pipeline.data import ImageSet, is_grey, list_classes, open_images, open_list, split
+from sona_pipeline.data import ImageSet, hold_out, is_grey, list_classes, open_images, open_list
 
 IMAGE, STRING, NUMBER = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
 ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
@@ -541,23 +541,25 @@ def test_unknown_classes_are_refused():
                 choose([*images.classes, "nope"])
 
 
-def test_split_holds_out_a_share_of_every_class(tmp_path):
+def test_a_share_of_every_class_is_held_out(tmp_path):
     for number in range(20):
         for name in "ab":
             (tmp_path / name).mkdir(exist_ok=True)
             picture(number).save(tmp_path / name / f"{number}.png")
-    rest, held_out = split(open_images(tmp_path), 0.1, seed=0)
+    rest, held_out = hold_out(open_images(tmp_path), 0.1, seed=0)
     assert sorted(held_out.labels) == [0, 0, 1, 1]
     assert sorted(rest.keys + held_out.keys) == sorted(open_images(tmp_path).keys)
-    assert split(open_images(tmp_path), 0.1, seed=0)[1].keys == held_out.keys
-    assert split(open_images(tmp_path), 0.1, seed=1)[1].keys != held_out.keys
+    assert hold_out(open_images(tmp_path), 0.1, seed=0)[1].keys == held_out.keys
+    assert hold_out(open_images(tmp_path), 0.1, seed=1)[1].keys != held_out.keys
 
 
-def test_split_holds_out_at_least_one_image_of_a_class_and_needs_two():
-    rest, held_out = split(numbered(6), 0.01, seed=0)
+def test_at_least_one_image_of_a_class_is_held_out_and_one_is_kept():
+    rest, held_out = hold_out(numbered(6), 0.01, seed=0)
+    assert sorted(held_out.labels) == sorted(rest.labels) == [0, 1, 2]
+    rest, held_out = hold_out(numbered(6), 0.9, seed=0)
     assert sorted(held_out.labels) == sorted(rest.labels) == [0, 1, 2]
     with pytest.raises(ValueError, match="class 'c' has 1 image: two are needed"):
-        split(numbered(5), 0.1, seed=0)
+        hold_out(numbered(5), 0.1, seed=0)
 
 
 def test_is_grey_looks_at_pixels_not_at_modes(tmp_path):

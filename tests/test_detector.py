@@ -1,9 +1,15 @@
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shapes import shapes
 
 from sona_pipeline.detector import Detector, load_detector, save_detector
@@ -93,14 +99,57 @@ def test_what_is_no_detector_is_refused(detector, tmp_path):
         load_detector(tmp_path)
 
 
-def test_a_pickle_is_refused(detector, tmp_path):
+def test_damaged_and_foreign_weights_are_refused(detector, tmp_path):
     save_detector(detector, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(detector.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises((ValueError, OSError)):
+    path = tmp_path / "model.safetensors"
+    content, weights = path.read_bytes(), load_file(path)
+    path.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors of .* is damaged: copy or download it again"):
         load_detector(tmp_path)
-    with pytest.raises(ValueError, match="is a pickle"):
-        Detector._load_as_pickle(detector, str(tmp_path / "pytorch_model.bin"), "cpu", True)
+    without = {name: value for name, value in weights.items() if name != "network.head.bias"}
+    wider = weights | {"network.head.bias": torch.zeros(4)}
+    for wrong in (without, wider):
+        save_file(wrong, path)
+        with pytest.raises(ValueError, match=r"do not belong together: .*network\.head\.bias"):
+            load_detector(tmp_path)
+    path.unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"the weights of .* cannot be read"):
+        load_detector(tmp_path)
+    path.write_bytes(content)
+    (tmp_path / "config.json").write_text('{"network": "resnet8"}')
+    with pytest.raises(ValueError, match=r"do not belong together: .*'classes'"):
+        load_detector(tmp_path)
+
+
+REFUSALS = """
+import sys
+from sona_pipeline import load_detector
+for name in sys.argv[1:]:
+    try:
+        load_detector(name)
+    except (ValueError, OSError) as error:
+        print(name, type(error).__name__, error)
+"""
+
+
+def test_what_is_no_detector_on_the_hub_is_refused_and_a_pickle_is_not_opened(detector, tmp_path):
+    save_detector(detector, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(detector.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    names = ["user/pickled", "user/bert", "user/none"]
+    with LoopbackHub() as hub:
+        for name in names[:2]:
+            hub.add(name, tmp_path / name.removeprefix("user/"))
+        environment = os.environ | hub.environment(tmp_path / "home")
+        command = [sys.executable, "-c", REFUSALS, *names]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert re.match(r"user/pickled ValueError .*pytorch_model\.bin is a pickle, and is not loaded", said[0])
+    assert said[1].startswith("user/bert FileNotFoundError user/bert holds a model, but no detector")
+    assert said[2].startswith("user/none FileNotFoundError user/none is neither a folder nor a detector on the Hub")
+    assert len(said) == 3
 
 
 @pytest.mark.parametrize("count", [1, 19, 20, 100, 137])

@@ -71,6 +71,13 @@ def test_scores_that_are_there_are_not_computed_again(folders, sets, tmp_path, m
     assert {"energy", "msp", "max_logit"} <= set(stored.columns)
 
 
+def test_list_of_rejects_goes_when_there_are_none(folders, sets, tmp_path):
+    whole = replace(sets, id=shapes(["horizontal", "vertical"], 40, seed=0))
+    (tmp_path / "rejects.jsonl").write_text('{"score": "gram"}\n')
+    evaluate_detectors(folders[:1], whole, tmp_path)
+    assert not (tmp_path / "rejects.jsonl").exists()
+
+
 def test_folder_of_another_detector_or_other_images_is_refused(folders, sets, tmp_path):
     evaluate_detectors(folders[:1], sets, tmp_path)
     with pytest.raises(ValueError, match="made with other settings: detector"):

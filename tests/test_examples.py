@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,18 @@ def test_detector_is_trained_and_asked(clothes, tmp_path):
     detector = load_detector(tmp_path / "detector")
     first = detector(open_images(clothes / "id").image(0))
     assert f"ID        image: {first.label:12} energy {first.energy:6.2f}" in said
+
+
+def test_recipe_that_is_not_there_is_a_message(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "train_detector.py"), "--recipe", "mine", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--recipe is 'mine', but has to be one of" in done.stderr
+
+
+def test_training_example_uses_nothing_but_exports():
+    imports = re.findall(r"^(?:from|import) sona_pipeline\S*", (EXAMPLES / "train_detector.py").read_text(), re.M)
+    assert imports == ["from sona_pipeline"]
 
 
 def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch):

@@ -1,6 +1,13 @@
+import os
+import subprocess
+import sys
+
 import pytest
+import timm
 import torch
 import torchvision
+from loopback_hub import LoopbackHub
+from safetensors.torch import save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -100,6 +107,39 @@ def test_resnet8_and_resnet20_have_the_depth_of_their_names():
 def test_unknown_networks_and_weights_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, 3, 32, **options)
+
+
+FINE_TUNING = """
+import torch
+from sona_pipeline.networks import build
+
+network = build("timm:resnet10t", 3, 64, pretrained=True)
+print(network.body.conv1[0].weight.flatten()[0].item())
+for name in ("timm:resnet14t", "timm:gcvit_xxtiny"):
+    try:
+        build(name, 3, 64, pretrained=True)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_weights_of_timm_are_taken_from_safetensors_and_never_from_a_pickle(tmp_path):
+    with LoopbackHub() as hub:
+        for name in ("resnet10t", "resnet14t"):
+            model = timm.create_model(name)
+            model.conv1[0].weight.data.fill_(0.25)
+            repository = timm.get_pretrained_cfg(name).hf_hub_id
+            (tmp_path / name).mkdir()
+            if name == "resnet10t":
+                save_file(model.state_dict(), tmp_path / name / "model.safetensors")
+            torch.save(model.state_dict(), tmp_path / name / "pytorch_model.bin")
+            hub.add(repository, tmp_path / name)
+        environment = os.environ | hub.environment(tmp_path / "home")
+        command = [sys.executable, "-c", FINE_TUNING]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert not any("pytorch_model.bin" in request for request in hub.requests)
+    refusal = "has no pretrained weights in safetensors, and a pickle is not loaded: choose another network"
+    assert said == ["0.25", f"resnet14t {refusal}", f"gcvit_xxtiny {refusal}"]
 
 
 def test_images_of_a_size_that_the_network_does_not_take_are_refused(patches):

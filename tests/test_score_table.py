@@ -14,7 +14,7 @@ import sona_pipeline
 from sona_pipeline.data import ImageSet
 from sona_pipeline.detector import Detector
 from sona_pipeline.metrics import ood_metrics
-from sona_pipeline.score_table import TestSets, read_scores, results_of, score_images, write_scores
+from sona_pipeline.score_table import TestSets, read_scores, results_of, score_columns, score_images, write_scores
 from sona_pipeline.scores import SCORES
 
 CLASSES = ("cat", "dog", "owl")
@@ -171,6 +171,48 @@ def test_impossible_scores_are_refused_before_work(detector, calls, post_hoc):
     with pytest.raises(ValueError, match="give some"):
         score_images(detector, sets(), ["distance"])
     assert calls == []
+
+
+@pytest.fixture
+def odd_scores(monkeypatch) -> None:
+    """Scores that fail in a fit, or give what is not finite, besides a good one."""
+
+    def fitted(name, detector, batches, validation=None):
+        list(batches)
+        if name == "singular":
+            raise torch.linalg.LinAlgError("the matrix is singular")
+        if name == "greedy":
+            raise torch.OutOfMemoryError("no memory")
+        bad = {"good": 0.0, "nan": float("nan"), "inf": float("inf")}[name]
+        return lambda pixels: torch.where(pixels.mean(dim=(1, 2, 3)) < 0.2, bad, 1.0)
+
+    monkeypatch.setattr("sona_pipeline.posthoc.fitted", fitted)
+    names = ("singular", "greedy", "good", "nan", "inf")
+    monkeypatch.setattr("sona_pipeline.posthoc.POST_HOC", dict.fromkeys(names))
+
+
+def test_scores_that_fail_or_are_not_finite_are_left_out_or_refused(detector, calls, odd_scores):
+    fit, names = pictures(6, 7), ["energy", "singular", "good", "nan", "inf"]
+    table = score_images(detector, sets(), names, fit_images=fit, skip_unfit=True)
+    assert score_columns(table) == ["energy", "good"]
+    reasons = {row["score"]: row["reason"] for row in table.attrs["unfit"]}
+    assert set(reasons) == {"singular", "nan", "inf"} and reasons["singular"] == "the matrix is singular"
+    dark = [np.array(sets().id.image(i)).mean() / 255 < 0.2 for i in range(9)]
+    assert any(dark) and reasons["nan"] == f"{sum(dark)} images of 'id' have no finite value; leave it out"
+    calls.clear()
+    again = score_images(detector, sets(), names[:3], fit_images=fit, skip_unfit=True, known=table)
+    pd.testing.assert_frame_equal(again, table)
+    assert calls == [] and [row["score"] for row in again.attrs["unfit"]] == ["singular"]
+    more = score_images(detector, sets(), [*names, "msp"], fit_images=fit, skip_unfit=True, known=table)
+    assert score_columns(more) == ["energy", "good", "msp"]
+    with pytest.raises(ValueError, match="the score singular cannot be fitted: the matrix is singular"):
+        score_images(detector, sets(), names, fit_images=fit)
+    with pytest.raises(ValueError, match=r"the score inf cannot be used: \d images of 'id' have no finite value"):
+        score_images(detector, sets(), ["energy", "inf"], fit_images=fit)
+    with pytest.raises(ValueError, match="the score nan cannot be used"):
+        score_images(detector, sets(), ["nan", "inf"], fit_images=fit, skip_unfit=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        score_images(detector, sets(), ["greedy"], fit_images=fit, skip_unfit=True)
 
 
 def test_impossible_sets_are_refused():

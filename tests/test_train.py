@@ -6,15 +6,15 @@ from shapes import beside, damaged, shapes
 from torch import nn
 
 from sona_pipeline.data import ImageSet, open_images
-from sona_pipeline.detector import Detector
+from sona_pipeline.detector import Detector, load_detector, save_detector
 from sona_pipeline.files import read_json_lines
 from sona_pipeline.losses import outlier_exposure
 from sona_pipeline.metrics import ood_metrics
 from sona_pipeline.outlier_set import OutlierPairs
 from sona_pipeline.scores import SCORES
-from sona_pipeline.train import train_detector
+from sona_pipeline.train import check_training, train_detector
 from sona_pipeline.training_data import TrainingSets
-from sona_pipeline.training_loop import Training, mi_weight
+from sona_pipeline.training_loop import Training, mi_weight, new_detector
 from sona_pipeline.training_settings import RECIPES, Running, TrainingSettings, check_settings
 
 SETTINGS = replace(RECIPES["small"], image_size=16, epochs=4, batch_size=16, flip=False)
@@ -226,6 +226,13 @@ def test_finished_training_is_only_loaded(id_images, validation, tmp_path, monke
         train_detector(id_images.take(range(100)), settings, validation=validation, output=tmp_path)
 
 
+def test_folder_with_a_detector_of_unknown_origin_is_refused(id_images, validation, tmp_path):
+    save_detector(Detector(["horizontal", "vertical"], image_size=16), tmp_path)
+    with pytest.raises(ValueError, match="holds a model that this training did not make: choose another folder"):
+        train_detector(id_images, replace(SETTINGS, epochs=1), validation=validation, output=tmp_path)
+    assert not (tmp_path / "training.json").exists()
+
+
 def test_unreadable_images_are_recorded_and_passed_over(id_images, validation, outliers, tmp_path):
     pairs = beside(damaged(id_images, 3), damaged(outliers, 8))
     held_out = damaged(validation, 0, 99)
@@ -293,6 +300,10 @@ def test_sets_that_do_not_go_together_are_refused(id_images, validation, pairs):
     refused("label of the training images is 2", images=replace(id_images, labels=(0, 1, 2, *id_images.labels[3:])))
     refused("threshold at an ID rate of 0.95 needs validation images", validation=None)
     refused("between an image and its own outlier", settings=replace(SETTINGS, mi_weight=1.0), outliers=three)
+    refused("between an image and its own outlier", settings=replace(SETTINGS, mi_weight=1.0))
+    refused("no outliers for the method 'oe': give some", settings=replace(SETTINGS, outlier_weight=0.5))
+    check_training(TrainingSets(id_images, validation), replace(SETTINGS, outlier_weight=0.5, method="vos"))
+    check_training(TrainingSets(id_images, validation), replace(SETTINGS, outlier_weight=0.0, mi_weight=0.0))
 
 
 def test_mutual_information_is_added_where_there_are_pairs(id_images, pairs):
@@ -356,6 +367,23 @@ def test_fine_tuning_starts_from_the_weights_and_normalization_of_the_network(id
     assert all(torch.allclose(inside[name], start[name], atol=1e-6) for name in inside)
     assert detector.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
     assert detector.std.flatten().tolist() == pytest.approx([0.2, 0.2, 0.1])
+
+
+def test_fine_tuning_keeps_position_embeddings_and_refuses_another_image_size(id_images, tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTForImageClassification(ViTConfig(**small, image_size=16, patch_size=8))
+    for part in (model, ViTImageProcessor()):
+        part.save_pretrained(tmp_path / "model")
+    settings = replace(SETTINGS, network=f"transformers:{tmp_path / 'model'}", pretrained=True)
+    detector = new_detector(id_images.classes, settings)
+    positions = detector.network.body.model.vit.embeddings.position_embeddings
+    assert torch.equal(positions, model.vit.embeddings.position_embeddings)
+    save_detector(detector, tmp_path / "detector")
+    assert torch.equal(weights_of(load_detector(tmp_path / "detector", "cpu")), weights_of(detector))
+    with pytest.raises(ValueError, match="does not take images of 32 pixels: choose another image size or network"):
+        new_detector(id_images.classes, replace(settings, image_size=32))
 
 
 def test_tracker_gets_the_losses(id_images, validation, tmp_path):

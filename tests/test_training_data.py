@@ -45,6 +45,23 @@ def test_outliers_without_pairs_are_drawn_anew(images, outliers):
     assert min(drawn.count(k) for k in range(3)) > 8 and items[0]["is_used"]
 
 
+def test_drawing_from_a_large_set_takes_no_longer_than_from_a_small_one(images, outliers, monkeypatch):
+    monkeypatch.setattr(training_data, "SHUFFLED", 2)
+    monkeypatch.setattr(torch, "randperm", None)
+    few = damaged(outliers.take(range(4)), 1)
+    items = TrainingItems(images, few, 0.5, plain)
+    known = {k: pil_to_tensor(few.image(k)) for k in (0, 2, 3)}
+    torch.manual_seed(0)
+    found = [items[0] for _ in range(90)]
+    drawn = [next(k for k, one in known.items() if torch.equal(item["outlier"], one)) for item in found]
+    assert min(drawn.count(k) for k in known) > 15
+    assert {reject["key"] for item in found for reject in item["rejects"]} == {"1-1"}
+    torch.manual_seed(0)
+    assert all(torch.equal(items[0]["outlier"], item["outlier"]) for item in found)
+    with pytest.raises(ValueError, match="all of 100 outliers or fewer"):
+        TrainingItems(images, damaged(few, 0, 2, 3), 0.5, plain)[0]
+
+
 def test_unreadable_items_give_way_to_the_next_and_are_named(images, outliers):
     items = TrainingItems(damaged(images, 4, 11), beside(images, damaged(outliers, 5)), 0.0, plain)
     found = items[4]

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/detectors.py --output detectors
 
-About an hour on two cores; stopped, it goes on where it was. Tables, pictures and the settings land in
-`OUTPUT/results`; those of the README are in `examples/benchmarks/results/detectors`.
+Half an hour to an hour on two cores, as `run.json` says afterwards; stopped, it goes on where it was. Tables, pictures
+and the settings land in `OUTPUT/results`; those of the README are in `examples/benchmarks/results/detectors`.
 
 All detectors have the recipe "small" and the same ID images. Real outliers are as many images of the labels ("bag",
 "sandal") that SONA's outliers are given. Validation images are used for threshold and best epoch only; nothing was
