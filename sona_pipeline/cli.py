@@ -353,7 +353,9 @@ def demo(
     ] = None,
     device: Annotated[str | None, typer.Option(help="'cuda', 'mps', 'cpu' (the fastest there is by default).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; '0.0.0.0' for all.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port (the first free one from 7860 on by default).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port (the first free one from 7860 on by default).")
+    ] = None,
 ) -> None:
     """Serve a page that makes outliers and shows the masks of every step, and that asks a detector about images.
 
