@@ -68,7 +68,7 @@ def time_step(training: Training, image_size: int, batch_size: int, classes: int
         "is_used": torch.ones(batch_size, dtype=torch.bool, device=device),
         "label": torch.randint(0, classes, (batch_size,), device=device),
     }
-    if not training.uses_outliers:
+    if training.loader.dataset.outlier is None:
         del batch["outlier"], batch["is_used"]
     training.model.train()
     started = time.perf_counter()
