@@ -480,6 +480,7 @@ def _training_text(training: Mapping | None) -> str:
     names = {"oe": "outlier exposure", "energy": "energy margins", "mixoe": "MixOE", "vos": "VOS"}
     exposed = training["outliers"] or training["method"] == "vos"
     how = f"by {names.get(training['method'], training['method'])}" if exposed else "by cross-entropy, without outliers"
+    how += " with mutual information" if training["mi_weight"] else ""
     start = "from pretrained weights" if training["pretrained"] else "from scratch"
     return (
         f"Trained {how}, {start}, {training['epochs']} epochs in batches of {training['batch_size']}, seed"

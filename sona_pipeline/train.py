@@ -119,4 +119,5 @@ def _settled(sets: TrainingSets, settings: TrainingSettings, running: Running, a
         "processes": accelerator.num_processes,
         "workers": running.workers,
     }
-    return asdict(settings) | data | {"outliers": made and digest_of(made)} | how
+    exposure = {"outliers": made and digest_of(made), "mi_weight": mi_weight(settings, outliers)}
+    return asdict(settings) | data | exposure | how

@@ -51,6 +51,7 @@ def detector(**settings) -> Detector:
 TRAINING = {
     "method": "oe",
     "outliers": "digest",
+    "mi_weight": 0.0,
     "pretrained": False,
     "epochs": 100,
     "batch_size": 256,
@@ -178,6 +179,7 @@ def test_results_are_means_over_seeds_and_absent_without_runs():
         ({}, None, "which share of ID images it was chosen to accept is not recorded"),
         ({"threshold": None}, TRAINING, "It has no threshold"),
         ({}, TRAINING, "Trained by outlier exposure, from scratch, 100 epochs"),
+        ({}, TRAINING | {"mi_weight": 1.0}, "Trained by outlier exposure with mutual information, from scratch"),
         ({}, TRAINING | {"outliers": None}, "Trained by cross-entropy, without outliers"),
         ({"crop_pct": 0.5}, None, "scaled to 32 x 32 pixels (Lanczos), of which the middle 16 x 16"),
         ({"score": "msp", "temperature": 2.0}, None, "`msp` at temperature 2"),
