@@ -79,7 +79,8 @@ class Trace:
     outlier: Image.Image | None = None
 
     def __len__(self) -> int:
-        return len(next(iter(self.masks.values())))
+        """Steps that all masks are there of; the one being added by the worker does not count."""
+        return min(map(len, self.masks.values()))
 
     def add(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         """Keep what a callback was given after the step `step`, counted down to 1."""

@@ -78,6 +78,8 @@ def test_share_of_the_image_counts_places_with_the_mask_in_any_channel():
     trace.add(7, {"latents": torch.zeros(1, 3, 2, 2), **dict.fromkeys(MASKS, mask)})
     trace.add(6, {"latents": torch.zeros(1, 3, 2, 2), **dict.fromkeys(MASKS, 0 * mask)})
     assert trace.stop_step == 7 and len(trace) == 2
+    half = Trace(trace.source, trace.request, masks={**trace.masks, "id_semantic_mask": [mask[0, 0].numpy()] * 3})
+    assert len(half) == 2
     assert trace.covered("id_semantic_mask") == [50.0, 0.0]
     assert np.allclose(trace.masks["id_semantic_mask"][0], [[2 / 3, 0], [0, 1 / 3]])
 
