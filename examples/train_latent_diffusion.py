@@ -6,21 +6,26 @@ Stable Diffusion checkpoint in miniature, in fp16 safetensors, that `StableDiffu
 
     python examples/train_latent_diffusion.py --data images/ --output model/
     accelerate launch examples/train_latent_diffusion.py --data images/ --output model/      # several processes
+    python examples/train_latent_diffusion.py --data photos/ --output model/ --autoencoder patches
 
 Killed and started again with the same arguments, it goes on from the last checkpoint. `--output` receives the model,
 `checkpoints/` the state to resume from, `samples/` sheets of reconstructions and of generated images.
+
+An autoencoder for small colour images takes hours on two cores. With `--autoencoder patches` there is none to train:
+latents are the principal components of 4 x 4 patches (`patch_autoencoder.py`, which is saved with the model).
 
 The embedded model of the package was made by (two cores, about two hours):
 
     python examples/train_latent_diffusion.py --data fashion-mnist/diffusion.parquet --output tiny
 """
 
+import inspect
 import json
 import math
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +34,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from patch_autoencoder import PatchAutoencoder
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -39,7 +45,8 @@ from sona_pipeline.data import ImageSet, is_grey, open_images
 from sona_pipeline.imaging import fit
 
 TEMPLATES = ["a photo of a {}", "a photo of the {}", "an image of a {}", "{}"]
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = {"learned": 4, "patches": 12}
+"""Of either kind of autoencoder; both scale down by 4."""
 
 
 class Images(torch.utils.data.Dataset):
@@ -72,24 +79,28 @@ def train_tokenizer(prompts: list[str], vocabulary_size: int, length: int) -> CL
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
-def build_models(tokenizer: CLIPTokenizer, channels: int, resolution: int, vae_width: int, unet_width: int):
-    """Untrained VAE (4 x down), UNet (two levels, cross-attention on the lower) and text encoder (two layers)."""
-    vae = AutoencoderKL(
+def build_autoencoder(channels: int, resolution: int, width: int) -> AutoencoderKL:
+    """An untrained VAE."""
+    return AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
-        latent_channels=LATENT_CHANNELS,
-        block_out_channels=(vae_width, 2 * vae_width, 4 * vae_width),
+        latent_channels=LATENT_CHANNELS["learned"],
+        block_out_channels=(width, 2 * width, 4 * width),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         norm_num_groups=8,
         sample_size=resolution,
         mid_block_add_attention=False,
     )
+
+
+def build_models(tokenizer: CLIPTokenizer, latent_channels: int, latent_size: int, unet_width: int):
+    """Untrained UNet (two levels, cross-attention on the lower) and text encoder (two layers)."""
     text_width = 64
     unet = UNet2DConditionModel(
-        sample_size=resolution // 4,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=(unet_width, unet_width * 4 // 3),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -111,7 +122,7 @@ def build_models(tokenizer: CLIPTokenizer, channels: int, resolution: int, vae_w
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    return vae, unet, text_encoder
+    return unet, text_encoder
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -276,7 +287,7 @@ def train_vae(stage: Stage, vae: AutoencoderKL, images: Images, batch_size: int,
 
     def loss_of(generator):
         pixels = draw_batch(images, batch_size, generator).to(device)
-        shape = (batch_size, LATENT_CHANNELS, pixels.shape[-2] // 4, pixels.shape[-1] // 4)
+        shape = (batch_size, vae.config.latent_channels, pixels.shape[-2] // 4, pixels.shape[-1] // 4)
         return stage.model(pixels, torch.randn(shape, generator=generator).to(device))
 
     def show(step):
@@ -315,6 +326,16 @@ def train_unet(
     stage.run(loss_of, every, show)
 
 
+def fit_patches(vae: PatchAutoencoder, loader, samples: Path) -> float:
+    """Stage one without training: principal components of all images; the mean absolute error on [0, 1]."""
+    images = torch.cat([pixels for pixels, _ in loader])
+    vae.fit(images)
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+    save_image(torch.cat([images[:16], decoded[:16]]) / 2 + 0.5, samples / "vae-fitted.png", nrow=16)
+    return (F.l1_loss(decoded, images) / 2).item()
+
+
 def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
     """Write the checkpoint in fp16 beside its place and move it there.
 
@@ -322,6 +343,8 @@ def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=output) as temporary:
         pipe.to(dtype=torch.float16).save_pretrained(temporary)
+        if isinstance(pipe.vae, PatchAutoencoder):
+            shutil.copy(inspect.getfile(PatchAutoencoder), Path(temporary) / "vae")
         config = Path(temporary) / "text_encoder" / "config.json"
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
         for part in Path(temporary).iterdir():
@@ -335,6 +358,9 @@ def main(
     data: Annotated[Path, typer.Option(help="Image folder with class sub-folders, or a parquet file.")],
     output: Annotated[Path, typer.Option(help="Folder for the model, its checkpoints and sample sheets.")],
     classes: Annotated[str, typer.Option(help="Only these classes, comma-separated (all by default).")] = "",
+    autoencoder: Annotated[
+        Literal["learned", "patches"], typer.Option(help="Train one, or take principal components of patches.")
+    ] = "learned",
     resolution: Annotated[int, typer.Option(help="Side of the images in pixels, a multiple of 8.")] = 32,
     vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 4000,
     unet_steps: Annotated[int, typer.Option(help="Training steps of UNet and text encoder.")] = 12000,
@@ -366,18 +392,22 @@ def main(
 
     prompts = [[template.format(name) for template in TEMPLATES] for name in names] + [[""] * len(TEMPLATES)]
     tokenizer = train_tokenizer([text for some in prompts for text in some], vocabulary_size=2048, length=32)
-    vae, unet, text_encoder = build_models(tokenizer, channels, resolution, vae_width, unet_width)
-    for model in (vae, unet):
-        model.to(memory_format=torch.channels_last)
+    loader = torch.utils.data.DataLoader(pixels, batch_size=256)
+    if autoencoder == "patches":
+        vae = PatchAutoencoder(channels, LATENT_CHANNELS[autoencoder])
+        accelerator.print(f"patches: mean absolute error {fit_patches(vae, loader, samples):.4f} on [0, 1]")
+    else:
+        vae = build_autoencoder(channels, resolution, vae_width).to(memory_format=torch.channels_last)
+        stage = Stage("vae", accelerator, Autoencoding(vae), vae_steps, learning_rate, seed, output)
+        stage.resume()
+        train_vae(stage, vae, pixels, batch_size, sample_every, samples)
+    vae.to(accelerator.device).requires_grad_(False)
 
-    stage = Stage("vae", accelerator, Autoencoding(vae), vae_steps, learning_rate, seed, output)
-    stage.resume()
-    train_vae(stage, vae, pixels, batch_size, sample_every, samples)
-    vae.requires_grad_(False)
-
-    mean, deviation = encode_all(vae, torch.utils.data.DataLoader(pixels, batch_size=256), accelerator.device)
+    mean, deviation = encode_all(vae, loader, accelerator.device)
     spread = (mean.float().var() + deviation.float().square().mean()).sqrt().item()
     vae.register_to_config(scaling_factor=1 / spread)
+    unet, text_encoder = build_models(tokenizer, vae.config.latent_channels, resolution // 4, unet_width)
+    unet.to(memory_format=torch.channels_last)
     pipe = StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False
     )
