@@ -22,6 +22,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin, AutoencoderMixin):
         latent_channels: components that are kept of a patch, at most `in_channels` x side x side.
         block_out_channels: as in `AutoencoderKL`; only its length n counts, the side of a patch is 2^(n - 1) pixels.
         scaling_factor: of the latents, which have unit variance by themselves.
+        sample_size: side in pixels of the images it was made for, as some pipelines want to know.
     """
 
     @register_to_config
@@ -31,6 +32,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin, AutoencoderMixin):
         latent_channels: int = 12,
         block_out_channels: tuple[int, ...] = (1, 1, 1),
         scaling_factor: float = 1.0,
+        sample_size: int | None = None,
     ):
         super().__init__()
         self.side = 2 ** (len(block_out_channels) - 1)

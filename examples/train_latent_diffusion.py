@@ -33,8 +33,8 @@ import typer
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from patch_autoencoder import PatchAutoencoder
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -394,7 +394,7 @@ def main(
     tokenizer = train_tokenizer([text for some in prompts for text in some], vocabulary_size=2048, length=32)
     loader = torch.utils.data.DataLoader(pixels, batch_size=256)
     if autoencoder == "patches":
-        vae = PatchAutoencoder(channels, LATENT_CHANNELS[autoencoder])
+        vae = PatchAutoencoder(channels, LATENT_CHANNELS[autoencoder], sample_size=resolution)
         accelerator.print(f"patches: mean absolute error {fit_patches(vae, loader, samples):.4f} on [0, 1]")
     else:
         vae = build_autoencoder(channels, resolution, vae_width).to(memory_format=torch.channels_last)

@@ -1,0 +1,133 @@
+"""Outlier sets and detectors in a folder, made when a table asks for them, and what detectors make of the test sets."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from data import Data
+from model import load_model
+from rows import OF_DIFFUSERS, SETS, Row, Table
+from sets import SECONDS, make_set
+
+from sona_pipeline import (
+    RECIPES,
+    GenerationSettings,
+    ImageSet,
+    OutlierPairs,
+    TestSets,
+    evaluate_detectors,
+    open_outlier_set,
+    train_detector,
+)
+from sona_pipeline.files import write_text
+from sona_pipeline.training_settings import Running
+
+RECIPE = RECIPES["small"]
+NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
+RUNNING = Running(mixed_precision="bf16", cpu=True)
+
+
+class Benchmark:
+    """What the tables are made of; everything is made once, and taken up again after a stop.
+
+    Args:
+        data: the images.
+        output: folder of the diffusion model; what is made goes below it.
+        per_class: ID training images of each class.
+    """
+
+    def __init__(self, data: Data, output: Path, per_class: int):
+        self.data, self.model, self.folder = data, output / "model", output / f"per-class-{per_class}"
+
+    def detectors(self, table: Table, seeds: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
+        """Row and folder of every detector of a table; and, by row, why there is none, if its pipeline does not run."""
+        found, failed = [], {}
+        for name, row in table.rows.items():
+            try:
+                found += [(name, str(self.detector(row, seed))) for seed in range(seeds)]
+            except (RuntimeError, IndexError) as error:
+                if row.outliers not in OF_DIFFUSERS:
+                    raise
+                failed[name] = f"{type(error).__name__}: {error}"
+        return found, failed
+
+    def detector(self, row: Row, seed: int) -> Path:
+        """Folder of a trained detector."""
+        changes = "".join(f",{key}={value}" for key, value in sorted(row.training.items()))
+        kind = f"{row.outliers}{'' if row.round_trips else ',alone'}{changes}"
+        folder = self.folder / "detectors" / f"{kind}-{seed}"
+        if (folder / SECONDS).exists():
+            return folder
+        images, outliers = self._training_sets(row, seed)
+        started = time.monotonic()
+        train_detector(
+            images,
+            replace(RECIPE, seed=seed, **row.training),
+            validation=self.data.validation,
+            outliers=outliers,
+            output=folder,
+            running=RUNNING,
+            title=f"{kind}, seed {seed}",
+        )
+        write_text(folder / SECONDS, f"{time.monotonic() - started:.0f}\n")
+        return folder
+
+    def _training_sets(self, row: Row, seed: int) -> tuple[ImageSet, OutlierPairs | ImageSet | None]:
+        images = self.data.train
+        if row.outliers is None:
+            return images, None
+        if row.outliers == "real":
+            return images, self.data.real_outliers.drawn(len(images))
+        pairs = open_outlier_set(self.outliers(row.outliers, seed), images)
+        return pairs.images, pairs if row.round_trips else replace(pairs, reconstructions=None)
+
+    def outliers(self, name: str, seed: int) -> Path:
+        """Folder of an outlier set of the training images, by a recipe of `SETS`."""
+        folder = self.folder / "sets" / f"{name}-{seed}"
+        self._make(name, self.data.train, folder, seed)
+        return folder
+
+    def test_outliers(self) -> Path:
+        """Folder of SONA outliers of test images."""
+        folder = self.folder / "sets" / "sona-of-test-images"
+        self._make("sona", self.data.test.drawn(NEAR_TEST_IMAGES), folder, NEAR_TEST_SEED)
+        return folder
+
+    def _make(self, name: str, images: ImageSet, folder: Path, seed: int) -> None:
+        settings = GenerationSettings(self.data.ood_labels, seed=seed)
+        make_set(SETS[name], images, lambda scheduler: load_model(self.model, scheduler), folder, settings)
+
+    def tests(self) -> dict[str, TestSets]:
+        """What detectors are judged by: "validation" for choices, "test" once."""
+        data = self.data
+        return {
+            "validation": TestSets(data.validation, {"held-out classes": data.near_validation}),
+            "test": TestSets(data.test, {"cifar100": data.near_test}, data.far_test),
+        }
+
+    def near_tests(self) -> dict[str, TestSets]:
+        """SONA outliers of test images as near-OOD test sets, each beside real images of unseen classes."""
+        pairs = open_outlier_set(self.test_outliers(), self.data.test)
+        strong = [k for k, strength in enumerate(pairs.strengths) if strength >= RECIPE.min_strength]
+        sets = {
+            "CIFAR-100": self.data.near_test,
+            "SONA": pairs.outliers,
+            f"SONA from strength {RECIPE.min_strength} on": pairs.outliers.take(strong),
+        }
+        return {name: TestSets(self.data.test, {name: images}) for name, images in sets.items()}
+
+    def scores(
+        self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, scores: Sequence[str]
+    ) -> pd.DataFrame:
+        """`evaluate_detectors` of detectors, with what it writes below the benchmark's folder."""
+        return evaluate_detectors(
+            detectors,
+            sets,
+            self.folder / "results" / folder,
+            scores,
+            fit_images=self.data.train,
+            validation_images=self.data.validation,
+            batch_size=250,
+        )

@@ -1,0 +1,172 @@
+"""What a table found, as Markdown, CSV and a plot, with everything that tells how it came about."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+from judge import Judge
+from matplotlib.figure import Figure
+from sets import SECONDS
+
+from sona_pipeline import ImageSet, open_outlier_set
+from sona_pipeline.figures import save_figure
+from sona_pipeline.files import write_text
+from sona_pipeline.outlier_set import read_rows
+from sona_pipeline.report import plain, with_spread
+
+VERSIONS = ("sona-pipeline", "torch", "diffusers", "transformers", "pytorch-ood")
+NOTE = """In %, mean ± standard deviation over the seeds; the number of seeds is in the column "seeds". OOD is the
+positive class. Choices are made by the validation columns; test images had no part in any."""
+SETS_NOTE = """What the outliers look like, over all images of the set with seed 0. Distances are between an outlier and
+its source: root mean square in the latents, and perceptual (as LPIPS, with the judge's features). "still ID" is the
+share that the judge, which knows the ID classes only, takes for the class of the source."""
+Found = Mapping[str, pd.DataFrame]
+"""Results of `evaluate_detectors` by the name of the test."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: the test that it is of, the group, and the metric."""
+
+    test: str
+    group: str
+    metric: str
+
+    @property
+    def title(self) -> str:
+        names = {"near_ood": "near", "far_ood": "far", "id": "ID", "auroc": "AUROC", "fpr95": "FPR@95"}
+        words = [self.test, names[self.group], names.get(self.metric, self.metric)]
+        return " ".join(word for word in words if word != "test")
+
+
+def columns_of(found: Found) -> list[Column]:
+    """The columns that the results have: AUROC and FPR@95 of every group, and the accuracy of the last test."""
+    columns = [
+        Column(test, group, metric)
+        for test, table in found.items()
+        for group in ("near_ood", "far_ood")
+        for metric in ("auroc", "fpr95")
+        if (table["group"] == group).any()
+    ]
+    return [*columns, Column(list(found)[-1], "id", "accuracy")]
+
+
+def write_outcome(
+    folder: Path, title: str, found: Found, failed: Mapping[str, str], run: dict, sets: pd.DataFrame | None = None
+) -> None:
+    """Write `results.md`, `results.csv` (all metrics and sets), `results.png`, `run.json`, and `sets.csv` if given.
+
+    Args:
+        folder: for the files.
+        title: of the table.
+        found: by test.
+        failed: rows that could not be made, with the reason.
+        run: what tells how it came about.
+        sets: see `describe_sets`.
+    """
+    rows = pd.concat([table.assign(test=test) for test, table in found.items()])
+    write_text(folder / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "run.json", json.dumps(run, indent=2) + "\n")
+    cells = _cells(found)
+    lines = [f"# {title}", "", NOTE, "", *_table(cells)]
+    lines += [f"\n{name}: does not run on this model ({plain(reason)})." for name, reason in failed.items()]
+    if sets is not None:
+        write_text(folder / "sets.csv", sets.to_csv(index=False, lineterminator="\n"))
+        lines += ["", "## Outliers", "", SETS_NOTE, "", *_table(sets.set_index("set"))]
+    lines += ["", f"Made by `{run['command']}`; counts, versions and times are in `run.json`."]
+    write_text(folder / "results.md", "\n".join(lines) + "\n")
+    save_figure(_figure(found), folder / "results.png")
+
+
+def describe_run(command: str, counts: dict, seeds: int, sets: Sequence[Path], detectors: Sequence[Path]) -> dict:
+    """How a table came about: the command, counts of images, seeds, versions, and minutes of work."""
+    minutes = {
+        kind: round(sum(float((folder / SECONDS).read_text()) for folder in folders) / 60, 1)
+        for kind, folders in (("generation", sets), ("training", detectors))
+    }
+    return {
+        "command": command,
+        "seeds": list(range(seeds)),
+        "images": counts,
+        "minutes": minutes,
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+    }
+
+
+def describe_sets(sets: Mapping[str, Path], images: ImageSet, judge: Judge) -> pd.DataFrame:
+    """A row an outlier set: distances from the sources, saturation, and what the judge sees."""
+    return pd.DataFrame([{"set": name} | _description(folder, images, judge) for name, folder in sets.items()])
+
+
+def _description(folder: Path, images: ImageSet, judge: Judge) -> dict[str, float | int]:
+    pairs, checks = open_outlier_set(folder, images), pd.DataFrame(read_rows(folder))
+    sources, outliers = ([some.image(i) for i in range(len(some))] for some in (pairs.images, pairs.outliers))
+    classes = [pairs.images.label_name(i) for i in range(len(pairs.images))]
+    still = [said == name for said, name in zip(judge.names(outliers), classes)]
+    return {
+        "images": len(outliers),
+        "mean stop step": round(float(checks["stop_step"].mean()), 1),
+        "latent distance": round(float(checks["latent_distance"].mean()), 3),
+        "perceptual distance": round(float(judge.distances(sources, outliers).mean()), 3),
+        "saturation, %": round(100 * float(checks["saturation"].mean()), 2),
+        "still ID, %": round(100 * sum(still) / len(still), 1),
+        "seconds": int((folder / SECONDS).read_text()),
+    }
+
+
+def _cells(found: Found) -> pd.DataFrame:
+    """The table to be read: a row a method and score."""
+    columns: dict[str, dict] = {"seeds": {}}
+    for column in columns_of(found):
+        columns[column.title] = {}
+        for row in _means(found, column).itertuples():
+            name = f"{row.method}, {row.score}" if found[column.test]["score"].nunique() > 1 else row.method
+            columns["seeds"][name] = row.n
+            columns[column.title][name] = with_spread(row.mean, row.std)
+    table = pd.DataFrame(columns)
+    table.index.name = "row"
+    return table
+
+
+def _means(found: Found, column: Column) -> pd.DataFrame:
+    table = found[column.test]
+    name = "id" if column.group == "id" else "mean"
+    return table[(table["group"] == column.group) & (table["set"] == name) & (table["metric"] == column.metric)]
+
+
+def _table(cells: pd.DataFrame) -> list[str]:
+    head = [cells.index.name, *map(str, cells.columns)]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    return lines + [
+        f"| {' | '.join([plain(str(name)), *map(str, row)])} |" for name, row in zip(cells.index, cells.values)
+    ]
+
+
+def _figure(found: Found) -> Figure:
+    """AUROC of every row: a point a group, with the standard deviation over seeds as a bar."""
+    columns = [column for column in columns_of(found) if column.metric == "auroc"]
+    names = list(_cells(found).index)
+    figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for k, column in enumerate(columns):
+        means = _means(found, column)
+        places = [len(names) - 1 - i + 0.12 * (len(columns) - 1 - 2 * k) / 2 for i in range(len(means))]
+        spread = means["std"].astype(float).fillna(0)
+        axis.errorbar(
+            means["mean"], places, xerr=spread, fmt="os^D"[k % 4], capsize=2, label=column.title, markersize=4
+        )
+    axis.set_yticks(range(len(names)), names[::-1])
+    axis.set_xlabel("AUROC in %")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize="small")
+    return figure
+
+
+def counts_of(data) -> dict[str, int]:
+    """Images of every part of the data."""
+    parts = {name: part for name, part in vars(data).items() if isinstance(part, ImageSet)}
+    return {name: len(part) for name, part in parts.items()} | {k: len(part) for k, part in data.far_test.items()}

@@ -1,0 +1,151 @@
+"""The rows of the tables: which outliers, and how a detector is trained on them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ways
+from sets import Recipe
+
+SETS = {
+    "sona": Recipe(),
+    "text-to-image": Recipe(ways.text_to_image),
+    "global": Recipe(ways.sona(global_guidance=True)),
+    "sega": Recipe(ways.sega, batch_size=10_000),
+    "leditspp": Recipe(ways.leditspp, batch_size=10_000),
+    "diffedit": Recipe(ways.diffedit),
+    "cutpaste": Recipe(ways.cut_paste),
+    "round-trips": Recipe(ways.round_trip),
+    "no-removal": Recipe(ways.sona(remove_id_semantics=False)),
+    "no-nuisance": Recipe(ways.sona(preserve_id_nuisance=False)),
+    "no-ood": Recipe(ways.sona(add_ood_semantics=False)),
+    "no-filter": Recipe(ways.sona(filter_ood_by_nuisance=False)),
+    **{f"stop-{step}": Recipe(stop_step=step) for step in (5, 15, 25, 35, 45)},
+    **{f"scale-{scale:g}": Recipe(changes={"guidance_scale": scale}) for scale in (2.5, 5.0, 20.0)},
+    **{f"lambda-{share:g}": Recipe(changes={"mask_threshold": share}) for share in (0.05, 0.1, 0.3, 0.4)},
+    "close": Recipe(changes={"label_choice": "close"}),
+    "far": Recipe(changes={"label_choice": "far"}),
+    "free-text": Recipe(captions=True),
+    "all": Recipe(changes={"mask_granularity": "all"}),
+    "spatial": Recipe(changes={"mask_granularity": "spatial"}),
+    "warm-up": Recipe(ways.sona(warmup_steps=10)),
+    "momentum": Recipe(ways.sona(momentum_scale=0.3, momentum_beta=0.6)),
+    "ddim-25": Recipe(changes={"num_inference_steps": 25}),
+    "dpmsolver++-20": Recipe(changes={"num_inference_steps": 20}, scheduler="dpmsolver++"),
+    "unipc-10": Recipe(changes={"num_inference_steps": 10}, scheduler="unipc"),
+}
+"""Outlier sets by the name of their folder."""
+OF_DIFFUSERS = ("sega", "leditspp", "diffedit")
+"""Sets by pipelines that are not ours, which may not run on a model like this."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A detector.
+
+    Attributes:
+        outliers: a name of `SETS`; "real" for real images of the OOD labels, as many; None for none.
+        training: changes of the training settings.
+        round_trips: whether VAE round trips of the ID images are trained on as ID images, where there is a set.
+    """
+
+    outliers: str | None
+    training: dict[str, Any] = field(default_factory=dict)
+    round_trips: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are to be compared, the names of the scores, and how many seeds there are at least."""
+
+    title: str
+    rows: dict[str, Row]
+    scores: tuple[str, ...] = ("energy",)
+    seeds: int = 1
+
+
+CROSS_ENTROPY = Row(None)
+SONA = Row("sona")
+NEAR_TEST = "near-test"
+"""Of the detectors of the first table, with other test sets."""
+ANY_STRENGTH = {"min_strength": 0.0}
+
+TABLES = {
+    "detectors": Table(
+        "Detectors (the paper's tables 1 and 4)",
+        {
+            "cross-entropy": CROSS_ENTROPY,
+            "cross-entropy, with round trips": Row("sona", {"outlier_weight": 0.0, "mi_weight": 0.0}),
+            "OE, real outliers": Row("real"),
+            "OE, SONA": Row("sona", {"mi_weight": 0.0}),
+            "OE + MI, SONA": SONA,
+        },
+        seeds=3,
+    ),
+    "post-hoc": Table(
+        "Post-hoc scores (table 1)",
+        {"cross-entropy": CROSS_ENTROPY, "OE + MI, SONA": SONA},
+        scores=("all",),
+        seeds=3,
+    ),
+    "ways": Table(
+        "Other ways to make outliers (tables 3, 8 and 9)",
+        {
+            "SONA": SONA,
+            "text-to-image": Row("text-to-image"),
+            "global guidance": Row("global"),
+            "SEGA": Row("sega"),
+            "LEDITS++": Row("leditspp"),
+            "DiffEdit": Row("diffedit"),
+            "CutPaste": Row("cutpaste"),
+            "round trips as outliers": Row("round-trips", round_trips=False),
+        },
+    ),
+    "terms": Table(
+        "Terms of the guidance (table 3)",
+        {
+            "SONA": SONA,
+            "ID semantics stay": Row("no-removal"),
+            "no term for the nuisance": Row("no-nuisance"),
+            "no OOD semantics": Row("no-ood"),
+            "no nuisance filter": Row("no-filter"),
+        },
+    ),
+    "stop-step": Table(
+        "Stop step (figure 6), outliers of any strength trained on",
+        {"random": Row("sona", ANY_STRENGTH)}
+        | {str(step): Row(f"stop-{step}", ANY_STRENGTH) for step in (5, 15, 25, 35, 45)},
+    ),
+    "scale": Table(
+        "Guidance scale s and share lambda of the regions (figure 7)",
+        {"s 10, lambda 0.2": SONA}
+        | {f"s {scale:g}": Row(f"scale-{scale:g}") for scale in (2.5, 5.0, 20.0)}
+        | {f"lambda {share:g}": Row(f"lambda-{share:g}") for share in (0.05, 0.1, 0.3, 0.4)},
+    ),
+    "labels": Table(
+        "OOD labels (table 2)",
+        {"random": SONA, "close": Row("close"), "far": Row("far"), "free text": Row("free-text")},
+    ),
+    "masks": Table(
+        "Granularity of the masks, and SEGA's options",
+        {
+            "share of each channel": SONA,
+            "share of all entries": Row("all"),
+            "one mask for all channels": Row("spatial"),
+            "warm-up of 10 steps": Row("warm-up"),
+            "momentum 0.3, beta 0.6": Row("momentum"),
+        },
+    ),
+    "round-trips": Table(
+        "Round trips of the ID images as ID images",
+        {"with": SONA, "without": Row("sona", round_trips=False)},
+    ),
+    "steps": Table(
+        "Fewer steps",
+        {
+            "50 DDIM steps": SONA,
+            "25 DDIM steps": Row("ddim-25"),
+            "20 DPM-Solver++ steps": Row("dpmsolver++-20"),
+            "10 UniPC steps": Row("unipc-10"),
+        },
+    ),
+}

@@ -1,0 +1,90 @@
+"""The paper's comparisons on CIFAR-10, at a size that two cores can run.
+
+    python examples/benchmarks/cifar10/run.py prepare --data data
+    python examples/train_latent_diffusion.py --data cifar10/diffusion.parquet --output cifar10/model \\
+        --autoencoder patches --unet-steps 12000
+    python examples/benchmarks/cifar10/run.py model --judge resnet56-4bfd9763.th
+    python examples/benchmarks/cifar10/run.py table detectors --data data --judge resnet56-4bfd9763.th
+
+Stopped, each goes on where it was. See README.md beside this file.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from benchmark import Benchmark
+from data import open_data, write_diffusion_set
+from judge import Judge
+from model import draw_sheet, load_model
+from outcome import counts_of, describe_run, describe_sets, write_outcome
+from rows import NEAR_TEST, SETS, TABLES
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
+FolderOption = Annotated[Path, typer.Option(help="Folder of everything that is made.")]
+DataOption = Annotated[Path, typer.Option(help="Folder with the parquet files that README.md lists.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
+CountOption = Annotated[int, typer.Option(min=2, help="ID training images of each class, and as many outliers.")]
+
+
+@app.command()
+def prepare(data: DataOption, output: FolderOption = Path("cifar10")) -> None:
+    """Write the images that the diffusion model is trained on as one file."""
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"{write_diffusion_set(data, output / 'diffusion.parquet')} images in {output / 'diffusion.parquet'}")
+
+
+@app.command()
+def model(
+    judge: Annotated[Path, typer.Option(help="Weights of a ResNet of CIFAR-10, as README.md says.")],
+    output: FolderOption = Path("cifar10"),
+    results: ResultsOption = RESULTS,
+    per_class: Annotated[int, typer.Option(min=1, help="Images drawn of each class.")] = 100,
+) -> None:
+    """Draw images of the ID classes with the diffusion model, and let the judge say what they show."""
+    print(draw_sheet(load_model(output / "model"), Judge(judge), results / "model", per_class))
+
+
+@app.command()
+def table(
+    names: Annotated[list[str], typer.Argument(help=f"Of {', '.join([*TABLES, NEAR_TEST])}, or 'all'.")],
+    data: DataOption,
+    output: FolderOption = Path("cifar10"),
+    results: ResultsOption = RESULTS,
+    judge: Annotated[
+        Path | None, typer.Option(help="Weights of a ResNet of CIFAR-10, to say what the outliers show.")
+    ] = None,
+    per_class: CountOption = 300,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each row; those of the table by default.")] = None,
+) -> None:
+    """Generate, train and evaluate whatever a table needs, and write it."""
+    known = [*TABLES, NEAR_TEST]
+    if unknown := [name for name in names if name not in [*known, "all"]]:
+        raise typer.BadParameter(f"no table {unknown}: choose from {known}, or 'all'")
+    benchmark, weights = Benchmark(open_data(data, per_class), output, per_class), judge and Judge(judge)
+    for name in known if "all" in names else names:
+        make_table(benchmark, name, seeds, results / name, weights)
+
+
+def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path, judge: Judge | None) -> None:
+    """Make a table of `TABLES`, or that of the near-OOD test sets, and write it."""
+    is_near_test = name == NEAR_TEST
+    table = TABLES["detectors" if is_near_test else name]
+    seeds = seeds or table.seeds
+    detectors, failed = benchmark.detectors(table, seeds)
+    tests = benchmark.near_tests() if is_near_test else benchmark.tests()
+    found = {kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores) for kind, sets in tests.items()}
+    kinds = [kind for row, r in table.rows.items() if (kind := r.outliers) in SETS and row not in failed]
+    made = [benchmark.outliers(kind, seed) for kind in dict.fromkeys(kinds) for seed in range(seeds)]
+    command = f"python examples/benchmarks/cifar10/run.py table {name}"
+    run = describe_run(command, counts_of(benchmark.data), seeds, made, [Path(place) for _, place in detectors])
+    first = {kind: benchmark.outliers(kind, 0) for kind in dict.fromkeys(kinds)}
+    described = describe_sets(first, benchmark.data.train, judge) if judge and first and not is_near_test else None
+    title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
+    write_outcome(folder, title, found, failed, run, described)
+    print((folder / "results.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,100 @@
+"""Outlier sets of the benchmark: planned by the package, made by any way, written as `sona generate` writes them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import ways
+
+from sona_pipeline import GenerationSettings, ImageSet, OutputSettings, SONAPipeline, generate_outliers
+from sona_pipeline.files import only_run, settle_settings, write_text
+from sona_pipeline.generate import make_plan, through_stages
+from sona_pipeline.make import OutlierMaker, Work
+from sona_pipeline.outlier_set import SETTINGS, OutlierWriter
+from sona_pipeline.progress import Track
+
+BATCH_SIZE = 64
+SECONDS = "seconds.txt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a set is made.
+
+    Attributes:
+        way: of `ways`; None is `sona generate` itself.
+        changes: of the generation settings.
+        stop_step: one for all images, instead of a random one each.
+        captions: OOD prompts are free text that names two labels, instead of a template with one.
+        scheduler: a name of `checkpoint.SCHEDULERS`.
+        batch_size: images made together; ways that work by groups of equal labels need many.
+    """
+
+    way: ways.Way | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    stop_step: int | None = None
+    captions: bool = False
+    scheduler: str = "ddim"
+    batch_size: int = BATCH_SIZE
+
+
+class WayMaker(OutlierMaker):
+    """Makes planned outliers another way than by SONA as it is set."""
+
+    def __init__(self, pipe: SONAPipeline, plan, way: ways.Way):
+        super().__init__(pipe, plan, strict=True)
+        self.way = way
+
+    @torch.no_grad()
+    def denoise(self, work: Work, steps: int | None = None) -> Work:
+        if work.items:
+            work.outlier_latents = self.way(self, work)
+        return work
+
+
+def make_set(
+    recipe: Recipe,
+    images: ImageSet,
+    load: Callable[[str], SONAPipeline],
+    folder: Path,
+    settings: GenerationSettings,
+) -> None:
+    """Make the set that a recipe describes, or what is missing of it; `seconds.txt` says how long that took."""
+    if (folder / SECONDS).exists():
+        return
+    started = time.monotonic()
+    settings, pipe = replace(settings, **recipe.changes), load(recipe.scheduler)
+    if recipe.captions:
+        labels = settings.ood_labels
+        pairs = zip(labels, labels[1:] + labels[:1])
+        settings = replace(settings, ood_labels=tuple(f"a {a} and a {b}" for a, b in pairs), ood_prompt="{}")
+    if recipe.way is None and recipe.stop_step is None:
+        generate_outliers(images, pipe, folder, settings, OutputSettings(batch_size=recipe.batch_size, strict=True))
+    else:
+        _make_by_way(recipe, images, pipe, folder, settings)
+    write_text(folder / SECONDS, f"{time.monotonic() - started:.0f}\n")
+
+
+def _make_by_way(recipe, images: ImageSet, pipe: SONAPipeline, folder: Path, settings: GenerationSettings) -> None:
+    plan = make_plan(images, pipe, settings)
+    if recipe.stop_step is not None:
+        plan = replace(plan, stop_steps=np.full_like(plan.stop_steps, recipe.stop_step))
+    maker, writer = WayMaker(pipe, plan, recipe.way or ways.sona()), OutlierWriter(folder, "folder")
+    with only_run(folder), Track(folder.name, len(plan)) as track:
+        recorded = {
+            "stop_step": recipe.stop_step,
+            "scheduler": recipe.scheduler,
+            "format": "folder",
+            "reconstructions": True,
+        }
+        settle_settings(folder / SETTINGS, asdict(settings) | recorded)
+        hashes = writer.done(reconstructions=True)
+        batches = [b for b in plan.batches(recipe.batch_size) if not hashes.issuperset(plan.hashes[b.indices].tolist())]
+        track.reach(len(plan) - sum(len(batch.indices) for batch in batches))
+        for count in through_stages(maker, writer, batches, vae_depth=0):
+            track.advance(count)
+        writer.finish()
