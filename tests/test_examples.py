@@ -123,12 +123,6 @@ def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results" / "run.json").read_text())["images"]["coat"] == 20
 
 
-def test_cost_of_a_training_step_is_printed():
-    options = ("--network", "resnet8", "--image-size", 32, "--batch-size", 8, "--classes", 4, "--rounds", 2)
-    said = run("benchmarks/training_step.py", *options)
-    assert re.search(r"CE \+ OE / CE: \d+\.\d+ \(", said) and re.search(r"CE \+ OE \+ MI / CE \+ OE: \d", said)
-
-
 def test_resumed_training_equals_undisturbed_training(tmp_path):
     script = load("train_latent_diffusion")
 
