@@ -1,5 +1,7 @@
 """The full-size recipes, run by bash on small images and a small random checkpoint of Stable Diffusion 2's layout."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -107,10 +109,9 @@ def openood_data(root: Path, name: str, classes: tuple[str, ...], each: int) -> 
 
 def image_folders(root: Path) -> Path:
     """The layout of the fine-grained recipe."""
-    for part, count in (("train", 6), ("test", 2)):
-        for name in ("001.wren", "002.heron"):
-            for k in range(count):
-                save(root / part / name / f"{part} {k}.png", hash((part, name, k)) % 10000)
+    for number, name in enumerate(("001.wren", "002.heron")):
+        for k in range(8):
+            save(root / ("train" if k < 6 else "test") / name / f"{name} {k}.png", 100 * number + k)
     for place in ("near/other birds", "far/cars"):
         for k in range(3):
             save(root / place / f"{k}.png", 20000 + k)
@@ -179,6 +180,34 @@ def test_imagenet200(run, tmp_path):
     near, far = {"ssb_hard", "ninco"}, {"inaturalist", "textures", "openimage_o"}
     check_results(tmp_path / "runs", near, far, covariate=("v2", "c", "r"))
     assert Detector.from_pretrained(tmp_path / "runs" / "sona-0").classes == list(WNIDS)
+
+
+def test_estimate_counts_the_work_and_divides_it(tmp_path, capsys):
+    """Rows by the formula of the plan, written out; bytes of files of known sizes; seconds that come out even."""
+    (tmp_path / "list.txt").write_text("a/1.png 0\na/2.png 0\nb/1.png 1\n")
+    for part, size in (("outliers", 700), ("outliers", 900), ("reconstructions", 500)):
+        (tmp_path / part / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / part / "a" / f"{size}.png").write_bytes(bytes(size))
+    digests = [
+        hashlib.sha256(f"{s}/{key}".encode()).digest()[:8] for s in (0, 1) for key in ("a/1.png", "a/2.png", "b/1.png")
+    ]
+    stops = [1 + int(int.from_bytes(digest, "big") / 2**64 * 50) for digest in digests]
+    rates = {"rows_per_second": 3 * sum(stops) / 7200, "training_rate": 0.1, "baseline_rate": 0.2}
+    spec = importlib.util.spec_from_file_location("full_size_estimate", FOLDER / "estimate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(str(tmp_path / "list.txt"), **rates, sample=tmp_path, seeds=2, epochs=10, nodes=[3])
+    printed = capsys.readouterr().out
+    assert f"3 images; {3 * sum(stops[:3])} UNet rows with seed 0" in printed
+    assert "1300 bytes an image, with its round trip: 7.8 kB in all" in printed
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    assert table[0] == ["", "1 GPU", "8 GPUs", "3 x 8 GPUs"]
+    assert table[2:] == [
+        [f"2 outlier sets, {3 * sum(stops)} UNet rows", "2:00:00", "0:15:00", "0:05:00"],
+        ["2 SONA detectors, 60 images", "0:10:00", "0:01:15", "0:00:25"],
+        ["2 baselines, 60 images", "0:05:00", "0:00:38", "0:00:12"],
+        ["together", "2:15:00", "0:16:52", "0:05:38"],
+    ]
 
 
 SRUN = """\

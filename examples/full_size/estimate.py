@@ -1,8 +1,9 @@
 """What a full-size run costs, as a Markdown table, from counts and from rates that you measured.
 
-    sona generate ... --limit 256 --output sample        # time it: its rows a second are the rate of one device
+    sona generate --data LIST --image-root IMAGES --output sample --dry-run     # prints rows a second of this device
+    sona generate --data LIST --image-root IMAGES --output sample --limit 256   # pictures, for their bytes
     python examples/full_size/estimate.py --data LIST --image-root IMAGES --sample sample \\
-        --rows-per-second RATE --training-rate RATE
+        --rows-per-second ROWS --training-rate IMAGES --baseline-rate IMAGES
 
 Images and UNet rows are counted by planning the whole set, as `sona generate` does; bytes are those of the files of a
 set that was made of some of the images. Time is work divided by rate and number of devices: it takes for granted that
@@ -27,31 +28,32 @@ def main(
     training_rate: Annotated[
         float, typer.Option(help="ID images a second of `sona train` with outliers on one device.")
     ],
-    baseline_rate: Annotated[float | None, typer.Option(help="The same without outliers.")] = None,
+    baseline_rate: Annotated[float, typer.Option(help="The same without outliers.")],
     image_root: Annotated[Path | None, typer.Option(help="Folder that paths of an image list start from.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     sample: Annotated[Path | None, typer.Option(help="Outlier set of some of the images, for the bytes.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Outlier sets, detectors and baselines.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the full schedule.")] = 50,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the ID images.")] = RECIPES["imagenet200"].epochs,
-    devices: Annotated[list[int], typer.Option(help="Numbers of devices; may be repeated.")] = [1, 8, 16, 32],  # noqa: B006
+    nodes: Annotated[
+        list[int] | None, typer.Option(min=2, help="Nodes of eight GPUs; may be repeated (2 and 4 by default).")
+    ] = None,
 ) -> None:
     """Count, divide, and print a table."""
     images = open_images(data, split=split, image_root=image_root)
     rows = [unet_rows(images, steps, seed) for seed in range(seeds)]
+    seen = seeds * epochs * len(images)
     work = {
-        f"outliers ({sum(rows)} UNet rows)": sum(rows) / rows_per_second,
-        f"SONA detectors ({seeds * epochs * len(images)} images)": seeds * epochs * len(images) / training_rate,
+        f"{seeds} outlier sets, {sum(rows)} UNet rows": sum(rows) / rows_per_second,
+        f"{seeds} SONA detectors, {seen} images": seen / training_rate,
+        f"{seeds} baselines, {seen} images": seen / baseline_rate,
     }
-    if baseline_rate:
-        work[f"baselines ({seeds * epochs * len(images)} images)"] = seeds * epochs * len(images) / baseline_rate
-    print(
-        f"{len(images)} images, {rows[0]} UNet rows for seed 0, {rows[0] / len(images):.2f} an image; {seeds} seeds\n"
-    )
+    print(f"{len(images)} images; {rows[0]} UNet rows with seed 0, {rows[0] / len(images):.2f} an image\n")
     if sample:
         each = bytes_of_an_image(sample)
         print(f"{each:.0f} bytes an image, with its round trip: {decimal(round(each * len(images) * seeds))} in all\n")
-    print(table(work, devices))
+    counts = {"1 GPU": 1, "8 GPUs": 8} | {f"{count} x 8 GPUs": 8 * count for count in nodes or (2, 4)}
+    print(table(work, counts))
 
 
 def unet_rows(images, steps: int, seed: int) -> int:
@@ -61,26 +63,19 @@ def unet_rows(images, steps: int, seed: int) -> int:
 
 
 def bytes_of_an_image(folder: Path) -> float:
-    """Mean bytes of outlier and round trip together, of a set of image files."""
-    made = {
-        part: [path.stat().st_size for path in (folder / part).rglob("*.png")]
-        for part in ("outliers", "reconstructions")
-    }
-    return sum(mean(sizes) for sizes in made.values() if sizes)
+    """Mean bytes of outlier and round trip together, in a set of image files."""
+    sizes = [
+        [path.stat().st_size for path in (folder / part).rglob("*.png")] for part in ("outliers", "reconstructions")
+    ]
+    return sum(mean(part) for part in sizes if part)
 
 
-def table(work: dict[str, float], devices: list[int]) -> str:
-    """Rows of work, in seconds of one device, and columns of numbers of devices."""
-
-    def line(cells: list[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    def times(name: str, seconds: float) -> str:
-        return line([name, *(str(timedelta(seconds=round(seconds / count))) for count in devices)])
-
-    head = line(["work", *(f"{count} {'device' if count == 1 else 'devices'}" for count in devices)])
-    rule = "|---" * (1 + len(devices)) + "|"
-    return "\n".join([head, rule, *(times(*row) for row in work.items()), times("together", sum(work.values()))])
+def table(work: dict[str, float], devices: dict[str, int]) -> str:
+    """Times of the work, given in seconds of one device, by numbers of devices."""
+    lines = [["", *devices], ["---"] * (1 + len(devices))]
+    for name, seconds in {**work, "together": sum(work.values())}.items():
+        lines.append([name, *(str(timedelta(seconds=round(seconds / count))) for count in devices.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":
