@@ -139,7 +139,7 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     from accelerate import PartialState
 
-    from sona_pipeline.data import hold_out, open_images
+    from sona_pipeline.data import hold_out, is_image_list, open_images
     from sona_pipeline.outlier_set import open_outlier_set
     from sona_pipeline.train import train_detector
     from sona_pipeline.training_settings import RECIPES, Running, TrainingSettings
@@ -151,7 +151,8 @@ def train(
     changes = {field.name: given[field.name] for field in fields(TrainingSettings) if field.name in given}
     settings = replace(RECIPES[recipe], **changes)
     images = open_images(data, split=split, image_root=image_root)
-    places = {"split": validation_split or split, "image_root": image_root}
+    class_list = data if is_image_list(data) else None
+    places = {"split": validation_split or split, "image_root": image_root, "class_list": class_list}
     held_out = open_images(validation, **places) if validation else None
     is_one_place = validation and is_same_place(data, validation)
     if is_one_place and (held_out.keys, held_out.labels) == (images.keys, images.labels):

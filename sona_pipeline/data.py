@@ -84,6 +84,7 @@ def open_images(
     image_column: str | None = None,
     label_column: str | None = None,
     image_root: str | Path | None = None,
+    class_list: str | Path | None = None,
 ) -> ImageSet:
     """Open labelled or unlabelled images as an `ImageSet`.
 
@@ -100,6 +101,8 @@ def open_images(
         image_column: column of the images; by default the one that holds images.
         label_column: column of the classes; by default the only one with class names, else `label`.
         image_root: folder that the paths of an image list start from; by default the folder of the list.
+        class_list: another image list, that of the training images, whose classes an image list has by their numbers;
+            ImageNet's validation images lie in one folder, which names no class. For other sources it means nothing.
 
     Raises:
         FileNotFoundError: `source` is not there.
@@ -117,7 +120,8 @@ def open_images(
     elif path.suffix.lower() in image_suffixes():
         raise ValueError(f"{path} is a single image: give the folder that it lies in")
     else:
-        return _open_folder(path) if path.is_dir() else open_list(path, image_root or path.parent)
+        names = list_classes(class_list) if class_list and is_image_list(path) else None
+        return _open_folder(path) if path.is_dir() else open_list(path, image_root or path.parent, names)
     return _open_table(table, str(source), image_column, label_column)
 
 
@@ -145,6 +149,12 @@ def open_list(path: str | Path, root: str | Path, names: Mapping[int, str] | Non
         classes=tuple(names.values()),
         _open=lambda i: upright(Path(root) / files[i]),
     )
+
+
+def is_image_list(source: str | Path) -> bool:
+    """Whether `open_images` takes the source for an image list."""
+    path = Path(source)
+    return path.is_file() and path.suffix.lower() not in {".parquet", *image_suffixes()}
 
 
 def list_classes(path: str | Path) -> dict[int, str]:

@@ -35,7 +35,7 @@ WIDTH = 16
 """Width of its embedding."""
 
 
-def byte_tokenizer() -> CLIPTokenizer:
+def byte_tokenizer(length: int = LENGTH, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """A CLIP tokenizer of single characters: the 256 symbols of byte-level BPE, inside and at the end of a word."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = [chr(code) for code in printable] + [chr(256 + k) for k in range(256 - len(printable))]
@@ -43,8 +43,8 @@ def byte_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(
         vocab={token: k for k, token in enumerate(tokens)},
         merges=[],
-        model_max_length=LENGTH,
-        pad_token="<|endoftext|>",
+        model_max_length=length,
+        pad_token=pad_token,
     )
 
 

@@ -191,6 +191,28 @@ def test_validation_images_come_from_a_split_of_their_own(folders, tmp_path, mon
     assert (len(given["images"]), len(given["validation"])) == (40, 20)
 
 
+def test_validation_list_has_the_classes_of_the_training_list(folders, tmp_path, monkeypatch, capsys):
+    files = sorted(path.relative_to(folders) for path in (folders / "id").rglob("*.png"))
+    number = {name: k for k, name in enumerate(sorted({path.parent.name for path in files}))}
+    (tmp_path / "train.txt").write_text("\n".join(f"{path} {number[path.parent.name]}" for path in files))
+    (tmp_path / "val.txt").write_text("near/0.png 1\nnear/1.png 0\n")
+    given = {}
+
+    def stop(images, settings, **options):
+        given.update(options, images=images)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("sona_pipeline.train.train_detector", stop)
+    lists = ["--data", str(tmp_path / "train.txt"), "--validation", str(tmp_path / "val.txt")]
+    options = ["--image-root", str(folders), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["sona", "train", *lists, *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert "that is enough" in capsys.readouterr().err
+    assert given["validation"].classes == given["images"].classes == tuple(number)
+    assert given["validation"].labels == (1, 0)
+
+
 def test_message_of_a_process_has_no_traceback_and_keeps_brackets(folders, tmp_path):
     missing = tmp_path / "[/red] no"
     run = sona("generate", "--data", missing, "--ood-labels", folders / "labels.txt", "--output", tmp_path, code=2)

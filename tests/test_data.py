@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from sona_pipeline.data import ImageSet, hold_out, is_grey, list_classes, open_images, open_list
+from sona_pipeline.data import ImageSet, hold_out, is_grey, is_image_list, list_classes, open_images, open_list
 
 IMAGE, STRING, NUMBER = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
 ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
@@ -184,6 +184,18 @@ def test_image_list_takes_the_classes_of_another_by_their_numbers(tmp_path):
     assert images.labels == (2, 0)
     with pytest.raises(ValueError, match=r"train\.txt has labels \[4\], which are no classes"):
         open_list(tmp_path / "train.txt", tmp_path, {9: "owl", 2: "elk"})
+
+
+def test_image_list_of_one_folder_takes_the_classes_of_the_training_list(tmp_path):
+    (tmp_path / "train.txt").write_text("t/owl/1.png 9\nt/elk/1.png 2\n")
+    (tmp_path / "val.txt").write_text("v/1.png 2\nv/2.png 9\nv/3.png 2\n")
+    fill(tmp_path / "folder", ["elk/1.png"])
+    images = open_images(tmp_path / "val.txt", class_list=tmp_path / "train.txt")
+    assert (images.classes, images.labels) == (("elk", "owl"), (0, 1, 0))
+    assert open_images(tmp_path / "val.txt").classes == ("2", "9")
+    assert open_images(tmp_path / "folder", class_list=tmp_path / "train.txt").classes == ("elk",)
+    assert is_image_list(tmp_path / "val.txt")
+    assert not any(is_image_list(tmp_path / name) for name in ("folder", "folder/elk/1.png", "no such list.txt"))
 
 
 def test_image_list_is_unlabelled_on_demand(tmp_path):
