@@ -25,7 +25,9 @@ import functools
 import inspect
 import json
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +44,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import USE_PEFT_BACKEND, BaseOutput, logging, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
+from torch.utils._pytree import tree_map
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 logger = logging.get_logger(__name__)
@@ -415,13 +418,9 @@ class SONAPipeline(
                     active = slice(first, first + sum(join <= index for join in joins[first:end]))
 
                     latents = batch.latents[active].clone()  # some schedulers keep it for their next step
-                    noise_uncond, noise_id, noise_ood = self.unet(
-                        self.scheduler.scale_model_input(torch.cat([latents] * 3), t),
-                        t,
-                        encoder_hidden_states=batch.prompt_embeds[:, active].flatten(0, 1),
-                        cross_attention_kwargs=cross_attention_kwargs,
-                        return_dict=False,
-                    )[0].chunk(3)
+                    noise_uncond, noise_id, noise_ood = self.predict_noise(
+                        latents, t, batch.prompt_embeds[:, active], cross_attention_kwargs
+                    )
 
                     guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask, ood_unfiltered_mask = (
                         sona_guidance(noise_uncond, noise_id, noise_ood, **regions)
@@ -626,6 +625,23 @@ class SONAPipeline(
         latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
         return (latents * self.vae.config.scaling_factor).to(dtype)
 
+    def predict_noise(
+        self, latents: torch.Tensor, t: torch.Tensor, prompt_embeds: torch.Tensor, cross_attention_kwargs: dict | None
+    ) -> tuple[torch.Tensor, ...]:
+        """What the UNet makes of latents `[B, C, H, W]` with each of the three prompts `[3, B, L, D]`, in one call.
+
+        The three rows of an image are alike up to the first cross-attention; so far they are computed once.
+        """
+        rows = self.scheduler.scale_model_input(torch.cat([latents] * 3), t)
+        with _computed_once(_before_prompts(self.unet), len(rows)):
+            return self.unet(
+                rows,
+                t,
+                encoder_hidden_states=prompt_embeds.flatten(0, 1),
+                cross_attention_kwargs=cross_attention_kwargs,
+                return_dict=False,
+            )[0].chunk(3)
+
     def plan_runs(self, stop_steps: list[int]) -> list[tuple[int, int]]:
         """Ranges (first, end) of the sorted images that share a run of the scheduler.
 
@@ -723,6 +739,54 @@ class _Sega:
             guidance = (moved / noise_unit).to(guidance.dtype)
         is_off = step < self.warmup_steps or (self.cooldown_steps is not None and step >= self.cooldown_steps)
         return torch.zeros_like(guidance) if is_off else guidance
+
+
+def _before_prompts(unet: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of a UNet that work before its first cross-attention, and so without the prompt.
+
+    None of a compiled UNet, which is compiled as it is, nor of one that is conditioned otherwise, too.
+    """
+    config = unet.config
+    is_compiled = hasattr(unet, "_orig_mod") or unet._compiled_call_impl is not None
+    if is_compiled or config.get("class_embed_type") or config.get("addition_embed_type"):
+        return []
+    found = [unet.conv_in]
+    for block in unet.down_blocks:
+        if not getattr(block, "has_cross_attention", False):
+            found.append(block)
+            continue
+        found.append(block.resnets[0])
+        transformer = next(iter(getattr(block.attentions[0], "transformer_blocks", [])), None)
+        if transformer is not None and not transformer.only_cross_attention:
+            found.append(transformer.attn1)
+        break
+    return found
+
+
+@contextmanager
+def _computed_once(modules: list[torch.nn.Module], rows: int):
+    """Let this thread's calls of modules compute the first third of `rows` rows, of three equal ones, for all."""
+    thread = threading.get_ident()
+
+    def first(value):
+        is_batch = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
+        return value[: rows // 3] if is_batch else value
+
+    def before(module, arguments, named):
+        return tree_map(first, (arguments, named)) if threading.get_ident() == thread else None
+
+    def after(module, arguments, output):
+        if threading.get_ident() != thread:
+            return None
+        return tree_map(lambda value: torch.cat([value] * 3) if isinstance(value, torch.Tensor) else value, output)
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in modules]
+    handles += [module.register_forward_hook(after) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from timing import Comparison, Ratio, rounds_in_turn
 
 from sona_pipeline import SONAPipeline, load_pipeline
 
-MEANS = (7, 19, 32, 44)
+MEANS = (13, 38)
 """Mean stop step of each batch, of 50."""
-AROUND = (-6, -4, -3, -1, 1, 3, 4, 6)
+AROUND = tuple(round(12 * k / 31) - 6 for k in range(32))
 """The stop steps of the images of a batch, less their mean."""
 
 

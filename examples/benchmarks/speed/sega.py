@@ -6,7 +6,7 @@ from timing import Comparison, Ratio, rounds_in_turn
 
 from sona_pipeline import SONAPipeline, load_pipeline
 
-IMAGES = 8
+IMAGES = 32
 """Images of one call, all from the first step of the schedule."""
 CONCEPTS = ["a photo of a bag", "a photo of a sandal", "a photo of a shirt"]
 """With the empty prompt and the image's own, SEGA computes five UNet rows an image and step, and SONA three."""
