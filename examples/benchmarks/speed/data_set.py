@@ -12,7 +12,7 @@ from timing import Comparison, Ratio, rounds_in_turn
 from sona_pipeline import OutputSettings, SONAPipeline, generate_outliers, load_pipeline
 from sona_pipeline.plan import Plan
 
-IMAGES = 128
+IMAGES = 64
 BATCH_SIZE = 32
 
 
