@@ -12,7 +12,8 @@ Killed and started again with the same arguments, it goes on from the last check
 `checkpoints/` the state to resume from, `samples/` sheets of reconstructions and of generated images.
 
 An autoencoder for small colour images takes hours on two cores. With `--autoencoder patches` there is none to train:
-latents are the principal components of 4 x 4 patches (`patch_autoencoder.py`, which is saved with the model).
+latents are the principal components of 4 x 4 patches. Their code, `patch_autoencoder.py`, is saved with the model, and
+is loaded by `sona generate --trust-remote-code` or `from_pretrained(..., trust_remote_code=True)`.
 
 The embedded model of the package was made by (two cores, about two hours):
 

@@ -40,6 +40,7 @@ def load_pipeline(
     channels_last: bool = True,
     vae_slicing: bool | None = None,
     compile: bool = False,
+    trust_remote_code: bool = False,
 ) -> SONAPipeline:
     """The pipeline of a Stable Diffusion checkpoint, ready to generate.
 
@@ -52,9 +53,10 @@ def load_pipeline(
         channels_last: memory format of UNet and VAE, which convolutions are fastest with.
         vae_slicing: let the VAE take one image at a time, which saves memory; on accelerators by default.
         compile: compile the UNet; worth the minutes it takes when many images follow.
+        trust_remote_code: run the code that comes with the checkpoint, such as an autoencoder of its own.
 
     Raises:
-        ValueError: a name is not one of those above.
+        ValueError: a name is not one of those above, or the checkpoint has code that is not trusted.
     """
     for name, value, known in (("dtype", dtype or "float32", DTYPES), ("scheduler", scheduler, SCHEDULERS)):
         if value not in known:
@@ -69,6 +71,7 @@ def load_pipeline(
         TINY_MODEL if model == "tiny" else model,
         revision=revision,
         use_safetensors=True,
+        trust_remote_code=trust_remote_code,
         dtype=DTYPES[dtype or ("float32" if on_cpu else "float16")],
     ).to(device)
     pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)

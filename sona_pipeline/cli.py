@@ -156,6 +156,14 @@ def generate(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the model.", rich_help_panel=METHOD)
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run the code that comes with the model, such as an autoencoder of its own.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the full schedule.", rich_help_panel=METHOD)] = 50,
     scheduler: Annotated[
         str,
@@ -290,6 +298,7 @@ def generate(
         channels_last=channels_last,
         vae_slicing=vae_slicing,
         compile=compile,
+        trust_remote_code=trust_remote_code,
     )
     if batch_size == "auto":
         writing = replace(writing, batch_size=job.shared_batch_size(pipe, settings, output))

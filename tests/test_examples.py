@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from sona_pipeline import RECIPES, GenerationSettings, SONAPipeline, load_detector, open_images, sample
+from sona_pipeline import RECIPES, GenerationSettings, SONAPipeline, load_detector, load_pipeline, open_images, sample
 from sona_pipeline.posthoc import POST_HOC
 from sona_pipeline.scores import SCORES
 
@@ -157,3 +157,14 @@ def test_learned_tokenizer_round_trips_any_text():
     assert len(tokenizer("a photo of a cat").input_ids) == 7
     assert tokenizer.decode(tokenizer("zebra, ünï").input_ids, skip_special_tokens=True) == "zebra , ünï"
     assert len(tokenizer("x", padding="max_length").input_ids) == 32
+
+
+def test_model_on_patches_is_loaded_where_its_code_is_trusted(colours, tmp_path):
+    steps = ("--autoencoder", "patches", "--unet-steps", 2, "--batch-size", 4, "--resolution", 16)
+    run("train_latent_diffusion.py", "--data", colours, "--output", tmp_path, *steps)
+    image = Image.open(next((colours / "lime").iterdir())).resize((16, 16))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load_pipeline(str(tmp_path), "cpu")
+    pipe = load_pipeline(str(tmp_path), "cpu", trust_remote_code=True)
+    output = pipe(image, "a photo of a lime", "a photo of a red apple", stop_step=1, num_inference_steps=4)
+    assert output.images[0].size == (16, 16)
