@@ -39,7 +39,8 @@ class Benchmark:
     """
 
     def __init__(self, data: Data, output: Path, per_class: int):
-        self.data, self.model, self.folder = data, output / "model", output / f"per-class-{per_class}"
+        self.data, self.per_class, self.model = data, per_class, output / "model"
+        self.folder = output / f"per-class-{per_class}"
 
     def detectors(self, table: Table, seeds: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
         """Row and folder of every detector of a table; and, by row, why there is none, if its pipeline does not run."""

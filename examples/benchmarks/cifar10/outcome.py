@@ -38,8 +38,10 @@ class Column:
 
     @property
     def title(self) -> str:
-        names = {"near_ood": "near", "far_ood": "far", "id": "ID", "auroc": "AUROC", "fpr95": "FPR@95"}
-        words = [self.test, names[self.group], names.get(self.metric, self.metric)]
+        names = {"near_ood": "near", "far_ood": "far", "auroc": "AUROC", "fpr95": "FPR@95"}
+        if self.group == "id":
+            return "ID accuracy"
+        words = [self.test, names[self.group], names[self.metric]]
         return " ".join(word for word in words if word != "test")
 
 
@@ -142,7 +144,8 @@ def _table(cells: pd.DataFrame) -> list[str]:
     head = [cells.index.name, *map(str, cells.columns)]
     lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
     return lines + [
-        f"| {' | '.join([plain(str(name)), *map(str, row)])} |" for name, row in zip(cells.index, cells.values)
+        f"| {' | '.join([plain(str(name)), *map(str, row)])} |"
+        for name, row in zip(cells.index, cells.astype(object).values)
     ]
 
 

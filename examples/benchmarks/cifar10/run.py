@@ -2,7 +2,7 @@
 
     python examples/benchmarks/cifar10/run.py prepare --data data
     python examples/train_latent_diffusion.py --data cifar10/diffusion.parquet --output cifar10/model \\
-        --autoencoder patches --unet-steps 12000
+        --autoencoder patches --unet-steps 10000
     python examples/benchmarks/cifar10/run.py model --judge resnet56-4bfd9763.th
     python examples/benchmarks/cifar10/run.py table detectors --data data --judge resnet56-4bfd9763.th
 
@@ -77,7 +77,9 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     found = {kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores) for kind, sets in tests.items()}
     kinds = [kind for row, r in table.rows.items() if (kind := r.outliers) in SETS and row not in failed]
     made = [benchmark.outliers(kind, seed) for kind in dict.fromkeys(kinds) for seed in range(seeds)]
-    command = f"python examples/benchmarks/cifar10/run.py table {name}"
+    command = (
+        f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class} --seeds {seeds}"
+    )
     run = describe_run(command, counts_of(benchmark.data), seeds, made, [Path(place) for _, place in detectors])
     first = {kind: benchmark.outliers(kind, 0) for kind in dict.fromkeys(kinds)}
     described = describe_sets(first, benchmark.data.train, judge) if judge and first and not is_near_test else None
