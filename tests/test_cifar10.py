@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import build
 from diffusers import UNet2DConditionModel
 from PIL import Image
@@ -189,7 +190,15 @@ def test_diffusion_set_has_all_images_and_spoken_names(bench, data, tmp_path):
     assert set(labels) == {*ID, *(name.replace("_", " ") for name in KNOWN)}
 
 
-def test_a_table_from_the_files_on(bench, data, tmp_path):
+@pytest.fixture
+def fresh_accelerator():
+    """No precision is settled yet in this process, nor afterwards."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator):
     def run(*arguments) -> None:
         done = CliRunner().invoke(bench.run.app, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
