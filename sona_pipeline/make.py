@@ -107,7 +107,8 @@ class OutlierMaker:
         """
         if work.items:
             try:
-                work.outlier_latents = self._denoised(work.items, work.source_latents, work.generators, steps)
+                options = {"stop_step": steps} if steps else {}
+                work.outlier_latents = self.denoised(work.items, work.source_latents, work.generators, **options)
             except FloatingPointError:
                 if self.strict:
                     raise
@@ -120,7 +121,7 @@ class OutlierMaker:
             generators = [torch.Generator().manual_seed(item.seed)]
             latents = self._encoded(work.pixels[k : k + 1], generators)
             try:
-                found[k] = self._denoised([item], latents, generators)
+                found[k] = self.denoised([item], latents, generators)
             except FloatingPointError as caught:
                 error = caught
                 work.rejects.append(self._reject(item, str(error)))
@@ -134,27 +135,27 @@ class OutlierMaker:
     def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         return self.pipe.encode_image(pixels, self.pipe.unet.dtype, self.pipe.device, generators)
 
-    def _denoised(
-        self,
-        items: Sequence[PlannedOutlier],
-        latents: torch.Tensor,
-        generators: list[torch.Generator],
-        steps: int | None = None,
+    def prompts_of(self, items: Sequence[PlannedOutlier]) -> tuple[list[str], list[str]]:
+        """ID and OOD prompt of every item."""
+        names, settings = [self.plan.images.label_name(item.index) for item in items], self.settings
+        return [settings.id_prompt_of(n) for n in names], [settings.ood_prompt_of(item.ood_label) for item in items]
+
+    def denoised(
+        self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options
     ) -> torch.Tensor:
-        classes = [self.plan.images.label_name(item.index) for item in items]
-        return self.pipe(
-            latents,
-            id_prompt_embeds=self.prompts([self.settings.id_prompt_of(name) for name in classes]),
-            ood_prompt_embeds=self.prompts([self.settings.ood_prompt_of(item.ood_label) for item in items]),
-            uncond_prompt_embeds=self.prompts([""]),
-            stop_step=steps or [item.stop_step for item in items],
-            num_inference_steps=self.settings.num_inference_steps,
-            guidance_scale=self.settings.guidance_scale,
-            mask_threshold=self.settings.mask_threshold,
-            mask_granularity=self.settings.mask_granularity,
-            generator=generators,
-            output_type="latent",
-        ).images
+        """Latents of outliers of the source latents; `options` of the pipeline's call go before what is planned."""
+        id_prompts, ood_prompts = self.prompts_of(items)
+        planned = {
+            "id_prompt_embeds": self.prompts(id_prompts),
+            "ood_prompt_embeds": self.prompts(ood_prompts),
+            "uncond_prompt_embeds": self.prompts([""]),
+            "stop_step": [item.stop_step for item in items],
+            "num_inference_steps": self.settings.num_inference_steps,
+            "guidance_scale": self.settings.guidance_scale,
+            "mask_threshold": self.settings.mask_threshold,
+            "mask_granularity": self.settings.mask_granularity,
+        }
+        return self.pipe(latents, generator=generators, output_type="latent", **planned | options).images
 
     @torch.no_grad()
     def decode(self, work: Work) -> Work:

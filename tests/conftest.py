@@ -1,6 +1,12 @@
 """Tiny random pipelines: a few seconds of work for whole test files, and no downloads."""
 
+import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 # Two workers share the cores (setup.cfg): more threads each would only get into each other's way.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -136,3 +142,14 @@ def make_pipe():
         return pipe
 
     return make
+
+
+@contextmanager
+def modules_of(folder: Path) -> Iterator[SimpleNamespace]:
+    """The modules of a benchmark, by name, as its command sees them; gone again afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        modules = {path.stem: importlib.import_module(path.stem) for path in folder.glob("*.py")}
+    yield SimpleNamespace(**modules)
+    for name in modules:
+        del sys.modules[name]

@@ -1,16 +1,14 @@
 """The benchmarks of speed: what they compare does the same work, and results are counted and kept right."""
 
-import importlib
 import json
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import typer
+from conftest import modules_of
 from diffusers import UNet2DConditionModel
 
 SPEED = Path(__file__).parent.parent / "examples" / "benchmarks" / "speed"
@@ -18,13 +16,8 @@ SPEED = Path(__file__).parent.parent / "examples" / "benchmarks" / "speed"
 
 @pytest.fixture(scope="module")
 def speed():
-    """The modules of the benchmark, by name, as its command sees them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SPEED))
-        modules = {path.stem: importlib.import_module(path.stem) for path in SPEED.glob("*.py")}
-    yield SimpleNamespace(**modules)
-    for name in modules:
-        del sys.modules[name]
+    with modules_of(SPEED) as modules:
+        yield modules
 
 
 def test_rounds_start_with_another_thing_each_and_the_first_does_not_count(speed, monkeypatch):

@@ -1,6 +1,5 @@
 """The CIFAR-10 benchmark: ways to make outliers, the judge, the split of the data, and a table from end to end."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import build
+from conftest import build, modules_of
 from diffusers import UNet2DConditionModel
+from patch_autoencoder import PatchAutoencoder
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -29,13 +29,8 @@ SETTINGS = GenerationSettings(("wolf", "rose", "oak"), prompt="a {}", num_infere
 
 @pytest.fixture(scope="module")
 def bench():
-    """The modules of the benchmark, by name, as its command sees them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        modules = {path.stem: importlib.import_module(path.stem) for path in FOLDER.glob("*.py")}
-    yield SimpleNamespace(**modules)
-    for name in modules:
-        del sys.modules[name]
+    with modules_of(FOLDER) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +80,25 @@ def test_every_way_makes_the_same_plan(bench, images, sona, tmp_path, way):
 def test_round_trips_are_the_reconstructions(bench, images, tmp_path):
     outliers, reconstructions, _ = made(bench, tmp_path / "set", images, way=bench.ways.round_trip)
     np.testing.assert_array_equal(outliers, reconstructions)
+
+
+def test_cut_paste_puts_a_rectangle_elsewhere(bench):
+    vae = PatchAutoencoder(latent_channels=48)  # loses nothing
+    sources = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae.fit(sources)
+    with torch.no_grad():
+        latents = vae.encode(sources).latent_dist.mode()
+        work = SimpleNamespace(
+            source_latents=latents, generators=[torch.Generator().manual_seed(k) for k in range(len(sources))]
+        )
+        found = vae.decode(bench.ways.cut_paste(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), work)).sample
+    for source, outlier in zip(sources, found):
+        ys, xs = ((outlier - source).abs().amax(dim=0) > 0.02).nonzero().T
+        y, x, high, wide = ys.min(), xs.min(), ys.max() - ys.min() + 1, xs.max() - xs.min() + 1
+        assert 0.01 < high * wide / 32**2 < 0.2
+        patch = outlier[:, y : y + high, x : x + wide]
+        places = source.unfold(1, int(high), 1).unfold(2, int(wide), 1)
+        assert (places - patch[:, None, None]).abs().amax(dim=(0, 3, 4)).min() < 0.02
 
 
 def test_a_fixed_stop_step_is_that_of_all(bench, images, tmp_path):

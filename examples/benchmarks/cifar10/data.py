@@ -39,6 +39,11 @@ class Data:
     far_test: dict[str, ImageSet]
     ood_labels: tuple[str, ...]
 
+    def counts(self) -> dict[str, int]:
+        """Images of every part."""
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, ImageSet)} | self.far_test
+        return {name: len(part) for name, part in parts.items()}
+
 
 def open_data(folder: Path, per_class: int) -> Data:
     """Open the parquet files in `folder`, with `per_class` ID images to train on.

@@ -17,8 +17,9 @@ from sona_pipeline.checkpoint import SCHEDULERS
 class HalfUNet(UNet2DConditionModel):
     """A UNet in bfloat16 that takes and gives float32.
 
-    On processors that multiply bfloat16 this takes half the time. Latents stay in float32: rounded at every step, they
-    would carry a noise that round trips of ID images do not have, by which a detector could tell them apart.
+    On processors that multiply bfloat16 this takes about half the time (`speed/run.py --only h`). Latents stay in
+    float32: rounded at every step, they would carry a noise that round trips of ID images do not have, by which a
+    detector could tell them apart.
     """
 
     @property

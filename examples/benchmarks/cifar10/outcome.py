@@ -167,9 +167,3 @@ def _figure(found: Found) -> Figure:
     axis.grid(axis="x", alpha=0.3)
     axis.legend(fontsize="small")
     return figure
-
-
-def counts_of(data) -> dict[str, int]:
-    """Images of every part of the data."""
-    parts = {name: part for name, part in vars(data).items() if isinstance(part, ImageSet)}
-    return {name: len(part) for name, part in parts.items()} | {k: len(part) for k, part in data.far_test.items()}

@@ -17,7 +17,7 @@ from benchmark import Benchmark
 from data import open_data, write_diffusion_set
 from judge import Judge
 from model import draw_sheet, load_model
-from outcome import counts_of, describe_run, describe_sets, write_outcome
+from outcome import describe_run, describe_sets, write_outcome
 from rows import NEAR_TEST, SETS, TABLES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -80,7 +80,7 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     command = (
         f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class} --seeds {seeds}"
     )
-    run = describe_run(command, counts_of(benchmark.data), seeds, made, [Path(place) for _, place in detectors])
+    run = describe_run(command, benchmark.data.counts(), seeds, made, [Path(place) for _, place in detectors])
     first = {kind: benchmark.outliers(kind, 0) for kind in dict.fromkeys(kinds)}
     described = describe_sets(first, benchmark.data.train, judge) if judge and first and not is_near_test else None
     title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title

@@ -5,7 +5,6 @@ image has the same OOD label, and the same stop step where the way has one, what
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,48 +24,17 @@ DRAWING_SCALE = 3.0
 """Classifier-free guidance of text-to-image, which the sample sheets of the model are drawn with as well."""
 Way = Callable[[OutlierMaker, Work], torch.Tensor]
 
-logging.getLogger("diffusers").setLevel(logging.ERROR)  # of safety checkers that there are none of
-
-
-def prompts_of(maker: OutlierMaker, work: Work) -> tuple[list[str], list[str]]:
-    """ID and OOD prompt of every item."""
-    names = [maker.plan.images.label_name(item.index) for item in work.items]
-    settings = maker.settings
-    return [settings.id_prompt_of(n) for n in names], [settings.ood_prompt_of(item.ood_label) for item in work.items]
-
 
 def sona(**options: Any) -> Way:
     """SONA with other arguments of the pipeline's call than those in the settings: ablations, SEGA's options."""
-
-    def way(maker: OutlierMaker, work: Work) -> torch.Tensor:
-        settings, (id_prompts, ood_prompts) = maker.settings, prompts_of(maker, work)
-        return maker.pipe(
-            work.source_latents,
-            id_prompt_embeds=maker.prompts(id_prompts),
-            ood_prompt_embeds=maker.prompts(ood_prompts),
-            uncond_prompt_embeds=maker.prompts([""]),
-            stop_step=[item.stop_step for item in work.items],
-            num_inference_steps=settings.num_inference_steps,
-            generator=work.generators,
-            output_type="latent",
-            **{
-                "guidance_scale": settings.guidance_scale,
-                "mask_threshold": settings.mask_threshold,
-                "mask_granularity": settings.mask_granularity,
-            }
-            | options,
-        ).images
-
-    return way
+    return lambda maker, work: maker.denoised(work.items, work.source_latents, work.generators, **options)
 
 
 def peer(kind: type, pipe, **others):
     """A pipeline of diffusers of the class `kind` with the parts of ours, without safety checker or progress bar."""
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    absent = {"safety_checker": None, "feature_extractor": None}
-    if kind is not LEditsPPPipelineStableDiffusion:
-        absent["requires_safety_checker"] = False
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     peer = kind(**parts, scheduler=scheduler, **absent, **others)
     peer.set_progress_bar_config(disable=True)
     return peer
@@ -95,7 +63,7 @@ def cut_paste(maker: OutlierMaker, work: Work) -> torch.Tensor:
 
 def text_to_image(maker: OutlierMaker, work: Work) -> torch.Tensor:
     """Images of the OOD labels from noise, without the source: the idea of DreamOOD (Du et al. 2023)."""
-    _, ood_prompts = prompts_of(maker, work)
+    _, ood_prompts = maker.prompts_of(work.items)
     embeds = maker.prompts(ood_prompts)
     return peer(StableDiffusionPipeline, maker.pipe)(
         prompt_embeds=embeds,
@@ -115,7 +83,7 @@ def sega(maker: OutlierMaker, work: Work) -> torch.Tensor:
     pipe = peer(SemanticStableDiffusionPipeline, maker.pipe)
     return _in_groups(
         work,
-        list(zip(*prompts_of(maker, work))),
+        list(zip(*maker.prompts_of(work.items))),
         lambda pair, members: (
             pipe(
                 [pair[0]] * len(members),
@@ -139,7 +107,7 @@ def leditspp(maker: OutlierMaker, work: Work) -> torch.Tensor:
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
     )
-    groups = list(zip(*prompts_of(maker, work), (item.stop_step for item in work.items)))
+    groups = list(zip(*maker.prompts_of(work.items), (item.stop_step for item in work.items)))
 
     def edit(group: tuple[str, str, int], members: list[int]) -> torch.Tensor:
         images, _ = maker.pipe.decode(work.source_latents[members], "pil")
@@ -160,7 +128,7 @@ def diffedit(maker: OutlierMaker, work: Work) -> torch.Tensor:
     """DiffEdit (Couairon et al. 2023) as diffusers ships it: a mask from two prompts, inversion, inpainting."""
     inverse = DDIMInverseScheduler.from_config(maker.pipe.scheduler.config)
     pipe = peer(StableDiffusionDiffEditPipeline, maker.pipe, inverse_scheduler=inverse)
-    id_prompts, ood_prompts = prompts_of(maker, work)
+    id_prompts, ood_prompts = maker.prompts_of(work.items)
     steps = maker.settings.num_inference_steps
 
     def edit(stop_step: int, members: list[int]) -> torch.Tensor:
