@@ -163,7 +163,8 @@ def _figure(found: Found) -> Figure:
             means["mean"], places, xerr=spread, fmt="os^D"[k % 4], capsize=2, label=column.title, markersize=4
         )
     axis.set_yticks(range(len(names)), names[::-1])
+    axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel("AUROC in %")
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize="small")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(columns), fontsize="small")
     return figure
