@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 from torchvision.transforms import Normalize
 
 from sona_pipeline.detector import Detector
@@ -138,13 +139,13 @@ def _gradnorm(ood, detector: Detector):
     return OfHead(detector.network.head, lambda parameter: parameter == "weight")
 
 
-def _mahalanobis(ood, detector: Detector):
-    return type("Mahalanobis", (_InDouble, ood.Mahalanobis), {})(detector.features)
+def _mahalanobis(ood, features: Callable):
+    return type("Mahalanobis", (_InDouble, ood.Mahalanobis), {})(features)
 
 
 def _mahalanobis_odin(ood, detector: Detector):
     method = ood.MahalanobisODIN(detector.features, eps=0.0014)
-    method._base = _mahalanobis(ood, detector)
+    method._base = _mahalanobis(ood, detector.features)
     return method
 
 
@@ -191,7 +192,8 @@ POST_HOC: dict[str, Callable] = {
     "knn": _knn,
     "dice": lambda ood, d: ood.DICE(d.features, d.network.head.weight, d.network.head.bias, p=0.9),
     "temperature_scaling": lambda ood, d: ood.TemperatureScaling(d),
-    "mahalanobis": _mahalanobis,
+    "mahalanobis": lambda ood, d: _mahalanobis(ood, d.features),
+    "mahalanobis_normalized": lambda ood, d: _mahalanobis(ood, lambda x: normalize(d.features(x))),
     "mahalanobis_odin": _mahalanobis_odin,
     "multi_mahalanobis": _multi_mahalanobis,
     "rmd": _rmd,
@@ -213,6 +215,8 @@ The settings are the defaults of OpenOOD, and of the papers where OpenOOD has no
 - openmax: tails of 20 images, the 3 highest logits revised, Euclidean distance of logits;
 - odin, mahalanobis_odin: step 0.0014 on pixels in [0, 1], which is what the papers mean by dividing the step in
   normalized pixels by the standard deviation; temperature 1000;
+- mahalanobis_normalized: of features divided by their length, as Mahalanobis++ (Mueller & Hein 2025) has it. Outlier
+  exposure gives OOD images short features, which without that lie between those of ID images;
 - react, dice: the threshold is the 90th percentile; ash: ASH-S, the highest 10 % of the features stay; scale: of 15 %;
 - knn: distance to the 50th neighbour (the last, if there are fewer images) among normalized features;
   nnguide: 10 neighbours among all images;

@@ -19,7 +19,9 @@ from patch_autoencoder import PatchAutoencoder
 from PIL import Image
 from typer.testing import CliRunner
 
-from sona_pipeline import GenerationSettings, ImageSet, SONAPipeline, open_outlier_set
+from sona_pipeline import Detector, GenerationSettings, ImageSet, SONAPipeline, open_outlier_set
+from sona_pipeline.posthoc import POST_HOC, fitted
+from sona_pipeline.scores import energy
 
 FOLDER = Path(__file__).parent.parent / "examples" / "benchmarks" / "cifar10"
 ID = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -241,6 +243,78 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator):
     run(*table)
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     pd.testing.assert_frame_equal(first, pd.read_csv(folder / "results.csv"))
+    run("table", "remedies", *table[2:])
+    folder = tmp_path / "results" / "remedies"
+    found, reasons = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "reasons.csv")
+    assert {*bench.remedies.REMEDIES, "energy", "mahalanobis_normalized"} <= set(found["score"])
+    assert set(found[found["test"] == "validation"]["set"]) >= {"held-out classes", "clothing", "photos"}
+    assert reasons["detector"].tolist() == [name for name in found["method"].unique() for _ in range(4)]
+    assert (reasons["length"].astype(float) > 0).all() and reasons["sum / largest"].astype(float).between(1, 20).all()
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    detector = Detector(["cat", "dog", "owl"]).eval()
+    detector.network.head.weight.data *= 20
+    return detector
+
+
+TRAIN, SEEN = (torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in (90, 12))
+LABELS = torch.arange(90) % 3
+
+
+@torch.no_grad()
+def remedy(bench, monkeypatch, detector, name: str) -> torch.Tensor:
+    """The score of `SEEN`, fitted to `TRAIN`."""
+    monkeypatch.setitem(POST_HOC, name, bench.remedies.REMEDIES[name])
+    return fitted(name, detector, list(zip(TRAIN.split(40), LABELS.split(40))))(SEEN)
+
+
+@torch.no_grad()
+def test_multi_mahalanobis_normalized_is_that_of_unit_vectors(bench, monkeypatch, detector):
+    maps, expected = (torch.cat([TRAIN, SEEN]) - detector.mean) / detector.std, 0
+    for stage in detector.network.stages():
+        maps = stage(maps)
+        rows = maps.mean(dim=(2, 3)).double()
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        known, seen = rows[:90], rows[90:]
+        centers = torch.stack([known[label == LABELS].mean(dim=0) for label in range(3)])
+        scatter = torch.cov((known - centers[LABELS]).T, correction=0) * 90 + 1e-6 * torch.eye(rows.shape[1])
+        gaps = (seen[:, None] - centers).transpose(1, 2)
+        expected = expected + (gaps * torch.linalg.solve(scatter, gaps)).sum(dim=1).amin(dim=1) / 2
+    found = remedy(bench, monkeypatch, detector, "multi_mahalanobis_normalized")
+    torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=1e-5)
+    plain = fitted("multi_mahalanobis", detector, list(zip(TRAIN.split(40), LABELS.split(40))))(SEEN)
+    assert not torch.allclose(found, plain.to(found.dtype), rtol=0.05)
+
+
+@torch.no_grad()
+def test_kl_matching_sharp_has_templates_of_sharp_posteriors(bench, monkeypatch, detector):
+    known, p = (detector(TRAIN) / 0.3).softmax(dim=1), detector(SEEN).softmax(dim=1)
+    said = known.argmax(dim=1)
+    templates = [known[said == label].mean(dim=0) for label in said.unique()]
+    expected = torch.stack([(p * (p / template).log()).sum(dim=1) for template in templates]).amin(dim=0)
+    found = remedy(bench, monkeypatch, detector, "kl_matching_sharp")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_ash_pruned_keeps_a_tenth_of_the_features_as_they_are(bench, monkeypatch, detector):
+    features, head = detector.features(SEEN), detector.network.head
+    least = features.sort(dim=1).values[:, [-13]]  # of 128
+    expected = energy(head(torch.where(features >= least, features, 0)))
+    torch.testing.assert_close(remedy(bench, monkeypatch, detector, "ash_pruned"), expected)
+
+
+@torch.no_grad()
+def test_energy_and_knn_count_alike(bench, monkeypatch, detector):
+    knn = fitted("knn", detector, [(TRAIN, LABELS)])
+    expected = 0
+    for score in (lambda pixels: energy(detector(pixels)), knn):
+        known = score(TRAIN)
+        expected = expected + (score(SEEN) - known.mean()) / known.std()
+    torch.testing.assert_close(remedy(bench, monkeypatch, detector, "energy_and_knn"), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_path, monkeypatch):

@@ -101,6 +101,10 @@ class Worked:
     def mahalanobis(self):
         return 0.5 * self.distances(self.z, self.class_means())
 
+    def mahalanobis_normalized(self):
+        self.x, self.z = unit(self.x), unit(self.z)
+        return self.mahalanobis()
+
     def rmd(self):
         everything = np.tile(self.x.mean(axis=0), (len(self.x), 1))
         return self.distances(self.z, self.class_means()) - self.distances(self.z, everything)
@@ -257,7 +261,10 @@ def test_one_finite_score_an_image_whatever_the_batch_and_the_detector_as_it_was
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["knn", "mahalanobis", "mahalanobis_odin", "multi_mahalanobis", "vim", "gram"])
+@pytest.mark.parametrize(
+    "name",
+    ["knn", "mahalanobis", "mahalanobis_normalized", "mahalanobis_odin", "multi_mahalanobis", "vim", "gram"],
+)
 def test_noise_scores_above_images_like_those_trained_on(detector, name):
     score = fitted(name, detector, in_batches(*TRAIN))
     assert score(NOISE).min() > score(TEST).max()

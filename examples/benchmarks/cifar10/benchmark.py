@@ -4,10 +4,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 from data import Data
 from model import load_model
+from remedies import REMEDIES
 from rows import OF_DIFFUSERS, SETS, Row, Table
 from sets import SECONDS, make_set
 
@@ -22,6 +24,7 @@ from sona_pipeline import (
     train_detector,
 )
 from sona_pipeline.files import write_text
+from sona_pipeline.posthoc import POST_HOC
 from sona_pipeline.training_settings import Running
 
 RECIPE = RECIPES["small"]
@@ -100,11 +103,12 @@ class Benchmark:
         settings = GenerationSettings(self.data.ood_labels, seed=seed)
         make_set(SETS[name], images, lambda scheduler: load_model(self.model, scheduler), folder, settings)
 
-    def tests(self) -> dict[str, TestSets]:
-        """What detectors are judged by: "validation" for choices, "test" once."""
+    def tests(self, table: Table) -> dict[str, TestSets]:
+        """What the detectors of a table are judged by: "validation" for choices, "test" once."""
         data = self.data
+        far = data.far_validation if table.far_validation else {}
         return {
-            "validation": TestSets(data.validation, {"held-out classes": data.near_validation}),
+            "validation": TestSets(data.validation, {"held-out classes": data.near_validation}, far),
             "test": TestSets(data.test, {"cifar100": data.near_test}, data.far_test),
         }
 
@@ -122,13 +126,18 @@ class Benchmark:
     def scores(
         self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, scores: Sequence[str]
     ) -> pd.DataFrame:
-        """`evaluate_detectors` of detectors, with what it writes below the benchmark's folder."""
-        return evaluate_detectors(
-            detectors,
-            sets,
-            self.folder / "results" / folder,
-            scores,
-            fit_images=self.data.train,
-            validation_images=self.data.validation,
-            batch_size=250,
-        )
+        """`evaluate_detectors`, which writes to `results(folder)`; `REMEDIES` are names of scores as well."""
+        with patch.dict(POST_HOC, {name: REMEDIES[name] for name in scores if name in REMEDIES}):
+            return evaluate_detectors(
+                detectors,
+                sets,
+                self.results(folder),
+                scores,
+                fit_images=self.data.train,
+                validation_images=self.data.validation,
+                batch_size=250,
+            )
+
+    def results(self, name: str) -> Path:
+        """Folder of what a table's detectors were found to do, below the benchmark's folder."""
+        return self.folder / "results" / name

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from sona_pipeline import ImageSet, open_images
+from sona_pipeline import ImageSet, open_images, sample
 
 TRAIN, TEST = "cifar10-train.parquet", "cifar10-test.parquet"
 KNOWN, NEAR = "cifar100-aux-train.parquet", "cifar100-near-test.parquet"
@@ -25,6 +25,7 @@ class Data:
         real_outliers: images of the OOD labels, for outlier exposure with real images.
         near_validation: images of classes that the diffusion model knows, and that are neither OOD labels nor among
             the real outliers.
+        far_validation: images of another kind, by name: clothing and photographs in grey, which come with the package.
         near_test: images of classes that nothing has seen.
         far_test: images of another kind, by name.
         ood_labels: classes that the diffusion model knows besides the ID classes, without those of `near_validation`.
@@ -35,13 +36,15 @@ class Data:
     test: ImageSet
     real_outliers: ImageSet
     near_validation: ImageSet
+    far_validation: dict[str, ImageSet]
     near_test: ImageSet
     far_test: dict[str, ImageSet]
     ood_labels: tuple[str, ...]
 
     def counts(self) -> dict[str, int]:
         """Images of every part."""
-        parts = {name: part for name, part in vars(self).items() if isinstance(part, ImageSet)} | self.far_test
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, ImageSet)}
+        parts |= self.far_validation | self.far_test
         return {name: len(part) for name, part in parts.items()}
 
 
@@ -66,6 +69,7 @@ def open_data(folder: Path, per_class: int) -> Data:
         test=_spoken(open_images(folder / TEST)),
         real_outliers=known.of_classes(labels),
         near_validation=_of_each_class(known.with_classes(held_out), 0, VALIDATION_PER_CLASS),
+        far_validation={"clothing": sample.id_images("validation"), "photos": sample.far_ood()["photos"]},
         near_test=open_images(folder / NEAR),
         far_test={name: open_images(folder / file) for name, file in FAR.items()},
         ood_labels=labels,

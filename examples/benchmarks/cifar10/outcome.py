@@ -29,6 +29,16 @@ Found = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
+class Part:
+    """A further table of an outcome, below the first: title, what the columns mean, rows, and the name of its CSV."""
+
+    title: str
+    note: str
+    rows: pd.DataFrame
+    file: str
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of the table: the test that it is of, the group, and the metric."""
 
@@ -58,9 +68,9 @@ def columns_of(found: Found) -> list[Column]:
 
 
 def write_outcome(
-    folder: Path, title: str, found: Found, failed: Mapping[str, str], run: dict, sets: pd.DataFrame | None = None
+    folder: Path, title: str, found: Found, failed: Mapping[str, str], run: dict, parts: Sequence[Part] = ()
 ) -> None:
-    """Write `results.md`, `results.csv` (all metrics and sets), `results.png`, `run.json`, and `sets.csv` if given.
+    """Write `results.md`, `results.csv` (all metrics and sets), `results.png`, `run.json`, and a CSV a part.
 
     Args:
         folder: for the files.
@@ -68,7 +78,7 @@ def write_outcome(
         found: by test.
         failed: rows that could not be made, with the reason.
         run: what tells how it came about.
-        sets: see `describe_sets`.
+        parts: what else there is to say.
     """
     rows = pd.concat([table.assign(test=test) for test, table in found.items()])
     write_text(folder / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
@@ -76,9 +86,9 @@ def write_outcome(
     cells = _cells(found)
     lines = [f"# {title}", "", NOTE, "", *_table(cells)]
     lines += [f"\n{name}: does not run on this model ({plain(reason)})." for name, reason in failed.items()]
-    if sets is not None:
-        write_text(folder / "sets.csv", sets.to_csv(index=False, lineterminator="\n"))
-        lines += ["", "## Outliers", "", SETS_NOTE, "", *_table(sets.set_index("set"))]
+    for part in parts:
+        write_text(folder / part.file, part.rows.to_csv(index=False, lineterminator="\n"))
+        lines += ["", f"## {part.title}", "", part.note, "", *_table(part.rows.set_index(part.rows.columns[0]))]
     lines += ["", f"Made by `{run['command']}`; counts, versions and times are in `run.json`."]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
     save_figure(_figure(found), folder / "results.png")
@@ -99,9 +109,10 @@ def describe_run(command: str, counts: dict, seeds: int, sets: Sequence[Path], d
     }
 
 
-def describe_sets(sets: Mapping[str, Path], images: ImageSet, judge: Judge) -> pd.DataFrame:
+def describe_sets(sets: Mapping[str, Path], images: ImageSet, judge: Judge) -> Part:
     """A row an outlier set: distances from the sources, saturation, and what the judge sees."""
-    return pd.DataFrame([{"set": name} | _description(folder, images, judge) for name, folder in sets.items()])
+    rows = pd.DataFrame([{"set": name} | _description(folder, images, judge) for name, folder in sets.items()])
+    return Part("Outliers", SETS_NOTE, rows, "sets.csv")
 
 
 def _description(folder: Path, images: ImageSet, judge: Judge) -> dict[str, float | int]:

@@ -55,18 +55,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are to be compared, the names of the scores, and how many seeds there are at least."""
+    """Rows that are to be compared.
+
+    Attributes:
+        title: of the table.
+        rows: by name.
+        scores: that detectors are judged by.
+        seeds: how many there are of each row, unless asked otherwise.
+        far_validation: whether scores are chosen by far-OOD validation images, too.
+    """
 
     title: str
     rows: dict[str, Row]
     scores: tuple[str, ...] = ("energy",)
     seeds: int = 1
+    far_validation: bool = False
 
 
 CROSS_ENTROPY = Row(None)
 SONA = Row("sona")
 NEAR_TEST = "near-test"
 """Of the detectors of the first table, with other test sets."""
+REMEDIES_TABLE = "remedies"
 ANY_STRENGTH = {"min_strength": 0.0}
 
 TABLES = {
@@ -86,6 +96,17 @@ TABLES = {
         {"cross-entropy": CROSS_ENTROPY, "OE + MI, SONA": SONA},
         scores=("all",),
         seeds=3,
+        far_validation=True,
+    ),
+    REMEDIES_TABLE: Table(
+        "Scores that SONA loses with, and remedies",
+        {"cross-entropy": CROSS_ENTROPY, "OE, real outliers": Row("real"), "OE + MI, SONA": SONA},
+        scores=(
+            *("energy", "mahalanobis", "mahalanobis_normalized", "multi_mahalanobis", "multi_mahalanobis_normalized"),
+            *("kl_matching", "kl_matching_sharp", "ash", "ash_pruned", "scale", "gram", "knn", "energy_and_knn"),
+        ),
+        seeds=3,
+        far_validation=True,
     ),
     "ways": Table(
         "Other ways to make outliers (tables 3, 8 and 9)",

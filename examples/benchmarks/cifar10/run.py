@@ -18,7 +18,8 @@ from data import open_data, write_diffusion_set
 from judge import Judge
 from model import draw_sheet, load_model
 from outcome import describe_run, describe_sets, write_outcome
-from rows import NEAR_TEST, SETS, TABLES
+from reasons import describe_reasons
+from rows import NEAR_TEST, REMEDIES_TABLE, SETS, TABLES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
@@ -73,7 +74,7 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     table = TABLES["detectors" if is_near_test else name]
     seeds = seeds or table.seeds
     detectors, failed = benchmark.detectors(table, seeds)
-    tests = benchmark.near_tests() if is_near_test else benchmark.tests()
+    tests = benchmark.near_tests() if is_near_test else benchmark.tests(table)
     found = {kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores) for kind, sets in tests.items()}
     kinds = [kind for row, r in table.rows.items() if (kind := r.outliers) in SETS and row not in failed]
     made = [benchmark.outliers(kind, seed) for kind in dict.fromkeys(kinds) for seed in range(seeds)]
@@ -82,9 +83,11 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     )
     run = describe_run(command, benchmark.data.counts(), seeds, made, [Path(place) for _, place in detectors])
     first = {kind: benchmark.outliers(kind, 0) for kind in dict.fromkeys(kinds)}
-    described = describe_sets(first, benchmark.data.train, judge) if judge and first and not is_near_test else None
+    parts = [describe_sets(first, benchmark.data.train, judge)] if judge and first and not is_near_test else []
+    if name == REMEDIES_TABLE:
+        parts = [describe_reasons(detectors, tests["validation"], benchmark.results(f"{name}/validation") / "scores")]
     title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
-    write_outcome(folder, title, found, failed, run, described)
+    write_outcome(folder, title, found, failed, run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
 
 
