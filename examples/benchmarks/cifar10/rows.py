@@ -120,6 +120,7 @@ TABLES = {
             "CutPaste": Row("cutpaste"),
             "round trips as outliers": Row("round-trips", round_trips=False),
         },
+        seeds=3,
     ),
     "terms": Table(
         "Terms of the guidance (table 3)",
