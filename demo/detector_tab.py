@@ -9,9 +9,9 @@ import gradio as gr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from limits import opened, upload, with_messages
-from sona_pipeline import Detection, Detector
-from sona_pipeline.gradcam import draw_cam
+from sona_pipeline import Detection, Detector, draw_cam
+
+from .limits import opened, upload, with_messages
 
 
 class DetectorTab:

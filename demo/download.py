@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tracing import Trace
+from .tracing import Trace
 
 CODE = """\
 import torch

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from sona_pipeline import SONAPipeline
-from sona_pipeline.class_names import Names, spoken
-from sona_pipeline.ood_labels import RULES, pipeline_encoder, usable_labels
+from sona_pipeline import RULES, Names, SONAPipeline, pipeline_encoder, spoken, usable_labels
 
 
 class Suggestions:

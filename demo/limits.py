@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from sona_pipeline.imaging import decoded
+from sona_pipeline import decoded
 
 UPLOAD_BYTES = 10 << 20
 PIXELS = 16_000_000

@@ -13,14 +13,13 @@ import gradio as gr
 import pandas as pd
 from PIL import Image
 
-from download import code_of, pack
-from labels import Suggestions
-from limits import SCALE, STEPS, checked_label, opened, upload, with_messages
-from pictures import COLOURS, SIDE, enlarged, overlay, strip
-from sona_pipeline.imaging import fit
-from sona_pipeline.make import image_form
-from sona_pipeline.pipeline import MASK_GRANULARITIES
-from tracing import COMPARISONS, MASKS, IsStopped, Request, Runner, Trace
+from sona_pipeline import MASK_GRANULARITIES, fit, image_form
+
+from .download import code_of, pack
+from .labels import Suggestions
+from .limits import SCALE, STEPS, checked_label, opened, upload, with_messages
+from .pictures import COLOURS, SIDE, enlarged, overlay, strip
+from .tracing import COMPARISONS, MASKS, IsStopped, Request, Runner, Trace
 
 TERMS = {
     "remove_id_semantics": "remove ID semantics",

@@ -18,8 +18,7 @@ from diffusers import StableDiffusionPipeline
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
-from sona_pipeline import RECIPES, TINY_MODEL, Detector, ImageSet, hold_out, open_images, train_detector
-from sona_pipeline.imaging import fit
+from sona_pipeline import RECIPES, TINY_MODEL, Detector, ImageSet, fit, hold_out, open_images, train_detector
 
 
 def mean_absolute_error(pipe: StableDiffusionPipeline, images: ImageSet) -> float:

@@ -42,8 +42,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sona_pipeline.data import ImageSet, is_grey, open_images
-from sona_pipeline.imaging import fit
+from sona_pipeline import ImageSet, fit, is_grey, open_images
 
 TEMPLATES = ["a photo of a {}", "a photo of the {}", "an image of a {}", "{}"]
 LATENT_CHANNELS = {"learned": 4, "patches": 12}

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sona_pipeline import __version__, figures, sample
-from sona_pipeline.checkpoint import load_pipeline
-from sona_pipeline.evaluate import evaluate_detectors
-from sona_pipeline.files import settle_settings, write_text
-from sona_pipeline.generate import OutputSettings, generate_outliers
-from sona_pipeline.outlier_set import open_outlier_set
-from sona_pipeline.plan import GenerationSettings, plan_outliers
-from sona_pipeline.progress import Track
-from sona_pipeline.score_table import TestSets
-from sona_pipeline.train import train_detector
-from sona_pipeline.training_settings import RECIPES, Running
+from sona_pipeline import __version__
+from sona_pipeline.common import figures
+from sona_pipeline.common.files import settle_settings, write_text
+from sona_pipeline.common.progress import Track
+from sona_pipeline.data import sample
+from sona_pipeline.data.outlier_set import open_outlier_set
+from sona_pipeline.evaluation.evaluate import evaluate_detectors
+from sona_pipeline.evaluation.score_table import TestSets
+from sona_pipeline.generation.checkpoint import load_pipeline
+from sona_pipeline.generation.generate import OutputSettings, generate_outliers
+from sona_pipeline.generation.masks_figure import masks_figure
+from sona_pipeline.generation.plan import GenerationSettings, plan_outliers
+from sona_pipeline.training.settings import RECIPES, Running
+from sona_pipeline.training.train import train_detector
 
 PAIRS, MASK_SHEETS = 24, 3
 
@@ -100,7 +103,7 @@ def draw(folder: Path, pipe, images, outliers, settings: GenerationSettings) -> 
     with Track("pictures", len(late[:MASK_SHEETS])) as track:
         for number, item in enumerate(late[:MASK_SHEETS], start=1):
             labels = images.label_name(item.index), item.ood_label
-            sheet = figures.masks_figure(
+            sheet = masks_figure(
                 pipe,
                 images.image(item.index),
                 labels,

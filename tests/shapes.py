@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from sona_pipeline.data import ImageSet
-from sona_pipeline.outlier_set import OutlierPairs
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.outlier_set import OutlierPairs
 
 SIDE = 16
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from sona_pipeline import quickstart as job
-from sona_pipeline import sample
-from sona_pipeline.metrics import ood_metrics
-from sona_pipeline.plan import GenerationSettings
-from sona_pipeline.score_table import by_set, read_scores
-from sona_pipeline.training_settings import RECIPES
+from sona_pipeline.data import sample
+from sona_pipeline.evaluation.metrics import ood_metrics
+from sona_pipeline.evaluation.score_table import by_set, read_scores
+from sona_pipeline.generation.plan import GenerationSettings
+from sona_pipeline.training.settings import RECIPES
 
 
 @pytest.fixture(scope="module")

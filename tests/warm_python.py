@@ -50,10 +50,10 @@ def serve(address: str) -> None:
     import datasets  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
-    import sona_pipeline.evaluate
-    import sona_pipeline.generate
-    import sona_pipeline.inspection
-    import sona_pipeline.train  # noqa: F401
+    import sona_pipeline.evaluation.evaluate
+    import sona_pipeline.generation.generate
+    import sona_pipeline.generation.inspection
+    import sona_pipeline.training.train  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -71,7 +71,7 @@ def serve(address: str) -> None:
 
 def step(connection: socket.socket) -> int:
     """What one `python -m sona_pipeline` does; gives its exit code."""
-    from sona_pipeline.cli import main
+    from sona_pipeline.cli.outliers import main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)

@@ -24,11 +24,9 @@ def report():
     pathlib.Path(sys.argv[-1]).write_text(str(peak))
 atexit.register(report)
 """
-GENERATING = "from sona_pipeline.cli import app\napp(sys.argv[1:-1])"
+GENERATING = "from sona_pipeline.cli.outliers import app\napp(sys.argv[1:-1])"
 PLANNING = """
 import time
-from sona_pipeline.data import open_images
-from sona_pipeline.plan import GenerationSettings, plan_outliers
 started = time.perf_counter()
 plan = plan_outliers(open_images(sys.argv[1]), GenerationSettings(tuple(f"label {k}" for k in range(800))))
 count = len(plan.batches(64))

@@ -18,8 +18,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from sona_pipeline import RECIPES, GenerationSettings, open_images
-from sona_pipeline.plan import plan_outliers
+from sona_pipeline import RECIPES, GenerationSettings, open_images, plan_outliers
 
 
 def main(

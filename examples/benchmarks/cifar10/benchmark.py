@@ -14,18 +14,18 @@ from rows import OF_DIFFUSERS, SETS, Row, Table
 from sets import SECONDS, make_set
 
 from sona_pipeline import (
+    POST_HOC,
     RECIPES,
     GenerationSettings,
     ImageSet,
     OutlierPairs,
+    Running,
     TestSets,
     evaluate_detectors,
     open_outlier_set,
     train_detector,
+    write_text,
 )
-from sona_pipeline.files import write_text
-from sona_pipeline.posthoc import POST_HOC
-from sona_pipeline.training_settings import Running
 
 RECIPE = RECIPES["small"]
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100

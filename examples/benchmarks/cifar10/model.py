@@ -10,8 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 from ways import DRAWING_SCALE, peer
 
-from sona_pipeline import SONAPipeline
-from sona_pipeline.checkpoint import SCHEDULERS
+from sona_pipeline import SCHEDULERS, SONAPipeline
 
 
 class HalfUNet(UNet2DConditionModel):

@@ -12,11 +12,15 @@ from judge import Judge
 from matplotlib.figure import Figure
 from sets import SECONDS
 
-from sona_pipeline import ImageSet, open_outlier_set
-from sona_pipeline.figures import save_figure
-from sona_pipeline.files import write_text
-from sona_pipeline.outlier_set import read_rows
-from sona_pipeline.report import plain, with_spread
+from sona_pipeline import (
+    ImageSet,
+    open_outlier_set,
+    plain,
+    read_rows,
+    save_figure,
+    with_spread,
+    write_text,
+)
 
 VERSIONS = ("sona-pipeline", "torch", "diffusers", "transformers", "pytorch-ood")
 NOTE = """In %, mean ± standard deviation over the seeds; the number of seeds is in the column "seeds". OOD is the

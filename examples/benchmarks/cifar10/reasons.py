@@ -7,9 +7,7 @@ import pandas as pd
 import torch
 from outcome import Part
 
-from sona_pipeline import Detector, ImageSet, TestSets, load_detector
-from sona_pipeline.report import with_spread
-from sona_pipeline.score_table import read_scores
+from sona_pipeline import Detector, ImageSet, TestSets, load_detector, read_scores, with_spread
 
 REASONS_NOTE = """Means over the images, ± standard deviation over the seeds; all are validation images. "length" is the
 norm of the penultimate features. "sum / largest" is their sum by the sum of the largest 15 %, of which SCALE takes the

@@ -1,6 +1,6 @@
 """Scores that might mend what SONA's detectors lose by with the post-hoc scores as published, for the table `remedies`.
 
-Each is built as those of `sona_pipeline.posthoc.POST_HOC` are. `mahalanobis_normalized`, which came out of this, is one
+Each is built as those of `sona_pipeline.POST_HOC` are. `mahalanobis_normalized`, which came out of this, is one
 of the package's own scores by now.
 """
 
@@ -9,9 +9,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import normalize
 
-from sona_pipeline import Detector
-from sona_pipeline.posthoc import POST_HOC
-from sona_pipeline.scores import energy
+from sona_pipeline import POST_HOC, Detector, energy
 
 SHARPNESS = 0.3
 

@@ -10,12 +10,22 @@ import numpy as np
 import torch
 import ways
 
-from sona_pipeline import GenerationSettings, ImageSet, OutputSettings, SONAPipeline, generate_outliers
-from sona_pipeline.files import only_run, settle_settings, write_text
-from sona_pipeline.generate import make_plan, through_stages
-from sona_pipeline.make import OutlierMaker, Work
-from sona_pipeline.outlier_set import SETTINGS, OutlierWriter
-from sona_pipeline.progress import Track
+from sona_pipeline import (
+    GenerationSettings,
+    ImageSet,
+    OutlierMaker,
+    OutlierWriter,
+    OutputSettings,
+    SONAPipeline,
+    Track,
+    Work,
+    generate_outliers,
+    make_plan,
+    only_run,
+    settle_settings,
+    through_stages,
+    write_text,
+)
 
 BATCH_SIZE = 64
 SECONDS = "seconds.txt"
@@ -91,7 +101,7 @@ def _make_by_way(recipe, images: ImageSet, pipe: SONAPipeline, folder: Path, set
             "format": "folder",
             "reconstructions": True,
         }
-        settle_settings(folder / SETTINGS, asdict(settings) | recorded)
+        settle_settings(folder / "settings.json", asdict(settings) | recorded)
         hashes = writer.done(reconstructions=True)
         batches = [b for b in plan.batches(recipe.batch_size) if not hashes.issuperset(plan.hashes[b.indices].tolist())]
         track.reach(len(plan) - sum(len(batch.indices) for batch in batches))

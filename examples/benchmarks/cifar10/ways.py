@@ -18,7 +18,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from sona_pipeline.make import OutlierMaker, Work
+from sona_pipeline import OutlierMaker, Work
 
 DRAWING_SCALE = 3.0
 """Classifier-free guidance of text-to-image, which the sample sheets of the model are drawn with as well."""

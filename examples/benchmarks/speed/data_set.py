@@ -9,8 +9,7 @@ from bare_unet import BareUNet
 from planned import SETTINGS, arguments_of, plan_of
 from timing import Comparison, Ratio, rounds_in_turn
 
-from sona_pipeline import OutputSettings, SONAPipeline, generate_outliers, load_pipeline
-from sona_pipeline.plan import Plan
+from sona_pipeline import OutputSettings, Plan, SONAPipeline, generate_outliers, load_pipeline
 
 IMAGES = 64
 BATCH_SIZE = 32

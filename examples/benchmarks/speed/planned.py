@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import torch
 from timing import SEED
 
-from sona_pipeline import GenerationSettings, SONAPipeline, sample
-from sona_pipeline.imaging import fit
-from sona_pipeline.make import image_form
-from sona_pipeline.plan import Plan, plan_outliers
+from sona_pipeline import GenerationSettings, Plan, SONAPipeline, fit, image_form, plan_outliers, sample
 
 SETTINGS = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=SEED)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from timing import Comparison, Ratio, rounds_in_turn
 
-from sona_pipeline import TINY_DETECTOR, load_detector, sample
-from sona_pipeline.scores import energy
+from sona_pipeline import TINY_DETECTOR, energy, load_detector, sample
 
 IMAGES = 1024
 BATCH_SIZE = 64

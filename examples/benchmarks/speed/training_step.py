@@ -7,11 +7,7 @@ from accelerate import Accelerator
 from PIL import Image
 from timing import SEED, Comparison, Ratio, rounds_in_turn
 
-from sona_pipeline import RECIPES
-from sona_pipeline.data import ImageSet
-from sona_pipeline.outlier_set import OutlierPairs
-from sona_pipeline.training_data import TrainingSets
-from sona_pipeline.training_loop import Training
+from sona_pipeline import RECIPES, ImageSet, OutlierPairs, Training, TrainingSets
 
 NETWORK = "resnet18"
 IMAGE_SIZE = 224

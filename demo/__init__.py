@@ -1,0 +1,1 @@
+"""The page of `sona demo`, also laid out as a Space of the Hub."""

@@ -1,0 +1,139 @@
+"""The SONA page: outliers with the masks of every step, and a detector to ask.
+
+`sona demo` serves it for any checkpoint, and `app.py` for the embedded one, on a Space of the Hub.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gradio as gr
+from gradio import processing_utils
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from sona_pipeline import TINY_DETECTOR, imagenet_labels, load_detector, load_pipeline, sample
+
+from .detector_tab import DetectorTab
+from .labels import Suggestions
+from .limits import PIXELS, UPLOAD_BYTES, refuse_address
+from .masks_tab import MasksTab
+from .tracing import Runner
+
+QUEUE, SESSIONS, MINUTE = 20, 50, 60
+INTRO = """# SONA: semantic outliers
+
+An image is noised part-way and denoised with a guidance that works region by region: it **removes what the image
+means**, **keeps what surrounds it**, and **adds the meaning of another label**. The masks below say where."""
+
+
+Image.MAX_IMAGE_PIXELS = PIXELS
+processing_utils.async_ssrf_protected_download = refuse_address
+
+
+def build(model: str = "tiny", detector: str | None = None, device: str | None = None) -> gr.Blocks:
+    """The page.
+
+    Args:
+        model: "tiny", a Hub id or a folder.
+        detector: folder or Hub id; by default the embedded one, with the embedded model only.
+        device: of both.
+    """
+    # One thread for all that torch does: on a CPU, a second one with torch in it slows the first down.
+    worker = ThreadPoolExecutor(1)
+    pipe = worker.submit(load_pipeline, model, device).result()
+    if model == "tiny":
+        classes = sample.id_images("test").classes
+        labels = [(name,) for name in (*classes, *sample.OOD_LABELS)]
+        detector = detector or str(TINY_DETECTOR)
+    else:
+        labels = imagenet_labels()
+    folder = _own_folder()
+    rows = _examples(folder) if model == "tiny" else _photographs(folder)
+    with gr.Blocks(title="SONA", analytics_enabled=False, delete_cache=(10 * MINUTE, 60 * MINUTE)) as page:
+        gr.Markdown(INTRO)
+        with gr.Tab("Outlier and masks"):
+            suggestions = worker.submit(Suggestions, pipe, labels, worker).result()
+            tab = MasksTab(Runner(pipe, worker), suggestions, _public_name(model), rows)
+        if detector:
+            with gr.Tab("Detector"):
+                asked = worker.submit(load_detector, detector, device).result()
+                DetectorTab(asked, _unknown(folder) if model == "tiny" else [], worker)
+        page.unload(tab.leave)
+    return page.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
+
+
+def _own_folder() -> Path:
+    """A folder for examples, uploads and pictures, which is gone with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="sona-page-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    return folder
+
+
+def _public_name(model: str) -> str:
+    """The model as visitors may know it: of a folder the last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _examples(folder: Path) -> list[tuple[str, str, str]]:
+    """ID images of the bundled sample, one a class, with an OOD label each."""
+    images, rows = sample.id_images("test"), []
+    for label, name in enumerate(images.classes):
+        path = folder / f"{name}.png"
+        images.image(images.labels.index(label)).save(path)
+        rows.append((str(path), name, sample.OOD_LABELS[label % 2]))
+    return rows
+
+
+def _photographs(folder: Path) -> list[tuple[str, str, str]]:
+    """scikit-learn's two photographs."""
+    rows = []
+    for pixels, labels in zip(load_sample_images().images, (("temple", "castle"), ("dahlia", "starfish"))):
+        path = folder / f"{labels[0]}.png"
+        Image.fromarray(pixels).save(path)
+        rows.append((str(path), *labels))
+    return rows
+
+
+def _unknown(folder: Path) -> list[str]:
+    """Test images for the detector: one of each test set."""
+    known = sample.id_images("test")
+    sets = {"known": known} | sample.near_ood() | sample.far_ood()
+    paths = []
+    for name, images in sets.items():
+        paths.append(str(folder / f"detector {name}.png"))
+        images.image(min(40, len(images) - 1)).save(paths[-1])
+    return paths
+
+
+def serve(
+    model: str = "tiny",
+    detector: str | None = None,
+    device: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
+    """Serve the page until it is stopped.
+
+    Args:
+        model, detector, device: see `build`.
+        host: address to listen at; the machine itself by default, and all where GRADIO_SERVER_NAME says so.
+        port: the first free one from 7860 on by default.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    build(model, detector, device).launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=UPLOAD_BYTES,
+        state_session_capacity=SESSIONS,
+        footer_links=["api"],
+        ssr_mode=False,
+    )

@@ -1,0 +1,1 @@
+"""What every wing uses: files, progress bars, figures, stages that overlap."""

@@ -1,0 +1,298 @@
+"""An outlier set on disk: written batch by batch so that nothing is lost, and read beside its ID images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from sona_pipeline.common.files import json_lines, read_json_lines, write_bytes, write_lines, write_text, write_with
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.imaging import decoded, upright
+from sona_pipeline.data.shards import PACKINGS, Sample
+
+OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
+SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "rejects.jsonl", "outliers.txt"
+FORMATS = ("folder", *PACKINGS)
+SHARD_BYTES = 256 << 20
+FINGERPRINT = "fingerprint"
+"""The column of `metadata.jsonl` that most outliers that look nearly the same have in common."""
+_PARTS = ".parts"
+
+
+class OutlierWriter:
+    """Writes the outliers of a run, and merges them into a set at its end.
+
+    Each batch is committed by one small file under `.parts`, written when everything else of it is on the disk; a run
+    that is killed loses the batches in flight and nothing else. `finish` merges the parts and takes them away.
+
+    Args:
+        folder: of the set.
+        form: "folder" (image folders), "parquet" or "webdataset".
+    """
+
+    def __init__(self, folder: Path, form: str):
+        self.folder, self.form = folder, form
+        self.parts = folder / _PARTS
+        self.table = _table(folder, form)
+
+    def done(self, reconstructions: bool) -> set[int]:
+        """Hashes of the image keys whose outliers are there, or were rejected."""
+        made = {row["file_name"] for row in read_rows(self.folder)}
+        if self.form == "folder":
+            made &= _files_under(self.folder / OUTLIERS)
+            if reconstructions:
+                made &= _files_under(self.folder / RECONSTRUCTIONS)
+        rejected = {row["file_name"] for row in read_rejects(self.folder)}
+        return {int(Path(name).stem, 16) for name in made | rejected}
+
+    def commit(self, name: str, samples: Sequence[Sample], rejects: Sequence[dict]) -> None:
+        """Bring a batch to the disk: its outliers, and the images of which there will be none."""
+        if self.form == "folder":
+            for sample in samples:
+                if sample.reconstruction:
+                    write_bytes(self.folder / RECONSTRUCTIONS / sample.row["file_name"], sample.reconstruction)
+                write_bytes(self.folder / OUTLIERS / sample.row["file_name"], sample.outlier)
+        elif samples:
+            packing = PACKINGS[self.form]
+            write_with(self.parts / f"{name}.{packing.suffix}", lambda path: packing.pack(path, samples))
+        write_text(self.parts / f"{name}.jsonl", json_lines([*(sample.row for sample in samples), *rejects]))
+
+    def committed(self) -> set[str]:
+        """Names of the batches that any process has committed since the last `finish`."""
+        return {path.stem for path in self.parts.glob("*.jsonl")}
+
+    def finish(self, drop_duplicates: bool = False) -> None:
+        """Merge everything committed into the tables and shards of the set.
+
+        With `drop_duplicates`, of outliers with one fingerprint only one stays: that which was merged before, else the
+        one with the first file name. After a kill the next `finish` comes to the same end; without anything new it
+        touches nothing.
+        """
+        if self.table.exists() and not self.parts.exists():
+            return
+        for listing in self.parts.glob("*.merge"):
+            self._end_merge(listing)
+        rejects = {row["file_name"]: row for row in read_rejects(self.folder)}
+        if drop_duplicates:
+            rejects |= _duplicates(read_rows(self.folder), self._merged(rejects))
+        if rejects:
+            write_text(self.folder / REJECTS, json_lines(rejects[name] for name in sorted(rejects)))
+        if self.form == "folder":
+            self._remove(rejects)
+        else:
+            self._merge_parts(rejects)
+        self._write_tables()
+        for path in self.parts.iterdir() if self.parts.exists() else ():
+            path.unlink()
+        if self.parts.exists():
+            self.parts.rmdir()
+
+    def _write_tables(self) -> None:
+        lines = {row["file_name"]: json_lines([row]) for row in read_rows(self.folder)}
+        names = sorted(lines)
+        if self.form == "folder":
+            write_lines(self.folder / IMAGE_LIST, (f"{OUTLIERS}/{name} -1\n" for name in names))
+        write_lines(self.table, (lines[name] for name in names))
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / OUTLIERS / name).unlink(missing_ok=True)
+            (self.folder / RECONSTRUCTIONS / name).unlink(missing_ok=True)
+
+    def _merged(self, rejects: Container[str]) -> set[str]:
+        """File names of the outliers that were merged before: those in the table, and in parts that shards took in."""
+        names = {row["file_name"] for row in read_json_lines(self.table)}
+        for part in self.parts.glob("*.jsonl") if self.form != "folder" else ():
+            if not self._payload(part).exists():
+                names |= {row["file_name"] for row in read_json_lines(part)}
+        return {name for name in names if name not in rejects}
+
+    def _merge_parts(self, dropped: Container[str]) -> None:
+        """Merge the committed parts, in the order of their names, into shards of about `SHARD_BYTES`."""
+        group, size = [], 0
+        parts = [payload for p in sorted(self.parts.glob("*.jsonl")) if (payload := self._payload(p)).exists()]
+        for part in parts:
+            rows = read_json_lines(part.with_suffix(".jsonl"))
+            if any("reason" not in row and row["file_name"] not in dropped for row in rows):
+                group.append(part)
+                size += part.stat().st_size
+            if group and (size >= SHARD_BYTES or part == parts[-1]):
+                self._merge(group, dropped)
+                group, size = [], 0
+
+    def _merge(self, group: Sequence[Path], dropped: Container[str]) -> None:
+        listing = self.parts / f"{group[0].stem}.merge"
+        write_text(listing, "\n".join(path.name for path in group))
+        packing = PACKINGS[self.form]
+        write_with(self._shard(listing), lambda path: packing.merge(path, group, lambda name: name not in dropped))
+        self._end_merge(listing)
+
+    def _payload(self, part: Path) -> Path:
+        return part.with_suffix(f".{PACKINGS[self.form].suffix}")
+
+    def _end_merge(self, listing: Path) -> None:
+        """Take away the parts in a listing if their shard is there; a kill may have come before or after it."""
+        if self._shard(listing).exists():
+            for name in listing.read_text(encoding="utf-8").splitlines():
+                (self.parts / name).unlink(missing_ok=True)
+        listing.unlink()
+
+    def _shard(self, listing: Path) -> Path:
+        return self.folder / OUTLIERS / f"train-{listing.stem}.{PACKINGS[self.form].suffix}"
+
+
+@dataclass(frozen=True)
+class OutlierPairs:
+    """ID images beside what was made of them, all in one order.
+
+    Attributes:
+        images: the ID images.
+        outliers: the outlier of each.
+        reconstructions: the VAE round trip of each, or None.
+        strengths: stop step over number of steps of each outlier, in (0, 1].
+    """
+
+    images: ImageSet
+    outliers: ImageSet
+    reconstructions: ImageSet | None
+    strengths: tuple[float, ...]
+
+
+def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
+    """Open an outlier set beside its ID images; those without an outlier (rejected ones) are left out.
+
+    Raises:
+        FileNotFoundError: `folder` is not an outlier set.
+        ValueError: no image of the set belongs to `images`.
+    """
+    settings = read_settings(folder)
+    row_of = {row["source_key"]: row for row in read_rows(folder)}
+    paired = [index for index, key in enumerate(images.keys) if key in row_of]
+    if not paired:
+        raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
+    rows = [row_of[images.keys[index]] for index in paired]
+    outliers, reconstructions = open_outliers(folder, [row["file_name"] for row in rows])
+    return OutlierPairs(
+        images=images.take(paired),
+        outliers=outliers,
+        reconstructions=reconstructions,
+        strengths=tuple(row["stop_step"] / settings["num_inference_steps"] for row in rows),
+    )
+
+
+def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None]:
+    """The outliers with the file names `names`, and the VAE round trips of their sources if the set has them."""
+    settings, folder = read_settings(folder), Path(folder)
+    kinds = (OUTLIERS, RECONSTRUCTIONS) if settings["reconstructions"] else (OUTLIERS,)
+    if settings["format"] == "folder":
+        found = [_open_files(folder / kind, names) for kind in kinds]
+    else:
+        found = [_open_shards(folder / OUTLIERS, settings["format"], kind, names) for kind in kinds]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def read_samples(folder: str | Path) -> Iterator[Sample]:
+    """The outliers of a finished set with their files as they are, a few at a time.
+
+    Raises:
+        FileNotFoundError: `folder` is not an outlier set.
+        ValueError: the set is not finished.
+    """
+    folder = Path(folder)
+    form = read_settings(folder)["format"]
+    if (folder / _PARTS).exists() or not _table(folder, form).exists():
+        raise ValueError(f"{folder} is not finished: let the same `sona generate` go on to its end")
+    if form != "folder":
+        shards = sorted((folder / OUTLIERS).glob(f"*.{PACKINGS[form].suffix}"))
+        return chain.from_iterable(map(PACKINGS[form].unpack, shards))
+    return map(lambda row: _sample(folder, row), read_rows(folder))
+
+
+def _sample(folder: Path, row: dict) -> Sample:
+    outlier, reconstruction = (folder / kind / row["file_name"] for kind in (OUTLIERS, RECONSTRUCTIONS))
+    return Sample(row, outlier.read_bytes(), reconstruction.read_bytes() if reconstruction.exists() else None)
+
+
+def read_settings(folder: str | Path) -> dict:
+    """The settings that an outlier set was made with; FileNotFoundError if `folder` is none."""
+    path = Path(folder) / SETTINGS
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "ood_labels" not in settings:
+        raise FileNotFoundError(f"{folder} is not a set made by `sona generate`: it has no {SETTINGS} of one")
+    return settings
+
+
+def read_rows(folder: str | Path) -> Iterator[dict]:
+    """The rows of a set's metadata table, and of what an unfinished run has added; one for each outlier."""
+    folder = Path(folder)
+    rejected = {row["file_name"] for row in read_rejects(folder)}
+    table = read_json_lines(_table(folder, read_settings(folder)["format"]))
+    rows = _each_once(row for row in chain(_part_rows(folder), table) if "reason" not in row)
+    yield from (row for row in rows if row["file_name"] not in rejected)
+
+
+def read_rejects(folder: str | Path) -> Iterator[dict]:
+    """Images of which there is no outlier: the file name it would have, the source's key, and the reason."""
+    rows = chain(_part_rows(Path(folder)), read_json_lines(Path(folder) / REJECTS))
+    yield from _each_once(row for row in rows if "reason" in row)
+
+
+def _each_once(rows: Iterable[dict]) -> Iterator[dict]:
+    seen = set()
+    for row in rows:
+        if row["file_name"] not in seen:
+            seen.add(row["file_name"])
+            yield row
+
+
+def _part_rows(folder: Path) -> Iterator[dict]:
+    for path in sorted((folder / _PARTS).glob("*.jsonl")):
+        yield from read_json_lines(path)
+
+
+def _table(folder: Path, form: str) -> Path:
+    return folder / OUTLIERS / METADATA if form == "folder" else folder / METADATA
+
+
+def _duplicates(rows: Iterable[dict], merged: Container[str]) -> dict[str, dict]:
+    """Rejects of the outliers that look like one that was merged before, or that has an earlier file name."""
+    marks = {row["file_name"]: (row[FINGERPRINT], row["source_key"]) for row in rows}
+    first: dict[str, str] = {}
+    rejects = {}
+    for name in sorted(marks, key=lambda name: (name not in merged, name)):
+        mark, key = marks[name]
+        if (kept := first.setdefault(mark, name)) != name:
+            rejects[name] = {"file_name": name, "source_key": key, "reason": f"looks like {kept}"}
+    return rejects
+
+
+def _files_under(root: Path) -> set[str]:
+    """Files in the class folders of `root`, as `class/name`."""
+    folders = [entry for entry in os.scandir(root) if entry.is_dir()] if root.exists() else []
+    return {f"{folder.name}/{name}" for folder in folders for name in os.listdir(folder)}
+
+
+def _open_files(root: Path, names: Sequence[str]) -> ImageSet:
+    return ImageSet(tuple(names), (), (), lambda index: upright(root / names[index]))
+
+
+def _open_shards(root: Path, form: str, kind: str, names: Sequence[str]) -> ImageSet:
+    import datasets
+
+    shards = sorted(str(path) for path in root.glob(f"*.{PACKINGS[form].suffix}"))
+    if not shards:
+        raise ValueError(f"{root} has no shards yet: let `sona generate` finish the set")
+    table = datasets.load_dataset(form, data_files=shards, split="train")
+    column = PACKINGS[form].columns[kind == RECONSTRUCTIONS]
+    rows = table["file_name"] if form == "parquet" else (row["file_name"] for row in table["json"])
+    place = {name: index for index, name in enumerate(rows)}
+    if missing := [name for name in names if name not in place]:
+        raise ValueError(f"{root} lacks {len(missing)} outliers of the table: let `sona generate` finish the set")
+    pictures = table.select_columns([column])
+    return ImageSet(
+        tuple(names), (), (), lambda i: decoded(lambda: pictures[place[names[i]]][column], f"{names[i]} in {root}")
+    )

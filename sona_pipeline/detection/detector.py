@@ -1,0 +1,271 @@
+"""The detector: a classifier that also says how unfamiliar an image is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from sona_pipeline.data.imaging import fit, upright
+from sona_pipeline.detection import networks
+from sona_pipeline.detection.scores import SCORES, energy
+
+Picture = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What the detector says of one image.
+
+    Attributes:
+        label: the most likely class.
+        confidence: its softmax probability.
+        energy: energy score, higher = more OOD.
+        score: the detector's own score, which the threshold is for; the energy unless the detector has another one.
+        is_ood: whether the score is above the threshold; None if the detector has none.
+    """
+
+    label: str
+    confidence: float
+    energy: float
+    score: float
+    is_ood: bool | None
+
+
+class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", tags=["out-of-distribution-detection"]):
+    """Image classifier with an OOD score and a threshold; weights in safetensors, settings in config.json.
+
+    Called with images, it says what they show and whether it has seen the like; called with a tensor, it is a plain
+    classifier that gives logits:
+
+        detector = Detector.from_pretrained("detector/")
+        detector(["cat.jpg", Image.open("dog.png")])   # [Detection(label="cat", ..., is_ood=False), ...]
+        detector(detector.pixels([image]))             # logits [1, C]
+
+    Args:
+        classes: names of the classes, in the order of the logits.
+        network: of `networks.build`: "resnet8", "resnet18", "timm:NAME", "transformers:NAME", ...
+        image_size: side in pixels of what the network sees.
+        crop_pct: share of the short side of an image that is kept, the rest being cropped; in (0, 1].
+        mean, std: of red, green and blue in [0, 1], by which images are normalized.
+        score: what the threshold is for, a name of `scores.SCORES`.
+        temperature: T of the score.
+        threshold: score above which an image is flagged as OOD; None until it is calibrated.
+        id_quantiles: the 0th, 1st, ... 100th percentile of the scores of ID validation images, to compare scores with;
+            None until the detector is calibrated.
+        network_config: of a transformers network, so that it can be built without looking it up.
+
+    Raises:
+        ValueError: no such network or score, or the temperature is not above 0.
+    """
+
+    def __init__(
+        self,
+        classes: list[str],
+        network: str = "resnet8",
+        image_size: int = 32,
+        crop_pct: float = 1.0,
+        mean: Sequence[float] = networks.IMAGENET_MEAN,
+        std: Sequence[float] = networks.IMAGENET_STD,
+        score: str = "energy",
+        temperature: float = 1.0,
+        threshold: float | None = None,
+        id_quantiles: list[float] | None = None,
+        network_config: dict | None = None,
+    ):
+        super().__init__()
+        if score not in SCORES:
+            raise ValueError(f"the score is {score!r}, but has to be one of {sorted(SCORES)}")
+        if not temperature > 0:
+            raise ValueError(f"the temperature is {temperature}, but has to be above 0")
+        self.classes, self.image_size, self.crop_pct = list(classes), image_size, crop_pct
+        self.score, self.temperature, self.threshold = score, temperature, threshold
+        self.id_quantiles = id_quantiles
+        self.network = networks.build(network, len(self.classes), image_size, config=network_config)
+        self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def _load_as_pickle(cls, model, model_file, map_location, strict):
+        raise ValueError(f"{model_file} is a pickle, and is not loaded: save the detector as safetensors")
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file, map_location, strict):
+        """All weights or none: the mixin would leave those that the file lacks at random."""
+        return super()._load_as_safetensor(model, model_file, map_location, strict=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.head.weight.device
+
+    @property
+    def settings(self) -> dict:
+        """The arguments that this detector is built from; what config.json holds."""
+        return dict(self._hub_mixin_config)
+
+    def __call__(self, images, *args, **kwargs):
+        """Logits of a tensor, see `forward`; or what `stream` says of images or their paths, as a list or for one."""
+        if isinstance(images, torch.Tensor):
+            return super().__call__(images, *args, **kwargs)
+        if isinstance(images, (Image.Image, str, Path)):
+            return next(self.stream([images]))
+        return list(self.stream(images, *args, **kwargs))
+
+    def forward(self, pixels: torch.Tensor, with_features: bool = False):
+        """Logits `[B, C]` of images `[B, 3, H, W]` in [0, 1]; on demand with the features `[B, D]` before the head."""
+        logits, features = self.network((pixels - self.mean) / self.std)
+        return (logits, features) if with_features else logits
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Penultimate features `[B, D]` of images `[B, 3, H, W]` in [0, 1]."""
+        return self(pixels, with_features=True)[1]
+
+    def pixels(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        """Images as the tensor `[B, 3, H, W]` in [0, 1] that `forward` takes."""
+        return torch.stack([self.one(image) for image in images]).float() / 255
+
+    def scaled(self, image: Image.Image) -> torch.Tensor:
+        """The middle square of an image, scaled, as uint8 `[3, W, W]` with W = S / crop_pct."""
+        return pil_to_tensor(fit(image, round(self.image_size / self.crop_pct)))
+
+    def one(self, image: Image.Image) -> torch.Tensor:
+        """An image scaled and cropped as the network sees it, uint8 `[3, S, S]`."""
+        pixels, inner = self.scaled(image), self.image_size
+        edge = (pixels.shape[1] - inner) // 2
+        return pixels[:, edge : edge + inner, edge : edge + inner]
+
+    def ood_score(self, logits: torch.Tensor) -> torch.Tensor:
+        """The detector's own score `[B]` of logits `[B, C]`; higher = more OOD."""
+        return SCORES[self.score](logits, self.temperature)
+
+    @torch.no_grad()
+    def stream(self, images: Iterable[Picture], batch_size: int = 64) -> Iterator[Detection]:
+        """What the detector says of each image, in order; images are taken from the iterable batch by batch.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        self.eval()
+        images = iter(images)
+        while batch := list(islice(images, batch_size)):
+            pictures = [image if isinstance(image, Image.Image) else upright(image) for image in batch]
+            logits = self(self.pixels(pictures).to(self.device))
+            confidences, labels = logits.softmax(dim=1).max(dim=1)
+            scores = self.ood_score(logits).tolist()
+            energies = energy(logits, self.temperature).tolist()
+            for label, confidence, e, score in zip(labels.tolist(), confidences.tolist(), energies, scores):
+                is_ood = None if self.threshold is None else score > self.threshold
+                yield Detection(self.classes[label], confidence, e, score, is_ood)
+
+    def calibrated(self, id_scores: torch.Tensor, id_rate: float = 0.95) -> Detector:
+        """The same network with the threshold under which the share `id_rate` of the ID validation scores lies.
+
+        The percentiles of these scores are kept, too.
+
+        Args:
+            id_scores: the detector's own scores `[N]` of ID images that were not trained on.
+            id_rate: true-positive rate: share of ID images that is to be accepted, in (0, 1).
+
+        Raises:
+            ValueError: there are no scores, some are NaN, or the rate is out of its range.
+        """
+        if not 0 < id_rate < 1:
+            raise ValueError(f"the rate of accepted ID images is {id_rate}, but has to be between 0 and 1")
+        if not len(id_scores) or id_scores.isnan().any():
+            raise ValueError(
+                f"{int(id_scores.isnan().sum())} of {len(id_scores)} ID scores are NaN: no threshold in them"
+            )
+        ordered = id_scores.double().sort().values
+        return self.with_settings(
+            threshold=ordered[math.ceil(id_rate * len(ordered)) - 1].item(),
+            id_quantiles=ordered.quantile(torch.linspace(0, 1, 101, dtype=torch.double)).tolist(),
+        )
+
+    def with_settings(self, **changes) -> Detector:
+        """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights."""
+        new = Detector(**self.settings | changes)
+        new.load_state_dict(self.state_dict())
+        return new.train(self.training).to(self.device)
+
+
+def save_detector(detector: Detector, folder: str | Path) -> None:
+    """Write a detector as `Detector.save_pretrained` does, each file whole or not at all, its settings last."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        detector.save_pretrained(partial)
+        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, folder / path.name)
+
+
+def load_detector(folder: str | Path, device: str | torch.device | None = None) -> Detector:
+    """The detector in a folder that `sona train` wrote, or on the Hub, ready to score.
+
+    Args:
+        folder: or Hub id.
+        device: an accelerator by default, if there is one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: its weights are a pickle, damaged or of another network, its settings are no settings of a
+            detector, or there is no such device.
+    """
+    device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    _check_is_detector(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
+            detector = Detector.from_pretrained(str(folder))
+    except (OSError, EntryNotFoundError) as error:
+        raise FileNotFoundError(f"the weights of {folder} cannot be read: {_shortened(error)}") from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"model.safetensors of {folder} is damaged: copy or download it again ({_shortened(error)})"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"weights and config.json of {folder} do not belong together: take both from one run ({_shortened(error)})"
+        ) from error
+    try:
+        return detector.eval().to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {device} cannot be used: {error}") from error
+
+
+def _check_is_detector(folder: str | Path) -> None:
+    """Raise FileNotFoundError unless the folder, or what the Hub has under this id, has the settings of a detector."""
+    path = Path(folder)
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no detector: give a folder that `sona train` wrote")
+    if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        raise FileNotFoundError(f"{folder} does not exist: give a folder that `sona train` wrote, or a Hub id")
+    try:
+        file = path / "config.json" if path.exists() else Path(hf_hub_download(str(folder), "config.json"))
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{folder} is neither a folder nor a detector on the Hub that can be had: {_shortened(error)}"
+        ) from error
+    if '"network"' not in file.read_text(encoding="utf-8"):
+        raise FileNotFoundError(f"{folder} holds a model, but no detector: give a folder that `sona train` wrote")
+
+
+def _shortened(error: Exception) -> str:
+    """What an error of another library says, on one line."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")

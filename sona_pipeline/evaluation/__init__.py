@@ -1,0 +1,1 @@
+"""Detectors on test sets near and far: scores, metrics, reports."""

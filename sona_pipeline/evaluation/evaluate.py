@@ -1,0 +1,127 @@
+"""Job: score detectors on test sets, near and far, and report what comes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.detection.detector import Detector, load_detector
+from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.evaluation.posthoc import POST_HOC
+from sona_pipeline.evaluation.report import write_report
+from sona_pipeline.evaluation.score_table import (
+    ScoreTable,
+    TestSets,
+    check_scores,
+    read_scores,
+    results_of,
+    score_images,
+    write_scores,
+)
+
+
+def evaluate_detectors(
+    detectors: Sequence[tuple[str, str]],
+    sets: TestSets,
+    output: str | Path,
+    scores: Sequence[str] | None = None,
+    *,
+    fit_images: ImageSet | None = None,
+    validation_images: ImageSet | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Score detectors and write `report.write_report`'s tables and pictures, with mean and spread over seeds.
+
+    The scores of every image land in `output/scores`, a parquet file a detector; another call takes them from there,
+    so that a new metric, score or detector costs only what is new. Images that cannot be read are passed over and
+    listed in `output/rejects.jsonl`.
+
+    Args:
+        detectors: method name and folder, or Hub id, of each; those of one name are seeds of one method.
+        sets: to score.
+        output: folder for all of it.
+        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`; ["all"] for all that can be fitted to the detector
+            and are finite, while the others are listed in `output/rejects.jsonl`; by default the detector's own.
+        fit_images: labelled ID training images, which post-hoc scores are fitted to.
+        validation_images: labelled ID images that were not trained on, for the few that are fitted to such.
+        batch_size: images in a batch.
+        workers: threads that decode images.
+        device: where the networks run; an accelerator by default, if there is one.
+
+    Returns:
+        `report.summary` of all detectors.
+
+    Raises:
+        FileNotFoundError: there is no such detector.
+        ValueError: a score or class is unknown, or the folder holds scores of other detectors or images.
+        BlockingIOError: another run is writing to `output`.
+    """
+    output = Path(output)
+    is_all = list(scores or ()) == ["all"]
+    scores = [*SCORES, *POST_HOC] if is_all else scores
+    check_scores(scores or (), fit_images)
+    if bad := [name for name, _ in detectors if not name or "/" in name or name.startswith(".")]:
+        raise ValueError(f"{bad[0]!r} cannot be the name of a method, since files are named by it: choose another one")
+    fits = {"fit_images": fit_images, "validation_images": validation_images, "skip_unfit": is_all}
+    loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
+    count: Counter[str] = Counter()
+    runs, tables, rejects = [], {}, []
+    with only_run(output):
+        for method, detector in loaded:
+            wanted = scores or [detector.score]
+            path = output / "scores" / f"{method}-{count[method]}.parquet"
+            table = _scores(path, detector, sets, wanted, **fits, batch_size=batch_size, workers=workers)
+            thresholds = {detector.score: detector.threshold}
+            there = [score for score in wanted if score in table.columns]
+            runs.append((method, {score: results_of(table, score, thresholds.get(score)) for score in there}))
+            tables.setdefault(method, table)
+            rejects += [
+                {"detector": path.stem, **row} for key in ("unreadable", "unfit") for row in table.attrs.get(key, [])
+            ]
+            count[method] += 1
+        if rejects:
+            write_text(output / "rejects.jsonl", json_lines(rejects))
+        else:
+            (output / "rejects.jsonl").unlink(missing_ok=True)
+        return write_report(output, runs, tables)
+
+
+def _scores(
+    path: Path,
+    detector: Detector,
+    sets: TestSets,
+    scores: Sequence[str],
+    **options,
+) -> ScoreTable:
+    """The table of scores in the file, with the `scores` that it lacks computed and added."""
+    settings, notes = {"detector": detector_identity(detector), "images": _content(sets)}, path.with_suffix(".json")
+    if path.exists():
+        settle_settings(notes, settings)
+    known = read_scores(path) if path.exists() else None
+    table = score_images(detector, sets, scores, known=known, title=f"scores of {path.stem}", **options)
+    if known is None:
+        notes.unlink(missing_ok=True)  # of a run that was stopped in between
+        settle_settings(notes, settings)
+    write_scores(path, table)
+    return table
+
+
+def detector_identity(detector: Detector) -> str:
+    """What results are kept under: follows from the weights and all settings but those that `calibrated` sets."""
+    weights = {
+        name: digest(value.cpu().contiguous().numpy().tobytes()) for name, value in detector.state_dict().items()
+    }
+    return digest_of([{**detector.settings, "threshold": None, "id_quantiles": None}, weights])
+
+
+def _content(sets: TestSets) -> dict[str, str]:
+    """What each set holds, by group and name."""
+    rows = ((f"{group}/{name}", [images.keys, images.labels, images.classes]) for group, name, images in sets)
+    return {name: digest_of(content) for name, content in rows}

@@ -1,0 +1,380 @@
+"""Test sets scored image by image, and what the scores say of a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sona_pipeline.common.files import write_with
+from sona_pipeline.common.progress import Track
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.detection.detector import Detector
+from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.evaluation.metrics import ood_metrics
+
+IMAGE_COLUMNS = ("group", "set", "key", "label", "predicted", "confidence")
+"""Columns of a table of scores that are no scores."""
+ScoreTable = pd.DataFrame
+"""One row an image, see `score_images`."""
+KEPT_BYTES = 2 << 30
+"""Images to fit scores to are decoded once if they take less memory."""
+
+
+@dataclass(frozen=True)
+class TestSets:
+    """Images that a detector is judged by.
+
+    Attributes:
+        id: labelled test images of the classes that the detector knows.
+        near, far: OOD images by the name of their set; labels, if there are any, are not looked at.
+        covariate: covariate-shifted ID images by the name of their set: the same classes in another guise, which
+            count as ID in full-spectrum detection (Yang et al. 2023).
+
+    Raises:
+        ValueError: two sets have one name, one is named "id" or "mean", an OOD set is empty, or an ID or shifted one
+            has no labelled images.
+    """
+
+    __test__ = False  # pytest takes a name like this for a test case
+
+    id: ImageSet
+    near: Mapping[str, ImageSet] = field(default_factory=dict)
+    far: Mapping[str, ImageSet] = field(default_factory=dict)
+    covariate: Mapping[str, ImageSet] = field(default_factory=dict)
+
+    def __post_init__(self):
+        names = [*self.near, *self.far, *self.covariate]
+        if len(set(names)) < len(names) or {"id", "mean"} & set(names):
+            raise ValueError(f"names of test sets have to differ, and not be 'id' or 'mean': {names}")
+        for group, name, images in self:
+            if not len(images):
+                raise ValueError(f"the test set {name!r} is empty: leave it out, or give images")
+            if group in ("id", "covariate") and not images.labels:
+                raise ValueError(f"the images of {name!r} have no classes: ID and shifted images need them")
+
+    def __iter__(self) -> Iterator[tuple[str, str, ImageSet]]:
+        """Group, name and images of every set; the groups are in the order "id", "covariate", "near_ood", "far_ood"."""
+        yield "id", "id", self.id
+        for group, members in (("covariate", self.covariate), ("near_ood", self.near), ("far_ood", self.far)):
+            for name, images in members.items():
+                yield group, name, images
+
+
+def score_images(
+    detector: Detector,
+    sets: TestSets,
+    scores: Sequence[str] = ("energy",),
+    *,
+    fit_images: ImageSet | None = None,
+    validation_images: ImageSet | None = None,
+    skip_unfit: bool = False,
+    known: ScoreTable | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    title: str = "scores",
+) -> ScoreTable:
+    """Score every image of the test sets; images are decoded once and pass the network once for all `SCORES`.
+
+    Args:
+        detector: in evaluation mode afterwards.
+        sets: what to score.
+        scores: names of `scores.SCORES` (with the detector's temperature) or of `posthoc.POST_HOC`.
+        fit_images: labelled ID training images, which post-hoc scores are fitted to.
+        validation_images: labelled ID images that were not trained on, which `posthoc.ON_VALIDATION` are fitted to
+            instead.
+        skip_unfit: leave out scores that cannot be fitted to the detector, or are not finite for some image, instead of
+            raising ValueError.
+        known: table of an earlier call with the same detector and sets; only scores that it lacks are computed.
+        batch_size: images in a batch.
+        workers: threads that decode a batch while the one before is scored; 0 counts as 1.
+        title: what the progress bar says.
+
+    Returns:
+        A row an image, in the order of the sets: `group` ("id", "covariate", "near_ood" or "far_ood"), `set`, `key`,
+        `label` (index in `detector.classes`, by class name; -1 for OOD), `predicted` (another such index), `confidence`
+        (softmax probability of it, in [0, 1]), and each score, higher = more OOD. Images that cannot be read have no
+        row; `table.attrs["unreadable"]` lists them as dictionaries of `group`, `set`, `key` and `reason`, those of
+        `fit_images` under the group "fit". `table.attrs["unfit"]` lists the `score`s left out, with the `reason`.
+
+    Raises:
+        ValueError: no such score, images to fit are missing, the detector does not know a class, `known` is of other
+            images, no image of a set can be read, or no score is left.
+        OSError: the disk fails.
+    """
+    scores = [score for score in dict.fromkeys(scores) if known is None or score not in score_columns(known)]
+    check_scores(scores, fit_images)
+    parts = [(group, name, _numbered(images, group, name, detector.classes)) for group, name, images in sets]
+    unreadable: list[dict[str, str]] = []
+    if known is not None:
+        parts, unreadable = _without_unreadable(parts, known), list(known.attrs.get("unreadable", []))
+        if not scores:
+            return known
+    detector.eval()
+    scorers, unfit = {}, []
+    if post_hoc := [score for score in scores if score not in SCORES]:
+        fits = [
+            images and _Batches(name, _numbered(images, "fit", name, detector.classes), detector, batch_size, workers)
+            for name, images in (("fit", fit_images), ("validation", validation_images))
+        ]
+        scorers, unfit = _fitted(post_hoc, detector, *fits)
+        if unfit and not skip_unfit:
+            raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
+        scores = [score for score in scores if score in SCORES or score in scorers]
+        unreadable += [row for fit in fits if fit for row in fit.unreadable("fit") if row not in unreadable]
+        if known is not None and not scores:
+            table = known.copy()
+            table.attrs |= {"unreadable": unreadable, "unfit": unfit}
+            return table
+    tables = []
+    with Track(title, sum(len(images) for _, _, images in parts)) as track:
+        for group, name, images in parts:
+            batches = _Batches(name, images, detector, batch_size, workers)
+            rows = [_scored(detector, indices, pixels, scores, scorers) for indices, pixels in _counted(batches, track)]
+            tables.append(_with_images(pd.concat(rows, ignore_index=True), group, name, images))
+            unreadable += batches.unreadable(group)
+    table = pd.concat(tables, ignore_index=True)
+    wrong = _not_finite(table, scores)
+    if wrong and (not skip_unfit or (len(wrong) == len(scores) and known is None)):
+        raise ValueError(f"the score {wrong[0]['score']} cannot be used: {wrong[0]['reason']}")
+    unfit += wrong
+    table = table.drop(columns=[row["score"] for row in wrong])
+    if known is not None:
+        scores = [score for score in scores if score in table]
+        table = known.merge(table[["group", "set", "key", *scores]], on=["group", "set", "key"], validate="1:1")
+    table.attrs["unreadable"], table.attrs["unfit"] = unreadable, unfit
+    return table
+
+
+def write_scores(path: str | Path, table: ScoreTable) -> None:
+    """Write a table of `score_images` as parquet, whole or not at all."""
+    write_with(Path(path), lambda partial: table.to_parquet(partial, index=False))
+
+
+def read_scores(path: str | Path) -> ScoreTable:
+    """The table in a file of `write_scores`.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it is another parquet file.
+    """
+    table = pd.read_parquet(path)
+    if missing := [column for column in IMAGE_COLUMNS if column not in table.columns]:
+        raise ValueError(f"{path} has no columns {missing}: give a file that `write_scores` wrote")
+    return table
+
+
+def results_of(table: ScoreTable, score: str, threshold: float | None = None) -> dict:
+    """ID accuracy, and the metrics of `ood_metrics` for every near- and far-OOD set and their means, in percent.
+
+    Args:
+        table: of `score_images`.
+        score: one of its scores.
+        threshold: of that score.
+
+    Returns:
+        `id_accuracy`; with a threshold `id_flagged`, the share of ID images above it; `near_ood` and `far_ood`, which
+        map set names, and `mean`, to `auroc`, `fpr95`, `aupr_in` and `aupr_out`. Where there are covariate-shifted
+        images, `full_spectrum` holds the same with ID and all shifted images together as ID, as in OpenOOD, and
+        `accuracy` by name of the shifted set.
+
+    Raises:
+        ValueError: the table has no such score.
+    """
+    if score not in score_columns(table):
+        raise ValueError(f"the table has no score {score!r}: it has {score_columns(table)}")
+    id_rows, shifted = table[table["group"] == "id"], table[table["group"] == "covariate"]
+    results = {"id_accuracy": _accuracy(id_rows)}
+    if threshold is not None:
+        results["id_flagged"] = 100 * float((id_rows[score] > threshold).mean())
+    results |= _ood_results(table, id_rows, score)
+    if len(shifted):
+        both = pd.concat([id_rows, shifted])
+        results["full_spectrum"] = {
+            "id_accuracy": _accuracy(both),
+            "accuracy": {name: _accuracy(rows) for name, rows in shifted.groupby("set", sort=False)},
+            **_ood_results(table, both, score),
+        }
+    return results
+
+
+def score_columns(table: ScoreTable) -> list[str]:
+    """Names of the scores in a table."""
+    return [column for column in table.columns if column not in IMAGE_COLUMNS]
+
+
+def by_set(table: ScoreTable, score: str, group: str) -> dict[str, np.ndarray]:
+    """The scores `[N]` of each set of a group."""
+    rows = table[table["group"] == group]
+    return {name: part[score].to_numpy() for name, part in rows.groupby("set", sort=False)}
+
+
+def check_scores(scores: Sequence[str], fit_images: ImageSet | None) -> None:
+    """Raise ValueError for names of no score, and for post-hoc scores without images to fit them to."""
+    post_hoc = [score for score in scores if score not in SCORES]
+    if not post_hoc:
+        return
+    from sona_pipeline.evaluation.posthoc import POST_HOC
+
+    if unknown := [score for score in post_hoc if score not in POST_HOC]:
+        raise ValueError(f"no score named {unknown}: choose from {[*SCORES, *sorted(POST_HOC)]}")
+    if fit_images is None or not fit_images.labels:
+        raise ValueError(
+            f"the scores {post_hoc} are fitted to labelled ID training images: give some (`fit_images`, --fit)"
+        )
+
+
+def _accuracy(rows: ScoreTable) -> float:
+    return 100 * float((rows["predicted"] == rows["label"]).mean())
+
+
+def _ood_results(table: ScoreTable, id_rows: ScoreTable, score: str) -> dict:
+    results = {}
+    for group in ("near_ood", "far_ood"):
+        rows = {name: ood_metrics(id_rows[score], values) for name, values in by_set(table, score, group).items()}
+        if rows:
+            rows["mean"] = pd.DataFrame(rows.values()).mean().to_dict()
+        results[group] = rows
+    return results
+
+
+def _fitted(
+    scores: list[str], detector: Detector, *fits: _Batches | None
+) -> tuple[dict[str, Callable], list[dict[str, str]]]:
+    """The scores fitted to images, and those that cannot be, with the reasons."""
+    from sona_pipeline.evaluation.posthoc import fitted
+
+    kept = [list(fit) if fit and fit.bytes < KEPT_BYTES else fit for fit in fits]
+    scorers, unfit = {}, []
+    for score in scores:
+        try:
+            scorers[score] = fitted(score, detector, *kept)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # of linear algebra, for one
+            unfit.append({"score": score, "reason": str(error)})
+    return scorers, unfit
+
+
+def _not_finite(table: ScoreTable, scores: Sequence[str]) -> list[dict[str, str]]:
+    """The scores that some image has no finite value of, with the first set where this is so as the reason."""
+    found = []
+    for score in scores:
+        is_bad = ~np.isfinite(table[score])
+        if is_bad.any():
+            name = table["set"][is_bad.idxmax()]
+            count = int(is_bad[table["set"] == name].sum())
+            found.append({"score": score, "reason": f"{count} images of {name!r} have no finite value; leave it out"})
+    return found
+
+
+def _numbered(images: ImageSet, group: str, name: str, classes: Sequence[str]) -> ImageSet:
+    """The images with labels that count in the detector's order, or with -1 where they are OOD."""
+    if group in ("near_ood", "far_ood"):
+        return replace(images, labels=(-1,) * len(images))
+    used = {images.classes[label] for label in images.labels}
+    if unknown := sorted(used - set(classes)):
+        raise ValueError(f"{name!r} has classes {unknown}, which the detector does not know: {list(classes)}")
+    number = {label: classes.index(images.classes[label]) for label in set(images.labels)}
+    return replace(images, labels=tuple(number[label] for label in images.labels), classes=tuple(classes))
+
+
+def _without_unreadable(parts: list[tuple[str, str, ImageSet]], known: ScoreTable) -> list[tuple[str, str, ImageSet]]:
+    """The sets without the images that an earlier run could not read; the others have to be those of its table."""
+    passed_over = {(row["group"], row["set"], row["key"]) for row in known.attrs.get("unreadable", [])}
+    kept = []
+    for group, name, images in parts:
+        left = [i for i, key in enumerate(images.keys) if (group, name, key) not in passed_over]
+        kept.append((group, name, images.take(left)))
+    rows = [(group, name, *pair) for group, name, images in kept for pair in zip(images.keys, images.labels)]
+    if rows != list(known[["group", "set", "key", "label"]].itertuples(index=False, name=None)):
+        raise ValueError("the known scores are of other images, or of other classes: give the table of these very sets")
+    return kept
+
+
+class _Batches:
+    """Images of a set batch by batch, decoded by threads ahead of use; can be gone through again and again.
+
+    Iterating gives pixels `[B, 3, S, S]` in [0, 1] and labels `[B]`, and shows its progress, for post-hoc scores.
+    """
+
+    def __init__(self, name: str, images: ImageSet, detector: Detector, batch_size: int, workers: int):
+        self.name, self.images, self.detector = name, images, detector
+        self.batch_size, self.workers = batch_size, max(1, workers)
+        self._reasons: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        with Track("images to fit scores to", len(self.images)) as track:
+            for indices, pixels in _counted(self, track):
+                yield pixels, torch.tensor([self.images.labels[i] for i in indices])
+
+    @property
+    def bytes(self) -> int:
+        """Of all pixels as float32."""
+        return 12 * self.detector.image_size**2 * len(self.images)
+
+    def unreadable(self, group: str) -> list[dict[str, str]]:
+        """The images that could not be read, and why."""
+        keys = self.images.keys
+        return [
+            {"group": group, "set": self.name, "key": keys[i], "reason": reason}
+            for i, reason in sorted(self._reasons.items())
+        ]
+
+    def read(self) -> Iterator[tuple[range, list[int], torch.Tensor | None]]:
+        """Batches as the indices in it, those that can be read, and the pixels of these, None if there are none."""
+        starts = range(0, len(self.images), self.batch_size)
+        chunks = [range(start, min(start + self.batch_size, len(self.images))) for start in starts]
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead = [pool.submit(self._one, i) for i in chunks[0]]
+            for chunk, following in zip_longest(chunks, chunks[1:], fillvalue=()):
+                jobs, ahead = ahead, [pool.submit(self._one, i) for i in following]
+                read = {i: pixels for i, job in zip(chunk, jobs) if (pixels := job.result()) is not None}
+                yield chunk, list(read), torch.stack(list(read.values())).float() / 255 if read else None
+        if len(self._reasons) == len(self.images):
+            raise ValueError(f"no image of {self.name!r} can be read; the first: {self._reasons[0]}")
+
+    def _one(self, index: int) -> torch.Tensor | None:
+        try:
+            return self.detector.one(self.images.image(index))
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None):
+                raise
+            self._reasons[index] = str(error)
+            return None
+
+
+def _counted(batches: _Batches, track: Track) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """The batches that have images to read; each is counted when it is done."""
+    for chunk, indices, pixels in batches.read():
+        if pixels is not None:
+            yield indices, pixels
+        track.advance(len(chunk))
+
+
+def _scored(
+    detector: Detector, indices: list[int], pixels: torch.Tensor, scores: list[str], scorers: dict[str, Callable]
+) -> pd.DataFrame:
+    """Prediction, confidence and scores of a batch. Post-hoc scores may need gradients, and so run with them."""
+    pixels = pixels.to(detector.device)
+    with torch.no_grad():
+        logits = detector(pixels)
+    confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+    columns = {"index": torch.tensor(indices), "predicted": predicted, "confidence": confidence.cpu().double()}
+    for score in scores:
+        values = scorers[score](pixels) if score in scorers else SCORES[score](logits, detector.temperature)
+        columns[score] = values.detach().cpu().double()
+    return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+
+def _with_images(rows: pd.DataFrame, group: str, name: str, images: ImageSet) -> ScoreTable:
+    indices = rows.pop("index").tolist()
+    keys, labels = [images.keys[i] for i in indices], np.array([images.labels[i] for i in indices], dtype=np.int64)
+    columns = {"group": group, "set": name, "key": keys, "label": labels}
+    return pd.DataFrame(columns).join(rows)

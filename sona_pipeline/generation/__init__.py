@@ -1,0 +1,1 @@
+"""One outlier of every labelled image."""

@@ -1,0 +1,157 @@
+"""Diffusion checkpoints: loaded for a device, told apart, and fitted with a batch size."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from sona_pipeline.common.assets import TINY_MODEL
+from sona_pipeline.pipeline import SONAPipeline
+
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
+
+
+def load_pipeline(
+    model: str,
+    device: str | torch.device | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    scheduler: str = "ddim",
+    channels_last: bool = True,
+    vae_slicing: bool | None = None,
+    compile: bool = False,
+    trust_remote_code: bool = False,
+) -> SONAPipeline:
+    """The pipeline of a Stable Diffusion checkpoint, ready to generate.
+
+    Args:
+        model: Hub id or folder; "tiny" is the embedded model.
+        device: the fastest there is by default.
+        revision: branch, tag or commit on the Hub.
+        dtype: a name of `DTYPES`; float32 on the CPU and float16 elsewhere by default.
+        scheduler: a name of `SCHEDULERS`; DDIM is the paper's.
+        channels_last: memory format of UNet and VAE, which convolutions are fastest with.
+        vae_slicing: let the VAE take one image at a time, which saves memory; on accelerators by default.
+        compile: compile the UNet; worth the minutes it takes when many images follow.
+        trust_remote_code: run the code that comes with the checkpoint, such as an autoencoder of its own.
+
+    Raises:
+        ValueError: a name is not one of those above, or the checkpoint has code that is not trusted.
+    """
+    for name, value, known in (("dtype", dtype or "float32", DTYPES), ("scheduler", scheduler, SCHEDULERS)):
+        if value not in known:
+            raise ValueError(f"the {name} is {value!r}, but has to be one of {tuple(known)}")
+    if model == "tiny":
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+    fastest = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = torch.device(device or fastest)
+    on_cpu = device.type == "cpu"
+    pipe = SONAPipeline.from_pretrained(
+        TINY_MODEL if model == "tiny" else model,
+        revision=revision,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        dtype=DTYPES[dtype or ("float32" if on_cpu else "float16")],
+    ).to(device)
+    pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
+    if channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    if vae_slicing if vae_slicing is not None else not on_cpu:
+        pipe.vae.enable_slicing()
+    if compile:
+        pipe.unet.compile(dynamic=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def identity(pipe: SONAPipeline) -> dict[str, str]:
+    """What tells a loaded checkpoint from others: name, commit on the Hub or fingerprint of the files, scheduler.
+
+    A pipeline that was put together in memory has neither, and is called so.
+    """
+    name = pipe.name_or_path or "in memory"
+    if Path(name).is_dir():
+        name, version = Path(name).resolve().name, _fingerprint(Path(name))
+    else:
+        commit = re.search(r"snapshots/([0-9a-f]{40})", Path(str(pipe.unet.config.get("_name_or_path"))).as_posix())
+        version = commit[1] if commit else "unknown"
+    return {"model": name, "model_revision": version, "scheduler": type(pipe.scheduler).__name__}
+
+
+def _fingerprint(folder: Path) -> str:
+    """A hash of names and sizes of a checkpoint's weights and settings, and of samples all over each file."""
+    found = hashlib.sha256()
+    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt") and p.is_file()]
+    for path in sorted(files):
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            for k in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
+                found.update(file.read(_SAMPLE_BYTES))
+    return found.hexdigest()[:16]
+
+
+@torch.no_grad()
+def find_batch_size(pipe: SONAPipeline, size: int, most: int = 256, gain: float = 0.03) -> int:
+    """The smallest batch size that the pipeline runs at nearly full speed with, and that fits into memory.
+
+    Doubles the batch as long as images a second in the UNet grow by `gain`.
+
+    Args:
+        pipe: a loaded pipeline.
+        size: side of the images in pixels.
+        most: largest batch to try.
+        gain: relative gain in speed that is worth twice the memory.
+    """
+    best, batch_size, speed = 1, 1, 0.0
+    while batch_size <= most:
+        try:
+            now = batch_size / _seconds_of_step(pipe, batch_size, size)
+        except torch.OutOfMemoryError:
+            torch.accelerator.empty_cache()
+            return max(1, best // 2)  # the stages of a run overlap, and need more than one at a time
+        if now < speed * (1 + gain):
+            break
+        best, speed, batch_size = batch_size, now, 2 * batch_size
+    return best
+
+
+def _seconds_of_step(pipe: SONAPipeline, batch_size: int, size: int) -> float:
+    """Median time of three UNet calls for a batch, after the VAE has taken the batch both ways."""
+    config, dtype, device = pipe.unet.config, pipe.unet.dtype, pipe.device
+    pixels = torch.zeros(batch_size, pipe.vae.config.in_channels, size, size, dtype=pipe.vae.dtype, device=device)
+    latents = pipe.vae.encode(pixels).latent_dist.mode()
+    pipe.vae.decode(latents)
+    rows = latents.to(dtype).repeat(3, 1, 1, 1)
+    prompts = torch.zeros(
+        len(rows), pipe.tokenizer.model_max_length, config.cross_attention_dim, dtype=dtype, device=device
+    )
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        pipe.unet(rows, 1, encoder_hidden_states=prompts)[0].sum().item()
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[1]

@@ -1,0 +1,162 @@
+"""Quality checks of outliers: a number each, written beside the outlier, and bounds that leave outliers out."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from sona_pipeline.data.class_names import normal, spoken
+from sona_pipeline.data.outlier_set import FINGERPRINT
+from sona_pipeline.detection.detector import Detector, load_detector
+
+
+class Made(NamedTuple):
+    """Sources and outliers of a batch: pixels `[B, C, H, W]` in [0, 1], and scaled latents `[B, c, h, w]`."""
+
+    sources: torch.Tensor
+    outliers: torch.Tensor
+    source_latents: torch.Tensor
+    outlier_latents: torch.Tensor
+
+
+def latent_distance(made: Made) -> torch.Tensor:
+    """Root mean square of (outlier - source) over the VAE's scaled latents; 0 is unchanged, unrelated images ~1.4."""
+    return (made.outlier_latents.float() - made.source_latents.float()).flatten(1).square().mean(dim=1).sqrt()
+
+
+def contrast(made: Made) -> torch.Tensor:
+    """Standard deviation of the outlier's values within its channels, in [0, 0.5]; 0 is an empty image."""
+    return made.outliers.flatten(2).std(dim=2, correction=0).amax(dim=1)
+
+
+def saturation(made: Made) -> torch.Tensor:
+    """Share of the outlier's values that are black or white to the last, beyond that of its source, in [0, 1]."""
+    outliers, sources = (
+        ((pixels < 0.5 / 255) | (pixels > 254.5 / 255)).float().flatten(1).mean(dim=1)
+        for pixels in (made.outliers, made.sources)
+    )
+    return (outliers - sources).clamp(min=0)
+
+
+CHECKS: dict[str, Callable[[Made], torch.Tensor]] = {
+    "latent_distance": latent_distance,
+    "contrast": contrast,
+    "saturation": saturation,
+}
+"""The checks that need nothing but the images; each gives `[B]` numbers."""
+
+SOURCE_CONFIDENCE = "source_confidence"
+"""The check that a classifier makes: its probability that the outlier shows the class of its source."""
+
+
+def run_checks(made: Made) -> list[dict[str, float | str]]:
+    """The results of all checks, and the fingerprint, of each outlier."""
+    columns = {name: check(made).tolist() for name, check in CHECKS.items()}
+    rows = [dict(zip(columns, (round(x, 5) for x in values))) for values in zip(*columns.values())]
+    return [row | {FINGERPRINT: mark} for row, mark in zip(rows, fingerprints(made.outliers))]
+
+
+def fingerprints(pixels: torch.Tensor) -> list[str]:
+    """The difference hash of images `[B, C, H, W]`: 36 hex digits, the same for images that look nearly the same.
+
+    The image is averaged to 9 x 9 grey values; row by row, 72 bits say whether a value is clearly below its right
+    neighbour, and 72 more whether it is clearly below the one under it.
+    """
+    grey = pixels.float().mean(dim=1, keepdim=True).cpu()  # not every accelerator pools sizes that 9 does not divide
+    grey = torch.nn.functional.adaptive_avg_pool2d(grey, 9)[:, 0]
+    steps = grey[:, :, 1:] - grey[:, :, :-1], grey[:, 1:] - grey[:, :-1]
+    bits = torch.cat([(step > 2 / 255).flatten(1) for step in steps], dim=1).long().tolist()
+    return [f"{int(''.join(map(str, row)), 2):036x}" for row in bits]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A rule such as `latent_distance<0.3`: outliers that it holds for, or whose result is NaN, are rejected."""
+
+    check: str
+    sign: str
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """The bound in "CHECK<NUMBER" or "CHECK>NUMBER"; ValueError for anything else."""
+        names = (*CHECKS, SOURCE_CONFIDENCE)
+        found = re.fullmatch(r"\s*(\w+)\s*([<>])\s*([-+.\deE]+)\s*", text)
+        try:
+            name, sign, limit = found[1], found[2], float(found[3])
+            if name not in names or not math.isfinite(limit):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{text!r} is no bound: give CHECK<NUMBER or CHECK>NUMBER, with a check of {names}"
+            ) from None
+        return cls(name, sign, limit)
+
+    def reason(self, row: Mapping) -> str | None:
+        """Why an outlier with these results is rejected; None if it is not."""
+        value = row[self.check]
+        is_good = {"<": operator.ge, ">": operator.le}[self.sign](value, self.limit)
+        return None if is_good else f"{self.check} {value:.4g} {self.sign} {self.limit:g}"
+
+
+Classifier = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
+"""Images and their source classes to the probabilities of these classes."""
+
+
+def load_classifier(
+    name: str, class_names: Mapping[str, Sequence[str]], device: str | torch.device = "cpu"
+) -> Classifier:
+    """A classifier for the check `source_confidence`.
+
+    Args:
+        name: folder of a detector that `sona train` wrote, or an image classifier of transformers (folder or Hub id).
+        class_names: the ID classes, with the names that the classifier may call them by.
+        device: that it runs on.
+
+    Raises:
+        ValueError: the classifier does not know one of the classes.
+    """
+    if (Path(name) / "config.json").exists() and '"network"' in (Path(name) / "config.json").read_text():
+        return _detector_confidence(load_detector(name, device), name, class_names)
+    from transformers import pipeline
+
+    model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
+    labels = list(model.model.config.label2id)
+    label_of = _matching(labels, name, class_names)
+
+    def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
+        answers = model([image.convert("RGB") for image in images], top_k=len(labels))
+        shares = [{one["label"]: one["score"] for one in answer} for answer in answers]
+        return [share[label_of[one]] for share, one in zip(shares, classes)]
+
+    return confidence
+
+
+def _detector_confidence(detector: Detector, name: str, class_names: Mapping[str, Sequence[str]]) -> Classifier:
+    label_of, device = _matching(detector.classes, name, class_names), next(detector.parameters()).device
+
+    @torch.no_grad()
+    def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
+        shares = detector(detector.pixels(images).to(device)).softmax(dim=1)
+        return [share[detector.classes.index(label_of[one])].item() for share, one in zip(shares, classes)]
+
+    return confidence
+
+
+def _matching(labels: list[str], classifier: str, class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    known = {normal(part): label for label in reversed(labels) for part in (label, *spoken(label))}
+    found = {
+        name: next((known[normal(x)] for x in (name, *names) if normal(x) in known), None)
+        for name, names in class_names.items()
+    }
+    if unknown := [name for name, label in found.items() if label is None]:
+        raise ValueError(f"the classifier {classifier} does not know the classes {unknown[:5]}: give one that does")
+    return found

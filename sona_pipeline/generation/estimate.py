@@ -1,0 +1,83 @@
+"""What a generation would cost, from a short measurement."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sona_pipeline.generation.make import OutlierMaker, Work
+from sona_pipeline.generation.plan import Plan
+from sona_pipeline.pipeline import SONAPipeline
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost.
+
+    Attributes:
+        images, unet_rows: counts.
+        rows_per_second: of this device, with the time of the other stages counted in.
+        seconds: of the whole run on one such device.
+        bytes: of the files.
+        free_bytes: on the disk of the output folder.
+    """
+
+    images: int
+    unet_rows: int
+    rows_per_second: float
+    seconds: float
+    bytes: int
+    free_bytes: int
+
+
+def estimate(
+    plan: Plan, pipe: SONAPipeline, output: Path, *, batch_size: int, reconstructions: bool = True
+) -> Estimate:
+    """Make part of one batch to see what the whole plan would cost; nothing is written.
+
+    The batch is made once to warm up and twice more, with few steps only; the difference of the times is the cost of
+    a step.
+
+    Args:
+        plan: what would be made.
+        pipe: a loaded pipeline.
+        output: folder that the set would go to.
+        batch_size: images that are made together.
+        reconstructions: whether VAE round trips are made, too.
+
+    Raises:
+        ValueError: none of the images in the batch can be read.
+    """
+    plan = replace(plan, settings=replace(plan.settings, reject=()))
+    maker = OutlierMaker(pipe, plan, reconstructions=reconstructions)
+    few, many = 1, min(4, plan.settings.num_inference_steps)
+    size = min(batch_size, len(plan))
+    work = maker.read(plan.batch(np.argsort(plan.hashes, kind="stable")[:size]))
+    if not work.items:
+        raise ValueError(f"none of {size} images could be read; the first: {work.rejects[0]['reason']}")
+    timed = {}
+    for steps in (few, few, many):
+        started = time.perf_counter()
+        short = maker.denoise(maker.encode(Work("", work.items, images=work.images)), steps)
+        samples = maker.samples(maker.decode(short))
+        timed[steps] = time.perf_counter() - started
+    more = timed[many] - timed[few]
+    per_step = more / (many - few) if more > 0 else timed[many] / many
+    per_row = per_step / (3 * len(work.items))
+    overhead = max(0.0, timed[few] - few * per_step) / len(work.items)
+    seconds = per_row * plan.unet_rows + overhead * len(plan)
+    bytes_each = statistics.mean(len(s.outlier) + len(s.reconstruction or b"") + 600 for s in samples) if samples else 0
+    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    return Estimate(
+        images=len(plan),
+        unet_rows=plan.unet_rows,
+        rows_per_second=plan.unet_rows / seconds,
+        seconds=seconds,
+        bytes=round(bytes_each * len(plan)),
+        free_bytes=shutil.disk_usage(place).free,
+    )

@@ -1,0 +1,246 @@
+"""Job: one outlier of every image of a labelled set, at data-set scale, as a set that the ecosystem opens as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+
+from sona_pipeline.common.files import only_run, settle_settings
+from sona_pipeline.common.progress import Track
+from sona_pipeline.common.stages import ahead
+from sona_pipeline.data.images import ImageSet, is_grey
+from sona_pipeline.data.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_settings
+from sona_pipeline.generation.checkpoint import find_batch_size, identity
+from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
+from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model
+from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
+from sona_pipeline.generation.plan import Batch, GenerationSettings, Plan, check_settings, plan_outliers
+from sona_pipeline.pipeline import SONAPipeline
+
+DEPTH = 2
+"""Batches that reading and writing may be ahead of or behind the device."""
+SECONDS_UNTIL_IN_SIGHT = 300
+"""How long files of other machines may take to appear."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What a run writes, and how.
+
+    Attributes:
+        format: "folder" (image folders), or shards of "parquet" or "webdataset".
+        reconstructions: also write the VAE round trips of the ID images, with the same codec.
+        classifier: image classifier for the check `source_confidence`, see `checks.load_classifier`.
+        batch_size: images that are made together.
+        strict: stop at an image that cannot be read, instead of recording it.
+    """
+
+    format: str = "folder"
+    reconstructions: bool = True
+    classifier: str | None = None
+    batch_size: int = 16
+    strict: bool = False
+
+
+def generate_outliers(
+    images: ImageSet,
+    pipe: SONAPipeline,
+    output: str | Path,
+    settings: GenerationSettings,
+    writing: OutputSettings = OutputSettings(),
+    *,
+    id_names: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Write one outlier of each image to `output`, and go on where an earlier run stopped.
+
+    As a folder, the outliers lie in `output/outliers`, by source class, with `metadata.jsonl` beside them (file name,
+    source key and class, labels, stop step, seed, quality checks, content hash); the VAE round trips of the images in
+    `output/reconstructions` under the same names; `output/outliers.txt` lists the outliers as OpenOOD does. As shards,
+    `output/outliers` has both together, and `output/metadata.jsonl` the table. `settings.json` has all settings, and
+    `rejects.jsonl` the images without an outlier, with the reason.
+
+    Under `accelerate launch` the processes share the work; `output` has to be a folder that all of them see.
+
+    Args:
+        images: labelled images.
+        pipe: a loaded pipeline.
+        output: folder of the set.
+        settings: how outliers are made.
+        writing: what is written.
+        id_names: all names of the ID classes, for the classifier.
+
+    Returns:
+        The folder `output`.
+
+    Raises:
+        ValueError: labels, images, model, settings or those of an earlier run do not go together.
+        BlockingIOError: another run is writing to the folder.
+        OSError: the disk fails or is full, or, when strict, an image cannot be read. What was written before stays.
+        FloatingPointError: the latents of a whole batch became NaN or infinite.
+    """
+    output, state = Path(output), process_state()
+    check_run(images, pipe, settings, writing)
+    plan = make_plan(images, pipe, settings)
+    names = id_names or {name: (settings.id_label(name),) for name in images.classes}
+    classifier = load_classifier(writing.classifier, names, pipe.device) if writing.classifier else None
+    maker = OutlierMaker(
+        pipe, plan, reconstructions=writing.reconstructions, classifier=classifier, strict=writing.strict
+    )
+    writer = OutlierWriter(output, writing.format)
+    with ExitStack() as stack:
+
+        def settle() -> None:
+            stack.enter_context(only_run(output))
+            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing))
+
+        _on_main_process(state, settle)
+        is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
+        batches = _remaining(plan, is_done, writing.batch_size)
+        mine = batches[state.process_index :: state.num_processes]
+        with Track("outliers", len(plan), shown=state.is_main_process) as track:
+            ready = int(is_done.sum())
+            track.reach(ready)
+            for count in through_stages(maker, writer, mine, vae_depth=0 if pipe.device.type == "cpu" else 1):
+                ready += count * state.num_processes
+                track.reach(min(ready, len(plan)))
+            state.wait_for_everyone()
+            track.reach(len(plan))
+        _on_main_process(state, lambda: _finish(writer, batches, settings.drop_duplicates))
+    return output
+
+
+def process_state() -> PartialState:
+    """This process among those that `accelerate launch` started; they wait for each other as long as it takes."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
+
+
+def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings) -> Plan:
+    """The plan of a run, with the similarities of labels where the label choice needs them."""
+    if settings.label_choice == "random":
+        return plan_outliers(images, settings)
+    check_settings(images, settings)
+    id_prompts = [settings.id_prompt_of(name) for name in images.classes]
+    ood_prompts = [settings.ood_prompt_of(label) for label in settings.ood_labels]
+
+    def compare() -> np.ndarray:
+        encode = text_encoder(settings.label_encoder) if settings.label_encoder else pipeline_encoder(pipe)
+        return similarities(encode, id_prompts, ood_prompts)
+
+    return plan_outliers(images, settings, _on_main_process(process_state(), compare))
+
+
+def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> None:
+    """Raise ValueError if images, pipeline and settings do not go together; nothing is written and no model run."""
+    check_settings(images, settings)
+    check_output(settings, writing)
+    if is_grey_model(pipe) and not is_grey(images):
+        raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
+    size, mode = image_form(pipe, settings.size)
+    pipe.preprocess_image(Image.new(mode, (size, size)))
+    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
+
+
+def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
+    """Raise ValueError if what is to be written cannot be, whatever the model and the images."""
+    if writing.format not in FORMATS:
+        raise ValueError(f"the format is {writing.format!r}, but has to be one of {FORMATS}")
+    if writing.batch_size < 1:
+        raise ValueError(f"the batch size is {writing.batch_size}, but has to be 1 or more")
+    if not writing.classifier and SOURCE_CONFIDENCE in {Bound.parse(text).check for text in settings.reject}:
+        raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
+
+
+def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: Path) -> int:
+    """A batch size found by trying, or that of an earlier run into the folder; the same in all processes."""
+
+    def find() -> int:
+        notes = read_settings(output).get("notes", {}) if (output / SETTINGS).exists() else {}
+        return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
+
+    return _on_main_process(process_state(), find)
+
+
+def through_stages(
+    maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch], vae_depth: int
+) -> Iterator[int]:
+    """Make and commit batches, and give how many images each had; reading and writing overlap with the device's work.
+
+    With `vae_depth` 1 the VAE has threads of its own, too, which keep the queue of an accelerator full; on the CPU
+    they would only take the cores from the UNet.
+    """
+
+    def commit(work: Work) -> int:
+        writer.commit(work.name, maker.samples(work), work.rejects)
+        return len(work.made) + len(work.rejects)
+
+    read = ahead(maker.read, batches, DEPTH)
+    encoded = ahead(maker.encode, read, vae_depth)
+    denoised = ahead(maker.denoise, encoded, 0)
+    decoded = ahead(maker.decode, denoised, vae_depth)
+    with closing(read), closing(encoded), closing(denoised), closing(decoded):
+        yield from ahead(commit, decoded, DEPTH)
+
+
+def _done(plan: Plan, writer: OutlierWriter, reconstructions: bool) -> np.ndarray:
+    """Which images of the plan need nothing more, `[N]` bool."""
+    done = writer.done(reconstructions)
+    return np.isin(plan.hashes, np.fromiter(done, np.uint64, len(done)))
+
+
+def _remaining(plan: Plan, is_done: np.ndarray, batch_size: int) -> list[Batch]:
+    """The batches still to be made, without what is there."""
+    batches = [plan.batch(batch.indices[~is_done[batch.indices]]) for batch in plan.batches(batch_size)]
+    return [batch for batch in batches if len(batch.indices)]
+
+
+def _finish(writer: OutlierWriter, batches: Sequence[Batch], drop_duplicates: bool) -> None:
+    """Finish the set when all batches are in sight, which may take a while on a disk of several machines."""
+    deadline = time.monotonic() + SECONDS_UNTIL_IN_SIGHT
+    while missing := {batch.name for batch in batches} - writer.committed():
+        if time.monotonic() > deadline:
+            raise OSError(
+                f"{len(missing)} batches that other processes made are not in {writer.folder}: let all processes write"
+                " to one folder that they share, and run the same command again"
+            )
+        time.sleep(1)
+    writer.finish(drop_duplicates)
+
+
+def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> tuple[dict, dict]:
+    """What has to be equal in all runs into one folder, and what is only noted."""
+    fixed = identity(pipe) | asdict(settings)
+    fixed |= {
+        "format": writing.format,
+        "reconstructions": writing.reconstructions,
+        "classifier": writing.classifier,
+    }
+    packages = ("sona-pipeline", "diffusers", "torch", "transformers", "pillow")
+    notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
+    return fixed, notes | {"versions": {name: version(name) for name in packages}}
+
+
+def _on_main_process(state: PartialState, action: Callable[[], Result]) -> Result:
+    """What the action gives in the main process; what it raises there is raised in every process."""
+    outcome: list = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = action()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]

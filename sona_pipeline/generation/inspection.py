@@ -1,0 +1,111 @@
+"""Job: what is in an outlier set, counted and drawn."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sona_pipeline.common import figures
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.outlier_set import FINGERPRINT, open_outliers, read_rejects, read_rows, read_settings
+from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
+
+QUANTILES = (1, 10, 50, 90, 99)
+"""Shares in percent that results of the checks are told by."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in an outlier set.
+
+    Attributes:
+        settings: that it was made with.
+        classes, labels, stop_steps: how many outliers each has.
+        checks: results of the quality checks by name.
+        duplicates: how many outliers look nearly like one before them.
+        rejects: how many images have no outlier, by reason with the numbers left out.
+        rows: of the metadata table, by file name.
+    """
+
+    settings: dict
+    classes: Counter
+    labels: Counter
+    stop_steps: Counter
+    checks: dict[str, np.ndarray]
+    duplicates: int
+    rejects: Counter
+    rows: list[dict]
+
+
+def inspect_outliers(folder: str | Path) -> Inspection:
+    """Count what is in an outlier set, finished or not.
+
+    Raises:
+        FileNotFoundError: `folder` is not an outlier set.
+        ValueError: it has no outliers yet.
+    """
+    rows = sorted(read_rows(folder), key=lambda row: row["file_name"])
+    if not rows:
+        raise ValueError(f"{folder} has no outliers yet: let `sona generate` make some")
+    names = [name for name in (*CHECKS, SOURCE_CONFIDENCE) if name in rows[0]]
+    return Inspection(
+        settings=read_settings(folder),
+        classes=Counter(row["source_class"] for row in rows),
+        labels=Counter(row["ood_label"] for row in rows),
+        stop_steps=Counter(row["stop_step"] for row in rows),
+        checks={name: np.array([row[name] for row in rows]) for name in names},
+        duplicates=len(rows) - len({row[FINGERPRINT] for row in rows}),
+        rejects=Counter(_kind(row["reason"]) for row in read_rejects(folder)),
+        rows=rows,
+    )
+
+
+def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = None, pairs: int = 24) -> Inspection:
+    """Draw a sheet: outliers by class, stop step and label, histograms of the checks, and sample pairs.
+
+    Args:
+        folder: of the set.
+        path: of the PNG file.
+        images: the ID images, shown above their outliers; without them, the VAE round trips are, if the set has them.
+        pairs: how many, from all stop steps.
+
+    Returns:
+        What is in the set.
+    """
+    found = inspect_outliers(folder)
+    by_step = sorted(found.rows, key=lambda row: (row["stop_step"], row["file_name"]))
+    shown = [by_step[k] for k in np.unique(np.linspace(0, len(by_step) - 1, min(pairs, len(by_step))).astype(int))]
+    outliers, sources = open_outliers(folder, [row["file_name"] for row in shown])
+    if images is not None:
+        place = {key: index for index, key in enumerate(images.keys)}
+        if missing := [row["source_key"] for row in shown if row["source_key"] not in place]:
+            raise ValueError(f"the images have no {missing[0]!r}, which an outlier comes from: give the ones it has")
+        sources = images.take([place[row["source_key"]] for row in shown])
+    samples = [
+        (
+            sources.image(k) if sources else None,
+            outliers.image(k),
+            f"{row['id_label']}\n→ {row['ood_label'][:24]}, {row['stop_step']}",
+        )
+        for k, row in enumerate(shown)
+    ]
+    sheet = figures.inspection_figure(
+        {"source class": found.classes, "OOD label": found.labels},
+        found.stop_steps,
+        found.settings["num_inference_steps"],
+        found.checks,
+        samples,
+    )
+    figures.save_figure(sheet, path)
+    return found
+
+
+def _kind(reason: str) -> str:
+    """A reason without file names and measured values."""
+    if "cannot be read" in reason:
+        return "cannot be read as an image"
+    return re.sub(r"looks like .*", "looks like another outlier", re.sub(r" [-\d.e]+ ([<>])", r" \1", reason))

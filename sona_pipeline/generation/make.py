@@ -1,0 +1,250 @@
+"""How a batch of planned outliers is made: read, encode, denoise, decode, each a stage of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from sona_pipeline.common.files import digest, png
+from sona_pipeline.data.imaging import fit
+from sona_pipeline.data.shards import Sample
+from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
+from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
+from sona_pipeline.pipeline import SONAPipeline
+
+
+@dataclass
+class Work:
+    """A batch on its way through the stages.
+
+    Attributes:
+        name: of the batch.
+        items: what is planned; images that cannot be read are taken out.
+        rejects: a row for each image that no outlier is made of.
+        images: sources, at the model's size.
+        generators: one an item, on the CPU.
+        pixels: sources `[B, C, H, W]` in [-1, 1].
+        source_latents, outlier_latents: scaled latents `[B, c, h, w]`.
+        made: what came of each item: its checks, the outlier, and the source's round trip or None.
+    """
+
+    name: str
+    items: list[PlannedOutlier] = field(default_factory=list)
+    rejects: list[dict] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
+    pixels: torch.Tensor | None = None
+    source_latents: torch.Tensor | None = None
+    outlier_latents: torch.Tensor | None = None
+    made: list[tuple[PlannedOutlier, dict, Image.Image, Image.Image | None]] = field(default_factory=list)
+
+
+class OutlierMaker:
+    """Makes planned outliers with a pipeline, stage by stage.
+
+    Args:
+        pipe: a loaded pipeline.
+        plan: what is to be made, and of what.
+        reconstructions: also give the VAE round trips of the sources.
+        classifier: for the check `source_confidence`; None leaves it out.
+        strict: raise for an image that cannot be read or denoised, instead of rejecting it. Errors of the disk are
+            raised in any case.
+    """
+
+    def __init__(
+        self,
+        pipe: SONAPipeline,
+        plan: Plan,
+        *,
+        reconstructions: bool = True,
+        classifier: Classifier | None = None,
+        strict: bool = False,
+    ):
+        self.pipe, self.plan, self.settings = pipe, plan, plan.settings
+        self.reconstructions, self.classifier, self.strict = reconstructions, classifier, strict
+        self.size, self.mode = image_form(pipe, plan.settings.size)
+        self.bounds = [Bound.parse(text) for text in plan.settings.reject]
+        self.prompts = PromptCache(pipe)
+
+    def read(self, batch: Batch) -> Work:
+        """Decode the images of a batch and bring them to the model's size.
+
+        Without torch, whose threads would take the cores from those of the UNet when this runs beside it.
+        """
+        work = Work(batch.name)
+        for item in map(self.plan.__getitem__, batch.indices):
+            try:
+                image = self.plan.images.image(item.index)
+                work.images.append(fit(image, self.size, self.mode, self.settings.resize_mode))
+                work.items.append(item)
+            except (OSError, ValueError) as error:
+                if self.strict or getattr(error, "errno", None):
+                    raise
+                work.rejects.append(self._reject(item, str(error)))
+        return work
+
+    def encode(self, work: Work) -> Work:
+        """Sources to latents; the first draw of each image's generator."""
+        if work.items:
+            work.pixels = self.pipe.preprocess_image(work.images)
+            work.images = []
+            work.generators = [torch.Generator().manual_seed(item.seed) for item in work.items]
+            work.source_latents = self._encoded(work.pixels, work.generators)
+        return work
+
+    def denoise(self, work: Work, steps: int | None = None) -> Work:
+        """Latents of sources to latents of outliers, in one call of the pipeline; in `steps` instead of as planned.
+
+        Images whose latents become NaN are found by making each of the batch by itself, and rejected.
+
+        Raises:
+            FloatingPointError: that happens to a whole batch, or, when strict, to an image.
+        """
+        if work.items:
+            try:
+                options = {"stop_step": steps} if steps else {}
+                work.outlier_latents = self.denoised(work.items, work.source_latents, work.generators, **options)
+            except FloatingPointError:
+                if self.strict:
+                    raise
+                self._denoise_singly(work)
+        return work
+
+    def _denoise_singly(self, work: Work) -> None:
+        found, error = {}, None
+        for k, item in enumerate(work.items):
+            generators = [torch.Generator().manual_seed(item.seed)]
+            latents = self._encoded(work.pixels[k : k + 1], generators)
+            try:
+                found[k] = self.denoised([item], latents, generators)
+            except FloatingPointError as caught:
+                error = caught
+                work.rejects.append(self._reject(item, str(error)))
+        if not found and len(work.items) > 1:
+            raise error
+        work.items, kept = [work.items[k] for k in found], list(found)
+        work.pixels, work.source_latents = work.pixels[kept], work.source_latents[kept]
+        work.outlier_latents = torch.cat(list(found.values())) if found else None
+
+    @torch.no_grad()
+    def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        return self.pipe.encode_image(pixels, self.pipe.unet.dtype, self.pipe.device, generators)
+
+    def prompts_of(self, items: Sequence[PlannedOutlier]) -> tuple[list[str], list[str]]:
+        """ID and OOD prompt of every item."""
+        names, settings = [self.plan.images.label_name(item.index) for item in items], self.settings
+        return [settings.id_prompt_of(n) for n in names], [settings.ood_prompt_of(item.ood_label) for item in items]
+
+    def denoised(
+        self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options
+    ) -> torch.Tensor:
+        """Latents of outliers of the source latents; `options` of the pipeline's call go before what is planned."""
+        id_prompts, ood_prompts = self.prompts_of(items)
+        planned = {
+            "id_prompt_embeds": self.prompts(id_prompts),
+            "ood_prompt_embeds": self.prompts(ood_prompts),
+            "uncond_prompt_embeds": self.prompts([""]),
+            "stop_step": [item.stop_step for item in items],
+            "num_inference_steps": self.settings.num_inference_steps,
+            "guidance_scale": self.settings.guidance_scale,
+            "mask_threshold": self.settings.mask_threshold,
+            "mask_granularity": self.settings.mask_granularity,
+        }
+        return self.pipe(latents, generator=generators, output_type="latent", **planned | options).images
+
+    @torch.no_grad()
+    def decode(self, work: Work) -> Work:
+        """Latents to images, with their checks; outliers that break a bound are rejected."""
+        if not work.items:
+            return work
+        outliers, flags = self.pipe.decode(work.outlier_latents, "pt")
+        round_trips, source_flags = None, None
+        if self.reconstructions:
+            round_trips, source_flags = self.pipe.decode(work.source_latents, "pt")
+        sources = (work.pixels / 2 + 0.5).to(outliers.device)
+        results = run_checks(Made(sources, outliers.float(), work.source_latents, work.outlier_latents))
+        pictures = pictures_of(outliers)
+        if self.classifier:
+            classes = [self.plan.images.label_name(item.index) for item in work.items]
+            for row, value in zip(results, self.classifier(pictures, classes)):
+                row[SOURCE_CONFIDENCE] = round(value, 5)
+        others = pictures_of(round_trips) if round_trips is not None else [None] * len(pictures)
+        for k, (item, row) in enumerate(zip(work.items, results)):
+            reasons = [reason for bound in self.bounds if (reason := bound.reason(row))]
+            reasons += [f"{name} is not finite" for name in CHECKS if not math.isfinite(row[name])]
+            if (flags and flags[k]) or (source_flags and source_flags[k]):
+                reasons.append("flagged by the safety checker")
+            if reasons:
+                work.rejects.append(self._reject(item, ", ".join(reasons)))
+            else:
+                work.made.append((item, row, pictures[k], others[k]))
+        work.pixels = work.source_latents = work.outlier_latents = None
+        return work
+
+    def samples(self, work: Work) -> list[Sample]:
+        """The finished outliers of a batch as files, with their rows of the metadata table."""
+        return [self._sample(*one) for one in work.made]
+
+    def _sample(self, item: PlannedOutlier, checks: dict, outlier: Image.Image, other: Image.Image | None) -> Sample:
+        content, class_name = png(outlier), self.plan.images.label_name(item.index)
+        row = {
+            "file_name": item.file_name,
+            "source_key": self.plan.images.keys[item.index],
+            "source_class": class_name,
+            "id_label": self.settings.id_label(class_name),
+            "ood_label": item.ood_label,
+            "stop_step": item.stop_step,
+            "seed": item.seed,
+            **checks,
+            "sha256": digest(content),
+        }
+        return Sample(row, content, png(other) if other else None)
+
+    def _reject(self, item: PlannedOutlier, reason: str) -> dict:
+        return {"file_name": item.file_name, "source_key": self.plan.images.keys[item.index], "reason": reason}
+
+
+class PromptCache:
+    """Embeddings of prompts `[B, L, D]`, each text encoded once as long as there is room.
+
+    Args:
+        pipe: a loaded pipeline.
+        room: how many texts to keep; those not used for longest go first.
+    """
+
+    def __init__(self, pipe: SONAPipeline, room: int = 4096):
+        self.pipe, self.room = pipe, room
+        self._kept: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings of `texts`, in their order."""
+        if missing := [text for text in dict.fromkeys(texts) if text not in self._kept]:
+            prompts, given = {"id_prompt": missing}, {"id_prompt": None}
+            embeds = self.pipe.encode_prompts(len(missing), prompts, given, self.pipe.device)[0]
+            self._kept |= zip(missing, embeds)
+        found = torch.stack([self._kept[text] for text in texts])
+        self._kept |= {text: self._kept.pop(text) for text in dict.fromkeys(texts)}
+        for text in list(self._kept)[: max(0, len(self._kept) - self.room)]:
+            del self._kept[text]
+        return found
+
+
+def image_form(pipe: SONAPipeline, size: int | None) -> tuple[int, str]:
+    """Side in pixels, and mode, of the images that a pipeline takes; the model's own side for None."""
+    return size or pipe.unet.config.sample_size * pipe.vae_scale_factor, "L" if is_grey_model(pipe) else "RGB"
+
+
+def is_grey_model(pipe: SONAPipeline) -> bool:
+    """Whether the pipeline makes grey images."""
+    return pipe.vae.config.in_channels == 1
+
+
+def pictures_of(pixels: torch.Tensor) -> list[Image.Image]:
+    """Pixels `[B, C, H, W]` in [0, 1] as images of 8 bits."""
+    return [to_pil_image(one) for one in (pixels.float() * 255).round().to(torch.uint8).cpu()]

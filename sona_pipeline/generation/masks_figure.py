@@ -1,0 +1,84 @@
+"""The masks of one image over its denoising steps, as a sheet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sona_pipeline.common.figures import show_image
+from sona_pipeline.pipeline import SONAPipeline
+
+MASKS = {
+    "id_semantic_mask": "ID semantics",
+    "id_nuisance_mask": "ID nuisance",
+    "ood_semantic_mask": "OOD semantics",
+}
+
+
+def masks_figure(
+    pipe: SONAPipeline,
+    source: Image.Image,
+    labels: tuple[str, str],
+    prompts: tuple[str, str],
+    stop_step: int,
+    seed: int,
+    columns: int = 8,
+    **options,
+) -> Figure:
+    """The masks of one image over its denoising steps, as in figure 4 of the paper.
+
+    Args:
+        pipe, source, prompts, stop_step, options: as for `SONAPipeline.__call__` (prompts are ID and OOD).
+        labels: ID and OOD label, for the title.
+        seed: of the image's noise.
+        columns: steps to show, evenly spread.
+    """
+    seen: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def record(_, step, __, tensors):
+        seen.append((step, {name: value[0].float().cpu() for name, value in tensors.items()}))
+        return {}
+
+    pipe(
+        source,
+        *prompts,
+        stop_step=stop_step,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+        callback_on_step_end=record,
+        callback_on_step_end_tensor_inputs=["latents", *MASKS],
+        **options,
+    )
+    shown = [seen[k] for k in np.unique(np.linspace(0, len(seen) - 1, min(columns, len(seen))).round().astype(int))]
+    latents = torch.stack([tensors["latents"] for _, tensors in shown]).to(pipe.device, pipe.vae.dtype)
+    with torch.no_grad():
+        images, _ = pipe.decode(latents, "pil")
+    return _draw_masks(source, labels, stop_step, len(seen), [step for step, _ in shown], images, [t for _, t in shown])
+
+
+def _draw_masks(source, labels, stop_step, count, steps, images, tensors) -> Figure:
+    rows = ["denoised", *MASKS.values()]
+    figure = Figure(figsize=(1.25 * (len(images) + 1) + 0.8, 1.35 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(images) + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    for axis, name in zip(axes[:, 0], rows):
+        axis.set_ylabel(name, fontsize=9)
+    for axis in axes[:, 0]:
+        show_image(axis, source)
+    axes[0, 0].set_title("source", fontsize=9)
+    first = steps[0]
+    for column, (step, image, masks) in enumerate(zip(steps, images, tensors), start=1):
+        axes[0, column].set_title(f"t = {stop_step - (step - first)}", fontsize=9)
+        show_image(axes[0, column], image)
+        for row, name in enumerate(MASKS, start=1):
+            show_image(axes[row, column], image)
+            share = masks[name].mean(dim=0).numpy()
+            extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+            axes[row, column].imshow(share, cmap="autumn", alpha=0.75 * share, extent=extent, vmin=0, vmax=1)
+    figure.suptitle(f"{labels[0]} → {labels[1]}, stop step {stop_step}: masks over the steps", fontsize=10)
+    return figure

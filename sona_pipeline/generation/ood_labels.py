@@ -1,0 +1,178 @@
+"""OOD labels: where they come from, which of them collide with ID classes, and which may be drawn for a class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from sona_pipeline.data.class_names import Names, imagenet_labels, normal, spoken, synsets
+from sona_pipeline.pipeline import SONAPipeline
+
+IMAGENET = "imagenet"
+SHARE = 0.1
+"""Part of the labels that the rules `close` and `far` draw from."""
+
+Encode = Callable[[Sequence[str]], torch.Tensor]
+"""Texts to embeddings `[N, D]`."""
+
+
+@dataclass(frozen=True)
+class Collision:
+    """An OOD label that means, or may mean, the ID class `id_class`, and why."""
+
+    label: str
+    id_class: str
+    reason: str
+
+
+def read_labels(source: str | Path) -> list[Names]:
+    """OOD labels with their synonyms.
+
+    Args:
+        source: a text file with a label on each line and synonyms after commas (WordNet ids become words), or
+            "imagenet" for the 1,000 labels of ImageNet-1k.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds none.
+    """
+    if str(source) == IMAGENET:
+        return imagenet_labels()
+    return [spoken(line) for line in read_lines(source)]
+
+
+def read_lines(source: str | Path) -> list[str]:
+    """The lines of a text file, each once, without blank ones; ValueError if there are none."""
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a text file with one entry a line")
+    lines = list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()))
+    if not any(lines):
+        raise ValueError(f"no OOD labels in {path}: give at least one, each on a line of its own")
+    return [line for line in lines if line]
+
+
+def usable_labels(
+    labels: Sequence[Names], id_names: Mapping[str, Names], *, keep_collisions: bool = False
+) -> tuple[tuple[str, ...], list[Collision]]:
+    """The labels without those that collide with an ID class, and the collisions.
+
+    With `keep_collisions`, only labels whose prompts would be those of an ID class are left out.
+
+    Raises:
+        ValueError: no label is left.
+    """
+    collisions = find_collisions(labels, id_names)
+    id_words = {normal(names[0]) for names in id_names.values()}
+    dropped = {c.label for c in collisions if not keep_collisions or normal(c.label) in id_words}
+    kept = tuple(dict.fromkeys(names[0] for names in labels if names[0] not in dropped))
+    if not kept:
+        why = [f", since {c.label!r} collides with {c.id_class!r} ({c.reason})" for c in collisions[:1]]
+        raise ValueError(f"no OOD labels are left of {len(labels)}{''.join(why)}: give others, or keep collisions")
+    return kept, [c for c in collisions if c.label in dropped]
+
+
+def find_collisions(labels: Sequence[Names], id_names: Mapping[str, Names]) -> list[Collision]:
+    """The OOD labels that equal an ID class, share a synset of WordNet with one, or contain one or are contained.
+
+    Names are compared word by word, without case and plural s: "tiger shark" collides with "shark" both ways round,
+    "catfish" and "cat" do not. A label's and a class's synonyms count like their names.
+    """
+    equal = {normal(name): id_class for id_class, names in id_names.items() for name in names}
+    longest = max((len(name.split()) for name in equal), default=0)
+    within = {part: id_class for name, id_class in equal.items() for part in _parts(name, longest)}
+    in_synset = {synset: id_class for name, id_class in equal.items() for synset in synsets(name)}
+
+    def collision(names: Names) -> Collision | None:
+        for name in map(normal, names):
+            if name in equal:
+                return Collision(names[0], equal[name], "the same name")
+            for synset in sorted(synsets(name) & in_synset.keys()):
+                return Collision(names[0], in_synset[synset], f"a synonym ({synset})")
+            for part in _parts(name, longest):
+                if part in equal:
+                    return Collision(names[0], equal[part], f"contains {part!r}")
+            if name in within:
+                return Collision(names[0], within[name], "is part of its name")
+        return None
+
+    return [found for names in labels if (found := collision(names))]
+
+
+def _parts(name: str, longest: int) -> list[str]:
+    """All runs of up to `longest` words in a name."""
+    words = name.split()
+    ends = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + longest, len(words)) + 1)]
+    return [" ".join(words[i:j]) for i, j in ends]
+
+
+def any_label(similarity: np.ndarray) -> np.ndarray:
+    """All labels, for each class."""
+    return np.broadcast_to(np.arange(similarity.shape[1]), similarity.shape)
+
+
+def close_labels(similarity: np.ndarray) -> np.ndarray:
+    """The tenth of the labels that is most similar to each class, at least one label."""
+    return far_labels(-similarity)
+
+
+def far_labels(similarity: np.ndarray) -> np.ndarray:
+    """The tenth of the labels that is least similar to each class, at least one label."""
+    count = max(1, round(SHARE * similarity.shape[1]))
+    return np.argsort(similarity, axis=1, kind="stable")[:, :count]
+
+
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "random": any_label,
+    "close": close_labels,
+    "far": far_labels,
+}
+"""Which labels may be drawn for a class: from similarities `[classes, labels]` to label indices `[classes, n]`."""
+
+
+def similarities(encode: Encode, id_texts: Sequence[str], ood_texts: Sequence[str]) -> np.ndarray:
+    """Cosine similarities `[ID texts, OOD texts]` of the texts' embeddings."""
+    one, other = (torch.nn.functional.normalize(encode(texts).float(), dim=-1) for texts in (id_texts, ood_texts))
+    return (one @ other.T).cpu().numpy()
+
+
+def pipeline_encoder(pipe: SONAPipeline) -> Encode:
+    """The pipeline's own text encoder with its pooled output, in float32 on the CPU, the same for all devices."""
+    model = copy.deepcopy(pipe.text_encoder).float().cpu()
+    return _encoder(pipe.tokenizer, model, lambda outputs, mask: outputs.pooler_output)
+
+
+def text_encoder(name: str) -> Encode:
+    """A text encoder of transformers such as BERT, sentence-transformers' or CLIP's, by Hub id or folder, on the CPU.
+
+    The mean over the tokens is the embedding. OSError if there is no such model.
+    """
+    model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
+    model = getattr(model, "text_model", model)
+    return _encoder(AutoTokenizer.from_pretrained(name), model, _mean_of_tokens)
+
+
+def _mean_of_tokens(outputs, mask: torch.Tensor) -> torch.Tensor:
+    weights = mask[..., None].to(outputs.last_hidden_state.dtype)
+    return (outputs.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _encoder(tokenizer, model, pool: Callable, batch_size: int = 256) -> Encode:
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        pooled = []
+        for start in range(0, len(texts), batch_size):
+            inputs = tokenizer(
+                list(texts[start : start + batch_size]), padding=True, truncation=True, return_tensors="pt"
+            ).to(model.device)
+            outputs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+            pooled.append(pool(outputs, inputs.attention_mask).cpu())
+        return torch.cat(pooled)
+
+    return encode

@@ -1,0 +1,220 @@
+"""The plan of a generation: what is made of each image, from the seed and the image's key alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import NamedTuple
+
+import numpy as np
+
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.imaging import RESIZE_MODES
+from sona_pipeline.generation.checks import Bound
+from sona_pipeline.generation.ood_labels import RULES
+from sona_pipeline.pipeline import check_mask_options
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How outliers are made; together with the model and the images it fixes every one of them.
+
+    Attributes:
+        ood_labels: meanings to add, one drawn for each image; none may mean an ID class.
+        id_labels: words for the ID classes in prompts; a class that is not in it is called by its name.
+        prompt: template of the prompts, with `{}` for the label.
+        ood_prompt: template of the OOD prompts if it is another one; "{}" takes labels as whole prompts.
+        label_choice: which OOD labels an image may get, a name of `ood_labels.RULES`.
+        label_encoder: text encoder that `label_choice` compares labels by; None is the pipeline's own.
+        num_inference_steps, guidance_scale, mask_threshold, mask_granularity: of `SONAPipeline`.
+        size: side of the images in pixels; None is the model's own.
+        resize_mode: how images come to that size, see `imaging.fit`.
+        reject: bounds on quality checks, such as "latent_distance<0.3"; outliers that break one are left out.
+        drop_duplicates: keep one only of the outliers that look nearly the same.
+        seed: root of all randomness; stop step, label and noise of an image follow from it and the image's key.
+    """
+
+    ood_labels: tuple[str, ...]
+    id_labels: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = "a photo of a {}"
+    ood_prompt: str | None = None
+    label_choice: str = "random"
+    label_encoder: str | None = None
+    num_inference_steps: int = 50
+    guidance_scale: float = 10.0
+    mask_threshold: float = 0.2
+    mask_granularity: str = "channel"
+    size: int | None = None
+    resize_mode: str = "crop"
+    reject: tuple[str, ...] = ()
+    drop_duplicates: bool = False
+    seed: int = 0
+
+    def id_label(self, class_name: str) -> str:
+        """What an ID class is called in prompts."""
+        return self.id_labels.get(class_name, class_name)
+
+    def id_prompt_of(self, class_name: str) -> str:
+        """The prompt of an ID class."""
+        return self.prompt.format(self.id_label(class_name))
+
+    def ood_prompt_of(self, label: str) -> str:
+        """The prompt of an OOD label."""
+        return (self.ood_prompt or self.prompt).format(label)
+
+
+@dataclass(frozen=True)
+class PlannedOutlier:
+    """What will be made of image `index`: file name, stop step, OOD label, and the seed of its noise."""
+
+    index: int
+    file_name: str
+    stop_step: int
+    ood_label: str
+    seed: int
+
+
+class Batch(NamedTuple):
+    """Outliers that are made together: a name that follows from its members, and their indices."""
+
+    name: str
+    indices: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The planned outliers of a set in columns, one entry an image; `plan[i]` puts the i-th together.
+
+    Attributes:
+        images: what they are made of.
+        settings: how they are made.
+        hashes: of the image keys, `[N]` uint64, which name the files.
+        stop_steps: `[N]`, 1 .. `num_inference_steps`.
+        labels: indices of the OOD labels, `[N]`.
+        seeds: `[N]`, not negative.
+    """
+
+    images: ImageSet
+    settings: GenerationSettings
+    hashes: np.ndarray
+    stop_steps: np.ndarray
+    labels: np.ndarray
+    seeds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> PlannedOutlier:
+        return PlannedOutlier(
+            index=int(index),
+            file_name=f"{folder_name(self.images.label_name(index))}/{self.hashes[index]:016x}.png",
+            stop_step=int(self.stop_steps[index]),
+            ood_label=self.settings.ood_labels[self.labels[index]],
+            seed=int(self.seeds[index]),
+        )
+
+    def __iter__(self) -> Iterator[PlannedOutlier]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows that the UNet computes for all of them: three a step."""
+        return 3 * int(self.stop_steps.sum(dtype=np.int64))
+
+    def batches(self, size: int) -> list[Batch]:
+        """All outliers in batches of (nearly) one stop step each; the batches are in random, but fixed order.
+
+        The random order makes the time left come out right, and mixes stop steps within the shards of a set.
+        """
+        order = np.lexsort((self.hashes, -self.stop_steps.astype(np.int64)))
+        chunks = (order[start : start + size] for start in range(0, len(order), size))
+        return sorted((self.batch(indices) for indices in chunks), key=lambda batch: batch.name)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The outliers at `indices` as a batch."""
+        return Batch(hashlib.sha256(self.hashes[indices].tobytes()).hexdigest()[:16], indices)
+
+
+def plan_outliers(images: ImageSet, settings: GenerationSettings, similarity: np.ndarray | None = None) -> Plan:
+    """The outlier of every image; each follows from the seed, the image's key and its class alone.
+
+    An image has the same place in the schedule, `stop_step / num_inference_steps` up to rounding, whatever the number
+    of steps.
+
+    Args:
+        images: labelled images.
+        settings: see `GenerationSettings`.
+        similarity: of ID classes and OOD labels, `[classes, labels]`; rules other than "random" need it.
+
+    Raises:
+        ValueError: the settings do not go with the images.
+    """
+    check_settings(images, settings)
+    if similarity is None:
+        if settings.label_choice != "random":
+            raise ValueError(f"the label choice {settings.label_choice!r} needs similarities of the labels")
+        similarity = np.broadcast_to(np.float32(0), (len(images.classes), len(settings.ood_labels)))
+    allowed = RULES[settings.label_choice](similarity)
+    columns = (np.empty(len(images), t) for t in (np.uint64, np.int32, np.int32, np.int64))
+    plan = Plan(images, settings, *columns)
+    for index, key in enumerate(images.keys):
+        digest = hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()
+        step, label, seed = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16))
+        choice = allowed[images.labels[index]]
+        plan.hashes[index] = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        plan.stop_steps[index] = 1 + (step * settings.num_inference_steps >> 64)
+        plan.labels[index] = choice[label * len(choice) >> 64]
+        plan.seeds[index] = seed >> 1
+    return plan
+
+
+def folder_name(class_name: str) -> str:
+    """The class name, with %-escapes for what file systems, image lists and `datasets` trip over.
+
+    `datasets` takes some words in folder names for splits; OpenOOD's image lists end a path at the first space.
+    """
+    if not class_name:
+        return "%"
+    risky = r'[\x00-\x20%/\\:*?"<>|]|^\.|(?i:train|test|val|dev|eval)'
+    return re.sub(risky, lambda found: f"%{ord(found[0][0]):02x}{found[0][1:]}", class_name)
+
+
+def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
+    """Raise ValueError if the images have no classes, or the settings cannot be used with them."""
+    check_mask_options(settings.mask_threshold, settings.mask_granularity)
+    if not math.isfinite(settings.guidance_scale):
+        raise ValueError(f"the guidance scale is {settings.guidance_scale}: give a finite number")
+    if not len(images):
+        raise ValueError("there are no images to make outliers of: choose other classes, or another split")
+    if not images.labels:
+        raise ValueError("the images have no classes: put them into one sub-folder a class")
+    if len(set(images.keys)) < len(images):
+        raise ValueError("some images have the same key: give each a key of its own")
+    if not settings.ood_labels or not all(label.strip() for label in settings.ood_labels):
+        raise ValueError("no OOD labels, or a blank one: give at least one, and words for each")
+    if settings.num_inference_steps < 1:
+        raise ValueError(f"the number of steps is {settings.num_inference_steps}, but has to be 1 or more")
+    names = {settings.id_label(name).casefold() for name in images.classes}
+    if clashes := [label for label in settings.ood_labels if label.casefold() in names]:
+        raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
+    if settings.label_choice not in RULES:
+        raise ValueError(f"the label choice is {settings.label_choice!r}, but has to be one of {tuple(RULES)}")
+    if settings.resize_mode not in RESIZE_MODES:
+        raise ValueError(f"the resize mode is {settings.resize_mode!r}, but has to be one of {RESIZE_MODES}")
+    for prompt in (settings.prompt, settings.ood_prompt or settings.prompt):
+        _check_template(prompt)
+    for text in settings.reject:
+        Bound.parse(text)
+
+
+def _check_template(prompt: str) -> None:
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+    except ValueError:
+        fields = []
+    if fields != [""]:
+        raise ValueError(f"the prompt {prompt!r} needs just one {{}}, for the label")

@@ -1,0 +1,1 @@
+"""What is published: repositories, cards, and the form for diffusers' community examples."""

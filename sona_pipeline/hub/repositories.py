@@ -1,0 +1,385 @@
+"""Job: repositories for the Hub, laid out as folders and pushed."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+from huggingface_hub import HfApi, SpaceCard
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from safetensors import SafetensorError
+
+from sona_pipeline.common.assets import PACKAGE, TINY_MODEL
+from sona_pipeline.common.files import write_text
+
+if TYPE_CHECKING:
+    from sona_pipeline.evaluation.report import Run
+
+# What imports torch is imported where it is needed, so that a wrong name or token is told at once.
+
+SPACE_FILES = ("README.md", "app.py", "requirements.txt")
+"""Files of the page that a Space has in its root."""
+
+
+def write_pipeline_repository(
+    folder: str | Path,
+    repo_id: str,
+    model: str,
+    *,
+    pointer: bool = False,
+    licence: str | None = None,
+    results: str | Path | None = None,
+) -> None:
+    """Lay out a repository that `DiffusionPipeline.from_pretrained` loads, or takes as `custom_pipeline`.
+
+    Args:
+        folder: new or empty; it is whole or not there.
+        repo_id: `owner/name`, which the card speaks of.
+        model: Stable Diffusion checkpoint, by Hub id or folder; "tiny" is the embedded one.
+        pointer: write the code only, to be used with the weights of `model`, which has to be a Hub id.
+        licence: of the weights, by the Hub's name.
+        results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers;
+            that they were is not checked.
+
+    Raises:
+        ValueError: `repo_id` or `model` has not that form, or the results have no runs.
+        FileExistsError: the folder holds something.
+        OSError: there is no such model, or it has no weights as safetensors.
+    """
+    from sona_pipeline.hub import cards
+
+    check_repo_id(repo_id)
+    check_model(model, pointer)
+    runs = read_runs(results) if results else []
+    is_tiny, is_local = model == "tiny", Path(model).is_dir()
+    name = "sona-tiny" if is_tiny else Path(model).resolve().name if is_local else model
+    notes = (TINY_MODEL / "README.md").read_text(encoding="utf-8").strip() if is_tiny else ""
+    licence = licence or ("apache-2.0" if is_tiny else None)
+    with laid_out(folder) as partial:
+        if pointer:
+            shutil.copyfile(PACKAGE / "pipeline.py", partial / "pipeline.py")
+        else:
+            _save_weights(partial, str(TINY_MODEL) if is_tiny else model, None if is_tiny or is_local else model)
+        card = cards.pipeline_card(repo_id, name, pointer=pointer, licence=licence, notes=notes, runs=runs)
+        card.save(partial / "README.md")
+
+
+def write_outlier_repository(
+    folder: str | Path,
+    repo_id: str,
+    outliers: str | Path,
+    *,
+    near_ood: bool = False,
+    id_set: str | None = None,
+    licence: str | None = None,
+) -> None:
+    """Lay out a finished outlier set as a data set that `datasets.load_dataset` opens.
+
+    Args:
+        folder: new or empty; it is whole or not there.
+        repo_id: `owner/name`, which the card speaks of.
+        outliers: folder of the set, in any format.
+        near_ood: make it a near-OOD test set (split "test" instead of "train").
+        id_set: what the ID images are, as a Hub id or in words; a test set has to say it.
+        licence: of the images, by the Hub's name.
+
+    Raises:
+        ValueError: `repo_id` has not that form, the set is not finished or empty, or a test set has no `id_set`.
+        FileExistsError: `folder` holds something.
+        FileNotFoundError: `outliers` is not an outlier set.
+    """
+    from PIL import Image
+
+    from sona_pipeline.data.imaging import decoded
+    from sona_pipeline.data.outlier_set import SETTINGS, SHARD_BYTES, read_samples
+    from sona_pipeline.data.shards import write_table
+    from sona_pipeline.generation.inspection import inspect_outliers
+    from sona_pipeline.hub import cards
+
+    check_repo_id(repo_id)
+    if near_ood and not id_set:
+        raise ValueError("a near-OOD test set belongs to a set of ID images: say which, as a Hub id or in words")
+    samples, found = read_samples(outliers), inspect_outliers(outliers)
+    found.settings.update(_without_places(found.settings))
+    first = next(samples)
+    with laid_out(folder) as partial:
+        write_table(partial / "data", "test" if near_ood else "train", chain([first], samples), SHARD_BYTES)
+        write_text(partial / SETTINGS, json.dumps(found.settings, indent=2, ensure_ascii=False) + "\n")
+        pictures = ["image", *(["reconstruction"] if first.reconstruction else [])]
+        image = decoded(lambda: Image.open(io.BytesIO(first.outlier)), first.row["file_name"])
+        facts = cards.OutlierFacts([*pictures, *first.row], image.size, image.mode)
+        card = cards.outlier_card(repo_id, found, facts, id_set=id_set, near_ood=near_ood, licence=licence)
+        card.save(partial / "README.md")
+
+
+def write_detector_repository(
+    folder: str | Path,
+    repo_id: str,
+    detector: str | Path,
+    *,
+    results: str | Path | None = None,
+    licence: str | None = None,
+) -> None:
+    """Lay out a detector that `Detector.from_pretrained` loads.
+
+    Args:
+        folder: new or empty; it is whole or not there.
+        repo_id: `owner/name`, which the card speaks of.
+        detector: folder that `sona train` or `Detector.save_pretrained` wrote.
+        results: folder of `sona evaluate` in which this very detector was evaluated, or its results.json.
+        licence: of the weights, by the Hub's name.
+
+    Raises:
+        ValueError: `repo_id` has not that form, or the results are of other detectors.
+        FileExistsError: `folder` holds something.
+        FileNotFoundError: there is no detector, or no results.
+    """
+    from sona_pipeline.detection.detector import load_detector
+    from sona_pipeline.hub import cards
+
+    check_repo_id(repo_id)
+    if not Path(detector).is_dir():
+        raise FileNotFoundError(f"{detector} does not exist: give a folder that `sona train` wrote")
+    model = load_detector(detector, "cpu")
+    runs = [_run_of(model, results)] if results else []
+    network = model.settings["network"]
+    kind, _, place = network.partition(":")
+    if place and (Path(place).is_absolute() or Path(place).is_dir()):
+        network = f"{kind}:{Path(place).name}"  # its configuration is in the settings
+    model._hub_mixin_config["network"] = network
+    settings = Path(detector) / "training.json"
+    with laid_out(folder) as partial:
+        model.save_pretrained(partial)
+        training = None
+        if settings.exists():
+            training = json.loads(settings.read_text(encoding="utf-8")) | {"network": network}
+            write_text(partial / settings.name, json.dumps(training, indent=2, ensure_ascii=False) + "\n")
+        card = cards.detector_card(repo_id, model, training=training, runs=runs, licence=licence)
+        card.save(partial / "README.md")
+
+
+def write_space(folder: str | Path) -> None:
+    """Lay out a Space: this package with the page of `sona demo`, and beside it what starts the page.
+
+    Args:
+        folder: new or empty; it is whole or not there.
+
+    Raises:
+        FileExistsError: `folder` holds something.
+    """
+    demo, passed_over = _demo_folder(), shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
+    with laid_out(folder) as partial:
+        package = partial / PACKAGE.name
+        shutil.copytree(PACKAGE, package, ignore=passed_over)
+        shutil.copytree(demo, package / "demo", ignore=passed_over, dirs_exist_ok=True)
+        for name in SPACE_FILES:
+            shutil.move(package / "demo" / name, partial / name)
+
+
+def _demo_folder() -> Path:
+    """The folder of the page: inside an installed package, beside it in a clone."""
+    spec = importlib.util.find_spec("sona_pipeline.demo")
+    return Path(spec.submodule_search_locations[0])
+
+
+def push(folder: str | Path, repo_id: str, repo_type: str, private: bool = False) -> str:
+    """Push a folder to the Hub, into a new repository or one that is there.
+
+    Files of an earlier push in the same sub-folders, such as shards, are taken away; others stay.
+
+    Args:
+        folder: whose files are pushed.
+        repo_id: `owner/name`.
+        repo_type: "model", "dataset" or "space".
+        private: nobody but the owner may see it.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ValueError: the repository is there and public, but is to be private; or the Hub refuses the card.
+        OSError: there is no token, the Hub cannot be reached, or it refuses.
+    """
+    folder, api = Path(folder), HfApi()
+    sdk = SpaceCard.load(folder / "README.md").data.get("sdk") if repo_type == "space" else None
+    with _hub_explained(repo_id), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+        address = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk)
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            raise ValueError(
+                f"{repo_id} exists and is public: make it private in its settings on the Hub, or push without --private"
+            )
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type=repo_type,
+            commit_message="Upload by sona push",
+            delete_patterns=[f"{path.name}/*" for path in folder.iterdir() if path.is_dir()],
+        )
+    return str(address)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError unless `repo_id` is `owner/name`, as the Hub wants it."""
+    try:
+        huggingface_hub.utils.validate_repo_id(repo_id)
+        is_good = repo_id.count("/") == 1
+    except huggingface_hub.errors.HFValidationError:
+        is_good = False
+    if not is_good:
+        raise ValueError(
+            f"{repo_id!r} is no name of a repository: give OWNER/NAME, of letters, digits, '-', '_' and '.', with at"
+            " most 96 of them"
+        )
+
+
+def check_model(model: str, pointer: bool) -> None:
+    """Raise ValueError unless `model` is a folder, "tiny" or a Hub id; a pointer needs a Hub id."""
+    is_local = model == "tiny" or Path(model).is_dir()
+    if pointer and is_local:
+        raise ValueError(f"a pointer leads to weights on the Hub, and {model!r} is not there: give a Hub id")
+    if not is_local and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ValueError(f"the model is {model!r}, but has to be 'tiny', a folder that is there, or a Hub id")
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise FileExistsError if there is anything at `folder` but an empty folder."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds other things: take it away, or choose another folder")
+
+
+def check_access(repo_id: str) -> None:
+    """Raise OSError unless the Hub is there and takes the token."""
+    with _hub_explained(repo_id):
+        HfApi().whoami()
+
+
+def read_runs(results: str | Path) -> list[Run]:
+    """The runs that `sona evaluate` wrote to a folder, or its results.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not one, or has no runs.
+    """
+    path = Path(results)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a folder that `sona evaluate` wrote")
+    try:
+        runs = [(run["method"], run["results"]) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+    except (ValueError, KeyError, TypeError):
+        runs = []
+    if not runs:
+        raise ValueError(f"{path} has no runs of `sona evaluate`: give the results.json that it wrote")
+    return runs
+
+
+def _run_of(detector, results: str | Path) -> Run:
+    """The one of the runs that was this detector's, by what `sona evaluate` noted of each beside its scores."""
+    from sona_pipeline.evaluation.evaluate import detector_identity
+
+    runs, path, mine = read_runs(results), Path(results), detector_identity(detector)
+    notes = (path if path.is_dir() else path.parent) / "scores"
+    counted: dict[str, int] = {}
+    for method, by_score in runs:
+        number = counted[method] = counted.get(method, -1) + 1
+        note = notes / f"{method}-{number}.json"
+        if note.exists() and json.loads(note.read_text(encoding="utf-8"))["detector"] == mine:
+            return method, by_score
+    raise ValueError(f"no run in {results} is of this detector: evaluate it by `sona evaluate`, and give that folder")
+
+
+@contextmanager
+def laid_out(folder: str | Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `folder` when everything is done.
+
+    Raises:
+        FileExistsError: `folder` holds something.
+        OSError: the disk is full, say, or weights that were given are damaged.
+    """
+    folder = Path(folder).resolve()
+    check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.partial-") as temporary:
+        partial = Path(temporary) / folder.name
+        partial.mkdir()
+        try:
+            yield partial
+        except SafetensorError as error:  # which is what safetensors makes of a full disk
+            raise OSError(f"weights cannot be read, or cannot be written to {folder} ({error})") from error
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+
+
+def _save_weights(folder: Path, model: str, hub_id: str | None) -> None:
+    """Save a checkpoint with the pipeline's code, in the number format that its UNet is stored in."""
+    from sona_pipeline.pipeline import SONAPipeline
+
+    place = Path(model) if hub_id is None else Path(SONAPipeline.download(model, use_safetensors=True))
+    pipe = SONAPipeline.from_pretrained(place, use_safetensors=True, dtype=_stored_dtype(place / "unet"))
+    pipe.save_pretrained(folder)
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None):
+            named = {"_name_or_path": hub_id} if hub_id else {}
+            write_text(path, json.dumps(content | named, indent=2, sort_keys=True) + "\n")
+
+
+def _stored_dtype(folder: Path):
+    import torch
+    from safetensors import safe_open
+
+    names = {"F16": torch.float16, "BF16": torch.bfloat16}
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(f"{folder} has no weights as safetensors: convert the checkpoint to them first")
+    with safe_open(weights[0], "pt") as file:
+        return names.get(file.get_slice(next(iter(file.keys()))).get_dtype(), torch.float32)
+
+
+def _without_places(settings: dict) -> dict:
+    """Those settings that name folders of this machine, with the last part of the path only."""
+    places = {key: settings.get(key) for key in ("model", "label_encoder", "classifier")}
+    return {
+        key: Path(place).name
+        for key, place in places.items()
+        if place and (Path(place).is_absolute() or Path(place).exists())
+    }
+
+
+@contextmanager
+def _hub_explained(repo_id: str) -> Iterator[None]:
+    """Say in one sentence what the Hub or the way to it refused."""
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise OSError("there is no token of the Hub: log in by `hf auth login`, or set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = (error.server_message or "no reason given").rstrip(".")
+        ways = {
+            401: "log in by `hf auth login` with a token that is valid",
+            403: "take a token with the right to write, and an owner that it may write for",
+        }
+        way = ways.get(status, "try again, with the same command")
+        raise OSError(f"the Hub refuses {repo_id} (status {status}, {said}): {way}") from error
+    except RuntimeError as error:  # of the upload of large files
+        raise OSError(f"the upload to {repo_id} broke off ({error}): try again, with the same command") from error
+    except HTTPError as error:
+        where = huggingface_hub.constants.ENDPOINT
+        raise OSError(
+            f"the Hub at {where} cannot be reached ({error}): see to the connection, or HF_ENDPOINT"
+        ) from error

@@ -1,0 +1,1 @@
+"""Detectors from ID images and their outliers."""

@@ -1,0 +1,304 @@
+"""The training loop of a detector: epochs, losses, validation and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from sona_pipeline.common.files import json_lines, write_text
+from sona_pipeline.common.progress import Track
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.outlier_set import OutlierPairs
+from sona_pipeline.detection import networks
+from sona_pipeline.detection.detector import Detector
+from sona_pipeline.training.items import (
+    AUGMENTATIONS,
+    EpochOrder,
+    Labelled,
+    Pixels,
+    TrainingItems,
+    TrainingSets,
+    collate,
+    mixed_seed,
+    readable,
+)
+from sona_pipeline.training.methods.base import Step
+from sona_pipeline.training.methods.club import Club, standardized
+from sona_pipeline.training.settings import METHODS, OPTIMIZERS, SCHEDULES, TrainingSettings
+from sona_pipeline.training.state import load_state, save_state
+
+MI_STEPS, MI_RATE = 5, 1e-3
+"""Steps of q's own optimizer (Adam) a training step, and its learning rate."""
+VALIDATION_BATCH = 256
+
+
+class Training:
+    """The parts of a training, made ready by accelerate, and the loop over them."""
+
+    def __init__(
+        self,
+        sets: TrainingSets,
+        settings: TrainingSettings,
+        accelerator: Accelerator,
+        *,
+        workers: int = 0,
+        folder: Path | None = None,
+    ):
+        self.settings, self.accelerator, self.folder = settings, accelerator, folder
+        torch.manual_seed(settings.seed)
+        detector = new_detector(sets.images.classes, settings)
+        method = METHODS[settings.method](detector.network.head)
+        self.beta = method.weight if settings.outlier_weight is None else settings.outlier_weight
+        self.gamma = mi_weight(settings, sets.outliers)
+        self.uses_method = self.beta > 0 and (sets.outliers is not None or not method.needs_outliers)
+        self.uses_outliers = self.gamma > 0 or (self.beta > 0 and method.needs_outliers)
+
+        parameters = [*detector.parameters(), *(method.parameters() if self.uses_method else ())]
+        optimizer = OPTIMIZERS[settings.optimizer](
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.order = EpochOrder(len(sets.images), settings.seed)
+        loader = self._loader(sets, detector, workers)
+        self.model, self.optimizer, self.loader = accelerator.prepare(detector, optimizer, loader)
+        self.plain_method = method.to(accelerator.device)
+        self.method = accelerator.prepare_model(method) if list(method.parameters()) else method
+        if self.gamma > 0:
+            self.club = Club(detector.network.head.in_features).to(accelerator.device)  # each process has its own
+            self.club_optimizer = torch.optim.Adam(self.club.parameters(), MI_RATE)
+        steps = settings.epochs * math.ceil(len(self.loader) / settings.accumulation)
+        self.schedule = SCHEDULES[settings.schedule](self.optimizer.optimizer, settings.learning_rate, steps)
+        self.validation = sets.validation and DataLoader(
+            Labelled(sets.validation, detector.one), VALIDATION_BATCH, collate_fn=readable
+        )
+        self.epoch, self.best, self.best_accuracy, self.log, self.rejects = 0, None, -1.0, [], {}
+
+    def _loader(self, sets: TrainingSets, detector: Detector, workers: int) -> DataLoader:
+        settings, processes = self.settings, self.accelerator.num_processes
+        share, rest = divmod(settings.batch_size, processes * settings.accumulation)
+        if rest or not share:
+            raise ValueError(
+                f"`batch_size` {settings.batch_size} cannot be shared by {processes} processes in"
+                f" {settings.accumulation} parts each: make it a multiple of {processes * settings.accumulation}"
+            )
+        steps = AUGMENTATIONS[settings.augmentation](settings.image_size)
+        augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if settings.flip else []), v2.Identity()])
+        read = detector.scaled if settings.augmentation == "resized_crop" else detector.one
+        items = TrainingItems(
+            sets.images,
+            sets.outliers,
+            settings.min_strength,
+            lambda images: Pixels(images, read, augment),
+        )
+        return DataLoader(
+            items,
+            share,
+            sampler=self.order,
+            num_workers=workers,
+            collate_fn=collate,
+            drop_last=len(items) > share * processes,
+        )
+
+    @property
+    def detector(self) -> Detector:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run has written the detector."""
+        return (self.folder / "config.json").exists()
+
+    def run(self, title: str) -> Detector:
+        """Train from the first epoch, or from the checkpoint, to the last one; then calibrate."""
+        if self.folder and self.checkpoint.exists():
+            self._restore(load_state(self.checkpoint))
+        total = self.settings.epochs * len(self.loader)
+        with Track(title, total, shown=self.accelerator.is_main_process) as track:
+            track.reach(self.epoch * len(self.loader))
+            while self.epoch < self.settings.epochs:
+                losses = self._train_epoch(track)
+                self.epoch += 1
+                self._close_epoch(losses, track, title)
+        if self.settings.keep == "best" and self.best is not None:
+            self.detector.load_state_dict(self.best)
+        detector = self.detector.with_settings().eval()  # a copy, without what mixed precision has wrapped around it
+        if self.settings.id_rate is None:
+            return detector
+        return detector.calibrated(self._validate(detector)[1], self.settings.id_rate)
+
+    def _train_epoch(self, track: Track) -> dict[str, float]:
+        """One pass over the ID images; the mean of each loss. It depends on the seed, the epoch and the state alone."""
+        self.order.epoch = self.epoch
+        torch.manual_seed(mixed_seed(self.settings.seed, self.epoch, self.accelerator.process_index))
+        self.model.train()
+        sums: dict[str, torch.Tensor] = {}
+        for number, batch in enumerate(self.loader):
+            self._note(batch.pop("rejects"))
+            losses = self.step(batch, (self.epoch + number / len(self.loader)) / self.settings.epochs)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            track.advance()
+        means = {name: float(value) / len(self.loader) for name, value in sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(
+                f"the loss is {means['loss']} in epoch {self.epoch + 1}: lower the learning rate or a loss weight"
+            )
+        return means
+
+    def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
+        """One step on a batch, or on a part of one with accumulation; its losses."""
+        with self.accelerator.accumulate(self.model):
+            losses = self._losses(batch, progress)
+            self.accelerator.backward(losses["loss"])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            self.schedule.step()
+        return losses
+
+    def _losses(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
+        """The terms of (8) for a batch, and their weighted sum `loss`; one forward pass for everything in it."""
+        step, known_logits, known_labels = self._forward(batch, progress)
+        losses = {"cross_entropy": F.cross_entropy(known_logits, known_labels)}
+        loss = losses["cross_entropy"]
+        if self.uses_method and (len(step.sources) or not self.plain_method.needs_outliers):
+            losses["outliers"] = self.method(step)
+            loss = loss + self.beta * losses["outliers"]
+        if self.gamma > 0 and len(step.sources) > 1:
+            losses["mutual_information"] = self._mutual_information(step)
+            loss = loss + self.gamma * losses["mutual_information"]
+        return losses | {"loss": loss}
+
+    def _forward(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[Step, torch.Tensor, torch.Tensor]:
+        """What the model says of a batch; and logits and labels of all that counts as ID, round trips among it."""
+        images, labels = batch["image"].float() / 255, batch["label"]
+        outliers, share, sources = images[:0], labels.new_zeros(0), labels.new_zeros(0)
+        if self.uses_outliers and "outlier" in batch:
+            sources = batch["is_used"].nonzero().squeeze(1)
+            outliers, share = self.plain_method.mix(images[sources], batch["outlier"][sources].float() / 255)
+        parts = [images, *([batch["reconstruction"].float() / 255] if "reconstruction" in batch else []), outliers]
+        logits, features = self.model(torch.cat(parts), with_features=True)
+        known, count = len(logits) - len(outliers), len(images)
+        step = Step(
+            labels, logits[:count], features[:count], logits[known:], features[known:], sources, share, progress
+        )
+        return step, logits[:known], labels.repeat(known // count)
+
+    def _mutual_information(self, step: Step) -> torch.Tensor:
+        """CLUB between images and their own outliers a feature, at least 0, after fitting q to the detached features.
+
+        The mean over features instead of their sum gives gamma the same meaning for networks of any width.
+        """
+        x, y = standardized(step.features[step.sources]), standardized(step.outlier_features)
+        for _ in range(MI_STEPS):
+            self.club_optimizer.zero_grad()
+            self.club(x.detach(), y.detach()).backward()
+            self.club_optimizer.step()
+        return self.club.bound(x, y).clamp(min=0) / x.shape[1]
+
+    @torch.no_grad()
+    def _validate(self, detector: Detector) -> tuple[float, torch.Tensor]:
+        """Accuracy in percent, and scores, on the validation images."""
+        detector.eval()
+        right, scores = [], []
+        for pixels, labels, rejects in self.validation:
+            self._note(rejects)
+            if len(labels):
+                logits = detector(pixels.to(self.accelerator.device).float() / 255).cpu()
+                right.append(logits.argmax(dim=1) == labels)
+                scores.append(detector.ood_score(logits))
+        if not scores:
+            raise OSError(f"no validation image can be read; the last: {rejects[-1]['reason']}")
+        return 100 * torch.cat(right).float().mean().item(), torch.cat(scores)
+
+    def _close_epoch(self, losses: dict[str, float], track: Track, title: str) -> None:
+        """Validate, keep the best weights, log, and write the checkpoint."""
+        row = {"epoch": self.epoch, **losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        if self.validation:
+            row["validation_accuracy"] = self._validate(self.detector)[0]
+            if row["validation_accuracy"] >= self.best_accuracy:
+                self.best_accuracy = row["validation_accuracy"]
+                self.best = {name: value.clone() for name, value in self.detector.state_dict().items()}
+            track.say(f"{title}, accuracy {row['validation_accuracy']:.1f} %")
+        self.log.append(row)
+        self.accelerator.log(row, step=self.epoch)
+        self.rejects = dict(gather_object(list(self.rejects.items())))
+        if self.folder and self.accelerator.is_main_process:
+            save_state(self.checkpoint, self._state())
+            write_text(self.folder / "log.jsonl", json_lines(self.log))
+            if self.rejects:
+                rows = [{"key": key, "reason": reason} for key, reason in sorted(self.rejects.items())]
+                write_text(self.folder / "rejects.jsonl", json_lines(rows))
+
+    def _note(self, rejects: list[dict]) -> None:
+        for reject in rejects:
+            self.rejects[reject["key"]] = reject["reason"]
+
+    def _state(self) -> dict:
+        keep = ("epoch", "best", "best_accuracy", "log", "rejects")
+        return {name: part.state_dict() for name, part in self._stateful()} | {key: getattr(self, key) for key in keep}
+
+    def _restore(self, state: dict) -> None:
+        for name, part in self._stateful():
+            part.load_state_dict(state.pop(name))
+        vars(self).update(state)
+
+    def _stateful(self) -> Iterator[tuple[str, object]]:
+        yield "detector", self.detector
+        yield "method", self.plain_method
+        yield "optimizer", self.optimizer
+        yield "schedule", self.schedule
+        if self.gamma > 0:
+            yield "club", self.club
+            yield "club_optimizer", self.club_optimizer
+        if self.accelerator.scaler is not None:
+            yield "scaler", self.accelerator.scaler
+
+
+def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
+    """An untrained detector, or one whose body has the weights that come with its network."""
+    mean, std, network = networks.IMAGENET_MEAN, networks.IMAGENET_STD, None
+    if settings.pretrained:
+        mean, std = networks.normalization(settings.network)
+        network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
+    detector = Detector(
+        list(classes),
+        settings.network,
+        settings.image_size,
+        settings.crop_pct,
+        mean,
+        std,
+        settings.score,
+        network_config=network and network.config,
+    )
+    if network is not None:
+        detector.network = network
+    return detector
+
+
+def mi_weight(settings: TrainingSettings, outliers: OutlierPairs | ImageSet | None) -> float:
+    """Gamma: as set, or else 1 where each image has its own outlier and the method leaves it as it is.
+
+    Raises:
+        ValueError: it is set above 0 where this is not so, without outliers for one.
+    """
+    has_pairs = isinstance(outliers, OutlierPairs) and METHODS[settings.method].keeps_pairs
+    if settings.mi_weight is None:
+        return float(has_pairs)
+    if settings.mi_weight > 0 and not has_pairs:
+        raise ValueError(
+            f"`mi_weight` is {settings.mi_weight}, but mutual information is between an image and its own outlier: use"
+            " an outlier set of these images with the method 'oe' or 'energy', or a weight of 0"
+        )
+    return settings.mi_weight if has_pairs else 0.0

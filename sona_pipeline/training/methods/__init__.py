@@ -1,0 +1,1 @@
+"""What each training method adds to the cross-entropy, a file each."""

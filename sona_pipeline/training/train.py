@@ -1,0 +1,123 @@
+"""Job: train a detector on ID images and their outliers."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sona_pipeline.common.files import digest_of, only_run, settle_settings
+from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.outlier_set import OutlierPairs
+from sona_pipeline.detection.detector import Detector, load_detector, save_detector
+from sona_pipeline.training.items import TrainingSets
+from sona_pipeline.training.loop import Training, mi_weight
+from sona_pipeline.training.settings import METHODS, Running, TrainingSettings, check_settings
+
+
+def train_detector(
+    images: ImageSet,
+    settings: TrainingSettings,
+    *,
+    validation: ImageSet | None = None,
+    outliers: OutlierPairs | ImageSet | None = None,
+    output: str | Path | None = None,
+    running: Running | None = None,
+    title: str = "training",
+) -> Detector:
+    """Train a detector with L = CE(ID) + beta OE(outliers) + gamma MI(f(x), f(x_OOD)), (8) of the paper.
+
+    Args:
+        images: labelled ID images.
+        settings: see `TrainingSettings`.
+        validation: labelled ID images that the threshold is calibrated on, and the best epoch is chosen by.
+        outliers: outliers of these very images, as `open_outlier_set` gives them, whose VAE round trips are trained on
+            as ID images so that the traces of the decoder do not give outliers away; or any images to be exposed to;
+            or none, for cross-entropy only.
+        output: folder for the detector, a checkpoint after every epoch, and `log.jsonl` with a line an epoch. A run
+            that was stopped goes on from its checkpoint and ends with the weights of an undisturbed one; a finished one
+            is only loaded.
+        running: see `Running`.
+        title: what the progress bar says.
+
+    Raises:
+        ValueError: a setting is out of its range, or the sets do not go together.
+        BlockingIOError: another run is writing to `output`.
+    """
+    running, sets = running or Running(), TrainingSets(images, validation, outliers)
+    check_training(sets, settings)
+    folder = Path(output) if output else None
+    accelerator = Accelerator(
+        cpu=running.cpu or not torch.accelerator.is_available(),
+        mixed_precision=running.mixed_precision,
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=running.tracker,
+        project_dir=folder,
+    )
+    training = Training(sets, settings, accelerator, workers=running.workers, folder=folder)
+    if folder is None:
+        return training.run(title)
+    with only_run(folder) if accelerator.is_main_process else nullcontext():
+        _settle(training, _settled(sets, settings, running, accelerator))
+        if not training.is_finished:
+            if running.tracker:
+                accelerator.init_trackers("sona", asdict(settings))
+            detector = training.run(title)
+            if accelerator.is_main_process:
+                save_detector(detector, folder)
+                training.checkpoint.unlink(missing_ok=True)
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.wait_for_everyone()
+    return load_detector(folder, accelerator.device)
+
+
+def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
+    """Raise ValueError if the settings or the sets cannot be trained with."""
+    check_settings(settings)
+    sets.check(settings.min_strength)
+    mi_weight(settings, sets.outliers)
+    if settings.outlier_weight and METHODS[settings.method].needs_outliers and sets.outliers is None:
+        raise ValueError(
+            f"`outlier_weight` is {settings.outlier_weight}, but there are no outliers for the method"
+            f" {settings.method!r}: give some, or leave the weight out to train by cross-entropy only"
+        )
+    if sets.validation is None and settings.id_rate is not None:
+        raise ValueError(
+            f"a threshold at an ID rate of {settings.id_rate} needs validation images: give some, or set `id_rate` to"
+            " None for a detector without a threshold"
+        )
+
+
+def _settle(training: Training, settled: dict) -> None:
+    """Check the settings of an earlier run, on every process, or write those of a new one."""
+    path, is_begun = training.folder / "training.json", training.is_finished or training.checkpoint.exists()
+    if is_begun and not path.exists():
+        raise ValueError(f"{training.folder} holds a model that this training did not make: choose another folder")
+    if is_begun:
+        settle_settings(path, settled)
+    training.accelerator.wait_for_everyone()
+    if training.accelerator.is_main_process and not is_begun:
+        path.unlink(missing_ok=True)  # of a run that did not get through its first epoch
+        settle_settings(path, settled)
+
+
+def _settled(sets: TrainingSets, settings: TrainingSettings, running: Running, accelerator: Accelerator) -> dict:
+    """All that the weights depend on."""
+    outliers = sets.outliers
+    if isinstance(outliers, OutlierPairs):
+        made = [outliers.outliers.keys, outliers.strengths, outliers.reconstructions is not None]
+    else:
+        made = outliers and outliers.keys
+    data = {"images": digest_of([sets.images.keys, sets.images.labels]), "classes": sets.images.classes}
+    data |= {"validation": sets.validation and digest_of([sets.validation.keys, sets.validation.labels])}
+    how = {
+        "mixed_precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "workers": running.workers,
+    }
+    exposure = {"outliers": made and digest_of(made), "mi_weight": mi_weight(settings, outliers)}
+    return asdict(settings) | data | exposure | how

@@ -1,0 +1,136 @@
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from shapes import damaged, shapes
+
+from sona_pipeline.detection.detector import Detector, save_detector
+from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.evaluation import score_table
+from sona_pipeline.evaluation.evaluate import evaluate_detectors
+from sona_pipeline.evaluation.metrics import ood_metrics
+from sona_pipeline.evaluation.posthoc import POST_HOC
+from sona_pipeline.evaluation.score_table import TestSets
+
+
+@pytest.fixture(scope="module")
+def sets() -> TestSets:
+    return TestSets(
+        damaged(shapes(["horizontal", "vertical"], 40, seed=0), 7),
+        near={"diagonal": shapes(["diagonal"], 30, seed=1, labelled=False)},
+        far={"same": shapes(["vertical"], 20, seed=2, labelled=False)},
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[tuple[str, str]]:
+    """Two random detectors of one method, and one of another with another score."""
+    root = tmp_path_factory.mktemp("détecteurs")
+    made = []
+    for number, (name, score) in enumerate([("one", "energy"), ("one", "energy"), ("other one", "msp")]):
+        torch.manual_seed(number)
+        detector = Detector(["horizontal", "vertical"], image_size=16, score=score, threshold=-0.7)
+        save_detector(detector, root / str(number))
+        made.append((name, str(root / str(number))))
+    return made
+
+
+def test_report_has_the_metrics_of_the_stored_scores(folders, sets, tmp_path):
+    found = evaluate_detectors(folders, sets, tmp_path)
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [run["method"] for run in runs] == ["one", "one", "other one"]
+    files = ["one-0", "one-1", "other one-0"]
+    for run, name, score in zip(runs, files, ("energy", "energy", "msp")):
+        stored = pd.read_parquet(tmp_path / "scores" / f"{name}.parquet")
+        values = {key: part[score] for key, part in stored.groupby("set")}
+        assert [len(values[key]) for key in ("id", "diagonal", "same")] == [39, 30, 20]
+        results = run["results"][score]
+        assert results["near_ood"]["diagonal"] == pytest.approx(ood_metrics(values["id"], values["diagonal"]))
+        assert results["id_flagged"] == pytest.approx(100 * (values["id"] > -0.7).mean())
+    aurocs = [run["results"]["energy"]["near_ood"]["mean"]["auroc"] for run in runs[:2]]
+    rows = found[(found["method"] == "one") & (found["group"] == "near_ood") & (found["metric"] == "auroc")]
+    assert rows["mean"].tolist() == pytest.approx([sum(aurocs) / 2] * 2)
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [(row["detector"], row["key"]) for row in rejects] == [(name, "0-7") for name in files]
+
+
+def test_scores_that_are_there_are_not_computed_again(folders, sets, tmp_path, monkeypatch):
+    first = evaluate_detectors(folders[:1], sets, tmp_path, ["energy", "msp"])
+    computed = []
+    scored = score_table._scored
+    monkeypatch.setattr(score_table, "_scored", lambda *a: computed.append(a[3]) or scored(*a))
+    again = evaluate_detectors(folders[:1], sets, tmp_path, ["energy", "msp"])
+    pd.testing.assert_frame_equal(first, again)
+    assert not computed
+    more = evaluate_detectors(folders[:1], sets, tmp_path, ["energy", "max_logit"])
+    assert {tuple(scores) for scores in computed} == {("max_logit",)}
+    assert set(more["score"]) == {"energy", "max_logit"}
+    stored = pd.read_parquet(tmp_path / "scores" / "one-0.parquet")
+    assert {"energy", "msp", "max_logit"} <= set(stored.columns)
+
+
+def test_list_of_rejects_goes_when_there_are_none(folders, sets, tmp_path):
+    whole = replace(sets, id=shapes(["horizontal", "vertical"], 40, seed=0))
+    (tmp_path / "rejects.jsonl").write_text('{"score": "gram"}\n')
+    evaluate_detectors(folders[:1], whole, tmp_path)
+    assert not (tmp_path / "rejects.jsonl").exists()
+
+
+def test_folder_of_another_detector_or_other_images_is_refused(folders, sets, tmp_path):
+    evaluate_detectors(folders[:1], sets, tmp_path)
+    with pytest.raises(ValueError, match="made with other settings: detector"):
+        evaluate_detectors([("one", folders[1][1])], sets, tmp_path)
+    with pytest.raises(ValueError, match="made with other settings: images"):
+        evaluate_detectors(folders[:1], replace(sets, far={}), tmp_path)
+
+
+def test_bad_input_is_refused_before_anything_is_written(folders, sets, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"no score named \['dream'\]"):
+        evaluate_detectors(folders, sets, output, ["energy", "dream"])
+    with pytest.raises(ValueError, match="fitted to labelled ID training images"):
+        evaluate_detectors(folders, sets, output, ["knn"])
+    with pytest.raises(FileNotFoundError, match="holds no detector"):
+        evaluate_detectors([*folders, ("none", str(tmp_path))], sets, output)
+    with pytest.raises(ValueError, match="cannot be the name of a method"):
+        evaluate_detectors([("../up", folders[0][1])], sets, output)
+    assert not output.exists()
+
+
+def test_failed_first_try_does_not_hold_up_the_next(folders, sets, tmp_path):
+    with pytest.raises(ValueError, match="which the detector does not know"):
+        evaluate_detectors(folders[:1], replace(sets, id=shapes(["diagonal"], 4, seed=0)), tmp_path)
+    assert len(evaluate_detectors(folders[:1], sets, tmp_path))
+
+
+def test_all_scores_are_those_that_the_network_allows(sets, tmp_path):
+    train = shapes(["horizontal", "vertical"], 60, seed=5)
+    fits = {"fit_images": train, "validation_images": train}
+    for network in ("resnet8", "timm:resnet10t"):
+        torch.manual_seed(0)
+        save_detector(Detector(["horizontal", "vertical"], network, 16), tmp_path / network)
+        output = tmp_path / f"{network}-out"
+        found = evaluate_detectors([("one", str(tmp_path / network))], sets, output, ["all"], **fits)
+        rejects = [json.loads(line) for line in (output / "rejects.jsonl").read_text().splitlines()]
+        left_out = {row["score"]: row["reason"] for row in rejects if "score" in row}
+        assert set(found["score"]) == {*SCORES, *POST_HOC} - set(left_out)
+        by_stages = {score for score, reason in left_out.items() if "stages" in reason}
+        assert by_stages == (set() if network == "resnet8" else {"gram", "multi_mahalanobis"})
+        assert len(found["score"].unique()) > 18
+
+
+def test_post_hoc_scores_are_fitted_to_training_and_validation_images(folders, sets, tmp_path):
+    train, held_out = shapes(["horizontal", "vertical"], 60, seed=5), shapes(["horizontal", "vertical"], 30, seed=6)
+    names = ["temperature_scaling", "knn"]
+    fits = {"fit_images": train, "validation_images": held_out}
+    evaluate_detectors(folders[:1], sets, tmp_path / "both", names, **fits)
+    evaluate_detectors(folders[:1], sets, tmp_path / "swapped", names, fit_images=held_out, validation_images=train)
+    evaluate_detectors(folders[:1], sets, tmp_path / "train", names, fit_images=train)
+    both, swapped, alone = (
+        pd.read_parquet(tmp_path / part / "scores" / "one-0.parquet") for part in ("both", "swapped", "train")
+    )
+    assert (both["knn"] == alone["knn"]).all() and (both["knn"] != swapped["knn"]).any()
+    assert (swapped["temperature_scaling"] == alone["temperature_scaling"]).all()
+    assert (both["temperature_scaling"] != alone["temperature_scaling"]).any()

@@ -1,0 +1,149 @@
+"""The benchmarks of speed: what they compare does the same work, and results are counted and kept right."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from conftest import modules_of
+from diffusers import UNet2DConditionModel
+
+SPEED = Path(__file__).parents[2] / "examples" / "benchmarks" / "speed"
+
+
+@pytest.fixture(scope="module")
+def speed():
+    with modules_of(SPEED) as modules:
+        yield modules
+
+
+def test_rounds_start_with_another_thing_each_and_the_first_does_not_count(speed, monkeypatch):
+    order = []
+    monkeypatch.setattr(speed.timing, "seconds_of", lambda work: work() or len(order))
+    things = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = speed.timing.rounds_in_turn(things, 2)
+    assert "".join(order) == "abc" + "bca" + "cab"
+    assert times == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
+
+
+def test_ratios_are_of_one_round_each(speed):
+    seconds = {"slow": [2.0, 3.0, 8.0], "fast": [1.0, 2.0, 2.0]}
+    ratios = (speed.timing.Ratio("slow", "fast", at_least=1.9), speed.timing.Ratio("fast", "slow", at_most=0.4))
+    found = speed.timing.Comparison("", {}, 6, "images", seconds, ratios).as_dict()
+    slow, fast = found["ratios"]
+    assert slow["by_round"] == [2.0, 1.5, 4.0]
+    assert (slow["median"], slow["min"], slow["max"], slow["is_met"]) == (2.0, 1.5, 4.0, True)
+    assert (fast["median"], fast["is_met"]) == (0.5, False)
+    assert found["seconds"]["slow"]["median"] == 3.0
+    assert found["seconds"]["slow"]["images a second"] == 2.0
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.1, 0.2, 0.25, 0.49])
+def test_masks_are_the_same_by_all_routes(speed, threshold):
+    psi = speed.mask_routes.without_ties((2, 3, 16, 16))
+    assert psi.abs().flatten(2).sort().values.diff().min() > 0
+    speed.mask_routes.check_agreement(psi, threshold)
+    for route in speed.mask_routes.ROUTES.values():
+        assert all((mask.sum(dim=(2, 3)) == round(threshold * 256)).all() for mask in route(psi, threshold))
+
+
+def test_other_masks_are_noticed(speed, monkeypatch):
+    monkeypatch.setitem(speed.mask_routes.ROUTES, "topk", lambda psi, _: speed.mask_routes.by_argsort(psi, 0.3))
+    with pytest.raises(ValueError, match="the masks by topk are others"):
+        speed.mask_routes.check_agreement(speed.mask_routes.without_ties((1, 1, 8, 8)), 0.2)
+
+
+def test_loop_of_four_rows_makes_what_the_pipeline_makes(speed, make_pipe):
+    pipe, images = make_pipe(), list(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    arguments = {"image": images, "id_prompt": ["cat", "dog"], "ood_prompt": ["cup", "pen"], "stop_step": 7}
+
+    def generators():
+        return [torch.Generator().manual_seed(k) for k in range(2)]
+
+    by_loop = speed.four_rows.four_rows(pipe, **arguments, num_inference_steps=10, generator=generators())
+    by_pipeline = pipe(**arguments, num_inference_steps=10, generator=generators(), output_type="latent").images
+    torch.testing.assert_close(by_loop, by_pipeline, rtol=1e-5, atol=1e-5)  # the pipeline's guidance is in float32
+
+
+def test_batches_of_both_have_the_same_sum_of_stop_steps(speed):
+    steps = [mean + around for mean in speed.four_rows.MEANS for around in speed.four_rows.AROUND]
+    assert sum(speed.four_rows.AROUND) == 0
+    assert (min(steps), max(steps)) == (7, 44)
+
+
+def test_bare_calls_are_those_of_the_pipeline(speed, tiny_pipe):
+    arguments = {"id_prompt": "cat", "ood_prompt": "cup", "stop_step": [1, 4, 2], "num_inference_steps": 5}
+    bare = speed.bare_unet.BareUNet(tiny_pipe.unet, lambda: tiny_pipe(torch.rand(3, 3, 32, 32), **arguments))
+    assert [len(sample) for sample, _, _ in bare.calls] == [3, 3, 6, 9]
+    assert bare.rows == 3 * (1 + 4 + 2)
+    again = speed.bare_unet.BareUNet(tiny_pipe.unet, bare)
+    assert all(one is other for call in zip(bare.calls, again.calls) for one, other in zip(*call))
+
+
+def test_sega_computes_five_rows_an_image_and_step(speed, tiny_pipe):
+    other = speed.sega.sega_pipeline(tiny_pipe)
+    run = {"num_inference_steps": 3, "editing_prompt": ["a", "b", "c"], "output_type": "latent"}
+    assert len(speed.sega.CONCEPTS) == len(run["editing_prompt"])
+    assert speed.bare_unet.BareUNet(tiny_pipe.unet, lambda: other(["cat", "dog"], **run)).rows == 5 * 2 * 3
+
+
+def test_large_unet_has_the_layers_of_stable_diffusion_2(speed):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**speed.bare_unet.SD2_UNET)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 865_910_724
+
+
+@pytest.fixture
+def tiny_counts(speed, monkeypatch):
+    """Every part in less than a second or two; without the compiler and the processes of the last one."""
+    counts = {
+        "bare_unet": {"IMAGES": 2, "SD2_SIDE": 8},
+        "sega": {"IMAGES": 1},
+        "four_rows": {"MEANS": (2,), "AROUND": (-1, 1)},
+        "data_set": {"IMAGES": 3, "BATCH_SIZE": 2},
+        "mask_routes": {"SHAPE": (1, 2, 8, 8), "CALLS": 1},
+        "training_step": {"NETWORK": "resnet8", "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "CLASSES": 3},
+        "scoring": {"IMAGES": 3, "BATCH_SIZE": 2},
+        "cpu_settings": {"ROWS": 1, "CALLS": 1, "THREADS": 1},
+    }
+    for name, constants in counts.items():
+        for constant, value in constants.items():
+            monkeypatch.setattr(getattr(speed, name), constant, value)
+    small = {"sample_size": 8, "block_out_channels": (32,) * 4, "attention_head_dim": 8, "cross_attention_dim": 16}
+    monkeypatch.setattr(speed.bare_unet, "SD2_UNET", speed.bare_unet.SD2_UNET | small)
+    settings = replace(speed.planned.SETTINGS, num_inference_steps=4)
+    for module in (speed.planned, speed.sega, speed.data_set):
+        monkeypatch.setattr(module, "SETTINGS", settings)
+
+    def no_compiler(changes):
+        raise RuntimeError("no compiler\nwas found")
+
+    monkeypatch.setattr(speed.cpu_settings, "_compiled", no_compiler)
+    monkeypatch.setattr(speed.cpu_settings, "_processes", lambda changes: nullcontext(lambda: None))
+
+
+def test_results_are_written_and_earlier_ones_kept(speed, tiny_counts, tmp_path, capsys):
+    speed.run.main(only=None, rounds=1, output=tmp_path)
+    first = json.loads((tmp_path / "results.json").read_text())
+    assert list(first) == list(speed.run.PARTS)
+    for letter, part in first.items():
+        assert part["seed"] == 0 and part["rounds"] == 1 and part["environment"]["versions"]["torch"]
+        assert all(len(row["by_round"]) == 1 for one in part["comparisons"] for row in one["seconds"].values()), letter
+    assert first["h"]["comparisons"][0]["notes"] == ["not compiled: no compiler"]
+
+    speed.run.main(only=["g", "e"], rounds=2, output=tmp_path)
+    second = json.loads((tmp_path / "results.json").read_text())
+    assert {letter for letter in second if second[letter] != first[letter]} == {"e", "g"}
+    assert second["e"]["rounds"] == 2
+    table = (tmp_path / "results.md").read_text()
+    assert [f"## ({letter})" in table for letter in speed.run.PARTS] == [True] * len(speed.run.PARTS)
+    assert "| CE + OE + MI / CE + OE |" in capsys.readouterr().out
+
+
+def test_unknown_part_is_refused_before_any_is_run(speed, tmp_path):
+    with pytest.raises(typer.BadParameter, match=r"\['z'\] are no parts"):
+        speed.run.main(only=["e", "z"], rounds=1, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,333 @@
+"""The CIFAR-10 benchmark: ways to make outliers, the judge, the split of the data, and a table from end to end."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import build, modules_of
+from diffusers import UNet2DConditionModel
+from patch_autoencoder import PatchAutoencoder
+from PIL import Image
+from typer.testing import CliRunner
+
+from sona_pipeline import Detector, GenerationSettings, ImageSet, SONAPipeline, open_outlier_set
+from sona_pipeline.detection.scores import energy
+from sona_pipeline.evaluation.posthoc import POST_HOC, fitted
+
+FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks" / "cifar10"
+ID = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+KNOWN = ("aquarium_fish", "baby", "bear", "beaver", "bee", "bicycle", "bowl")
+SETTINGS = GenerationSettings(("wolf", "rose", "oak"), prompt="a {}", num_inference_steps=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with modules_of(FOLDER) as modules:
+        yield modules
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(6)]
+    return ImageSet(tuple(f"{k}.png" for k in range(6)), (0, 1) * 3, ("cat", "dog"), pictures.__getitem__)
+
+
+def load(scheduler: str = "ddim") -> SONAPipeline:
+    """A random pipeline with four latent channels."""
+    pipe = SONAPipeline(**build())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def made(bench, folder: Path, images: ImageSet, **recipe):
+    """What a recipe makes of the images: arrays of sources, outliers and round trips, and the metadata."""
+    bench.sets.make_set(bench.sets.Recipe(**recipe), images, load, folder, SETTINGS)
+    pairs = open_outlier_set(folder, images)
+    arrays = [
+        np.stack([np.asarray(some.image(i)) for i in range(len(some))]).astype(int)
+        for some in (pairs.outliers, pairs.reconstructions)
+    ]
+    return *arrays, pd.read_json(folder / "outliers" / "metadata.jsonl", lines=True).set_index("source_key")
+
+
+@pytest.fixture(scope="module")
+def sona(bench, images, tmp_path_factory):
+    return made(bench, tmp_path_factory.mktemp("sona") / "set", images)
+
+
+def test_sona_as_a_way_is_sona_generate(bench, images, sona, tmp_path):
+    outliers, _, rows = made(bench, tmp_path / "set", images, way=bench.ways.sona())
+    np.testing.assert_array_equal(outliers, sona[0])
+    assert rows["sha256"].to_dict() == sona[2]["sha256"].to_dict()
+
+
+@pytest.mark.parametrize("way", ["round_trip", "cut_paste", "text_to_image", "sega", "diffedit", "leditspp"])
+def test_every_way_makes_the_same_plan(bench, images, sona, tmp_path, way):
+    outliers, _, rows = made(bench, tmp_path / "set", images, way=getattr(bench.ways, way))
+    columns = ["ood_label", "stop_step", "seed"]
+    assert rows[columns].to_dict() == sona[2][columns].to_dict()
+    assert (outliers != sona[0]).any()
+
+
+def test_round_trips_are_the_reconstructions(bench, images, tmp_path):
+    outliers, reconstructions, _ = made(bench, tmp_path / "set", images, way=bench.ways.round_trip)
+    np.testing.assert_array_equal(outliers, reconstructions)
+
+
+def test_cut_paste_puts_a_rectangle_elsewhere(bench):
+    vae = PatchAutoencoder(latent_channels=48)  # loses nothing
+    sources = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae.fit(sources)
+    with torch.no_grad():
+        latents = vae.encode(sources).latent_dist.mode()
+        work = SimpleNamespace(
+            source_latents=latents, generators=[torch.Generator().manual_seed(k) for k in range(len(sources))]
+        )
+        found = vae.decode(bench.ways.cut_paste(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), work)).sample
+    for source, outlier in zip(sources, found):
+        ys, xs = ((outlier - source).abs().amax(dim=0) > 0.02).nonzero().T
+        y, x, high, wide = ys.min(), xs.min(), ys.max() - ys.min() + 1, xs.max() - xs.min() + 1
+        assert 0.01 < high * wide / 32**2 < 0.2
+        patch = outlier[:, y : y + high, x : x + wide]
+        places = source.unfold(1, int(high), 1).unfold(2, int(wide), 1)
+        assert (places - patch[:, None, None]).abs().amax(dim=(0, 3, 4)).min() < 0.02
+
+
+def test_a_fixed_stop_step_is_that_of_all(bench, images, tmp_path):
+    assert set(made(bench, tmp_path / "set", images, stop_step=2)[2]["stop_step"]) == {2}
+
+
+def test_captions_name_two_labels(bench, images, tmp_path):
+    said = set(made(bench, tmp_path / "set", images, captions=True)[2]["ood_label"])
+    assert said <= {"a wolf and a rose", "a rose and a oak", "a oak and a wolf"}
+
+
+def test_a_finished_set_is_not_made_again(bench, images, tmp_path):
+    made(bench, tmp_path / "set", images)
+    bench.sets.make_set(bench.sets.Recipe(), images, None, tmp_path / "set", SETTINGS)
+
+
+def test_unet_in_half_precision_takes_and_gives_float32(bench, tmp_path):
+    unet = build()["unet"].eval()
+    unet.save_pretrained(tmp_path)
+    half = bench.model.HalfUNet.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    inputs = torch.randn(2, 4, 8, 8), 500, torch.randn(2, 16, 16)
+    with torch.no_grad():
+        expected, found = unet(*inputs).sample, half(*inputs).sample
+        also = half(*inputs, return_dict=False)[0]
+    assert half.dtype == found.dtype == torch.float32
+    assert next(half.parameters()).dtype == torch.bfloat16
+    assert torch.equal(found, also)
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert isinstance(half, UNet2DConditionModel)
+
+
+def judge_weights(path: Path, blocks: int) -> Path:
+    """Random weights of a judge, named and packed as the published ones are."""
+    torch.manual_seed(0)
+    state, width = {}, 3
+    for name, planes in [("conv1", 16), *_convolutions(blocks)]:
+        state[f"{name}.weight"] = torch.randn(planes, width, 3, 3) / (3 * width**0.5)
+        norm = name.replace("conv", "bn")
+        state |= {f"{norm}.{key}": torch.ones(planes) for key in ("weight", "running_var")}
+        state |= {f"{norm}.{key}": torch.zeros(planes) for key in ("bias", "running_mean")}
+        width = planes
+    state |= {"linear.weight": torch.randn(10, 64), "linear.bias": torch.zeros(10)}
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "best_prec1": 1.0}, path)
+    return path
+
+
+def _convolutions(blocks: int):
+    for stage, planes in enumerate((16, 32, 64), start=1):
+        for block in range(blocks):
+            yield f"layer{stage}.{block}.conv1", planes
+            yield f"layer{stage}.{block}.conv2", planes
+
+
+def test_judge_has_the_parameters_of_the_paper(bench, tmp_path):
+    for blocks, count in ((3, 269_722), (9, 853_018)):  # ResNet-20 and -56: 0.27 and 0.85 million (He et al. 2016)
+        judge = bench.judge.Judge(judge_weights(tmp_path / "weights.th", blocks))
+        assert sum(parameter.numel() for parameter in judge.parameters()) == count
+
+
+def test_perceptual_distance_is_one_of_pairs(bench, tmp_path):
+    judge = bench.judge.Judge(judge_weights(tmp_path / "weights.th", 3))
+    rng = np.random.default_rng(0)
+    some = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
+    others = [some[0], *some[:2]]
+    found = judge.distances(some, others)
+    assert found[0] == 0 and (found[1:] > 0).all() and (found <= 4).all()
+    assert torch.allclose(found, judge.distances(others, some))
+    assert len(judge.names(some)) == 3 and set(judge.names(some)) <= set(ID)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Parquet files named and built like the real ones, with few images."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(1)
+    far = {"far-mnist": ((), 5), "far-dtd10": ((), 5)}
+    sets = {"cifar10-train": (ID, 104), "cifar10-test": (ID, 3), "cifar100-aux-train": (KNOWN, 100)}
+    for name, (classes, count) in {**sets, "cifar100-near-test": (("apple", "bed"), 4), **far}.items():
+        labels = [k for k in range(max(1, len(classes))) for _ in range(count)]
+        pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+        features = {"image": datasets.Image()}
+        columns = {"image": [Image.fromarray(one) for one in pixels]}
+        if classes:
+            features["label"], columns["label"] = datasets.ClassLabel(names=list(classes)), labels
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_no_image_serves_two_ends(bench, data):
+    found = bench.data.open_data(data, 4)
+    assert len(found.train) == 40 and len(found.validation) == 1000
+    assert not set(found.train.keys) & set(found.validation.keys)
+    assert found.near_validation.classes == ("aquarium fish", "bicycle")
+    assert found.ood_labels == ("baby", "bear", "beaver", "bee", "bowl")
+    assert {found.real_outliers.label_name(i) for i in range(len(found.real_outliers))} == set(found.ood_labels)
+    with pytest.raises(ValueError, match="class 'airplane' has 4 images left for 5"):
+        bench.data.open_data(data, 5)
+
+
+def test_diffusion_set_has_all_images_and_spoken_names(bench, data, tmp_path):
+    assert bench.data.write_diffusion_set(data, tmp_path / "set.parquet") == 1040 + 700
+    labels = datasets.Dataset.from_parquet(str(tmp_path / "set.parquet"))["label"][:]
+    assert set(labels) == {*ID, *(name.replace("_", " ") for name in KNOWN)}
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """No precision is settled yet in this process, nor afterwards."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator):
+    def run(*arguments) -> None:
+        done = CliRunner().invoke(bench.run.app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+
+    judge = judge_weights(tmp_path / "judge.th", 3)
+    run("prepare", "--data", data, "--output", tmp_path)
+    script = FOLDER.parent.parent / "train_latent_diffusion.py"
+    small = ("--unet-steps", 2, "--batch-size", 4, "--autoencoder", "patches")
+    command = [script, "--data", tmp_path / "diffusion.parquet", "--output", tmp_path / "model", *small]
+    subprocess.run([sys.executable, *map(str, command)], check=True)
+    places = ("--output", tmp_path, "--results", tmp_path / "results", "--judge", judge)
+    run("model", *places, "--per-class", 1)
+    assert Image.open(tmp_path / "results" / "model" / "sheet.png").size[0] > 32
+    table = ("table", "round-trips", "--data", data, *places, "--per-class", 2, "--seeds", 1)
+    run(*table)
+    folder = tmp_path / "results" / "round-trips"
+    first = pd.read_csv(folder / "results.csv")
+    assert set(first["test"]) == {"validation", "test"} and set(first["method"]) == {"with", "without"}
+    assert set(first[first["test"] == "test"]["set"]) == {"cifar100", "mnist", "textures", "mean", "id"}
+    notes = json.loads((folder / "run.json").read_text())
+    assert notes["images"]["train"] == 20 and notes["seeds"] == [0]
+    assert pd.read_csv(folder / "sets.csv")["images"].tolist() == [20]
+    assert Image.open(folder / "results.png").size[0] > 300
+    assert "| without | 1 |" in (folder / "results.md").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "per-class-2").rglob("*.safetensors")}
+    run(*table)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    pd.testing.assert_frame_equal(first, pd.read_csv(folder / "results.csv"))
+    run("table", "remedies", *table[2:])
+    folder = tmp_path / "results" / "remedies"
+    found, reasons = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "reasons.csv")
+    assert {*bench.remedies.REMEDIES, "energy", "mahalanobis_normalized"} <= set(found["score"])
+    assert set(found[found["test"] == "validation"]["set"]) >= {"held-out classes", "clothing", "photos"}
+    assert reasons["detector"].tolist() == [name for name in found["method"].unique() for _ in range(4)]
+    assert (reasons["length"].astype(float) > 0).all() and reasons["sum / largest"].astype(float).between(1, 20).all()
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    detector = Detector(["cat", "dog", "owl"]).eval()
+    detector.network.head.weight.data *= 20
+    return detector
+
+
+TRAIN, SEEN = (torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in (90, 12))
+LABELS = torch.arange(90) % 3
+
+
+@torch.no_grad()
+def remedy(bench, monkeypatch, detector, name: str) -> torch.Tensor:
+    """The score of `SEEN`, fitted to `TRAIN`."""
+    monkeypatch.setitem(POST_HOC, name, bench.remedies.REMEDIES[name])
+    return fitted(name, detector, list(zip(TRAIN.split(40), LABELS.split(40))))(SEEN)
+
+
+@torch.no_grad()
+def test_multi_mahalanobis_normalized_is_that_of_unit_vectors(bench, monkeypatch, detector):
+    maps, expected = (torch.cat([TRAIN, SEEN]) - detector.mean) / detector.std, 0
+    for stage in detector.network.stages():
+        maps = stage(maps)
+        rows = maps.mean(dim=(2, 3)).double()
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        known, seen = rows[:90], rows[90:]
+        centers = torch.stack([known[label == LABELS].mean(dim=0) for label in range(3)])
+        scatter = torch.cov((known - centers[LABELS]).T, correction=0) * 90 + 1e-6 * torch.eye(rows.shape[1])
+        gaps = (seen[:, None] - centers).transpose(1, 2)
+        expected = expected + (gaps * torch.linalg.solve(scatter, gaps)).sum(dim=1).amin(dim=1) / 2
+    found = remedy(bench, monkeypatch, detector, "multi_mahalanobis_normalized")
+    torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=1e-5)
+    plain = fitted("multi_mahalanobis", detector, list(zip(TRAIN.split(40), LABELS.split(40))))(SEEN)
+    assert not torch.allclose(found, plain.to(found.dtype), rtol=0.05)
+
+
+@torch.no_grad()
+def test_kl_matching_sharp_has_templates_of_sharp_posteriors(bench, monkeypatch, detector):
+    known, p = (detector(TRAIN) / 0.3).softmax(dim=1), detector(SEEN).softmax(dim=1)
+    said = known.argmax(dim=1)
+    templates = [known[said == label].mean(dim=0) for label in said.unique()]
+    expected = torch.stack([(p * (p / template).log()).sum(dim=1) for template in templates]).amin(dim=0)
+    found = remedy(bench, monkeypatch, detector, "kl_matching_sharp")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_ash_pruned_keeps_a_tenth_of_the_features_as_they_are(bench, monkeypatch, detector):
+    features, head = detector.features(SEEN), detector.network.head
+    least = features.sort(dim=1).values[:, [-13]]  # of 128
+    expected = energy(head(torch.where(features >= least, features, 0)))
+    torch.testing.assert_close(remedy(bench, monkeypatch, detector, "ash_pruned"), expected)
+
+
+@torch.no_grad()
+def test_energy_and_knn_count_alike(bench, monkeypatch, detector):
+    knn = fitted("knn", detector, [(TRAIN, LABELS)])
+    expected = 0
+    for score in (lambda pixels: energy(detector(pixels)), knn):
+        known = score(TRAIN)
+        expected = expected + (score(SEEN) - known.mean()) / known.std()
+    torch.testing.assert_close(remedy(bench, monkeypatch, detector, "energy_and_knn"), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_path, monkeypatch):
+    benchmark = bench.benchmark.Benchmark(SimpleNamespace(train=images, ood_labels=("wolf",)), tmp_path, 3)
+
+    def fails(maker, work):
+        raise RuntimeError("four channels")
+
+    table = bench.rows.Table("", {"LEDITS++": bench.rows.Row("leditspp")})
+    recipe = replace(bench.rows.SETS["leditspp"], way=fails)
+    monkeypatch.setitem(bench.rows.SETS, "leditspp", recipe)
+    monkeypatch.setattr(bench.benchmark, "load_model", lambda folder, scheduler: load())
+    assert benchmark.detectors(table, 1) == ([], {"LEDITS++": "RuntimeError: four channels"})
+    monkeypatch.setitem(bench.rows.SETS, "sona", recipe)
+    with pytest.raises(RuntimeError, match="four channels"):
+        benchmark.detectors(bench.rows.Table("", {"SONA": bench.rows.SONA}), 1)

@@ -1,0 +1,155 @@
+"""Generation as it is run: in processes of its own, which are killed, stopped, run twice, or run out of disk."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sona_pipeline.data import sample
+from sona_pipeline.data.outlier_set import read_rows
+
+COUNT = 40
+OPTIONS = ["--model", "tiny", "--steps", "16", "--batch-size", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """An image folder of the sample's images, whose names have spaces and letters of many alphabets."""
+    root = tmp_path_factory.mktemp("dâta 数据")
+    images = sample.id_images("train")
+    for i in range(COUNT):
+        folder = root / f"{images.label_name(i)} ñ"
+        folder.mkdir(exist_ok=True)
+        images.image(i).save(folder / f"image {i} ø.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """What runs that nothing disturbs leave, by format."""
+    found = {}
+    for form in ("folder", "parquet"):
+        folder = tmp_path_factory.mktemp(form) / "set"
+        subprocess.run(command(data, folder, "--format", form), check=True, stdout=subprocess.DEVNULL)
+        found[form] = contents(folder)
+    return found
+
+
+def command(data: Path, output: Path, *options: str) -> list[str]:
+    paths = ["--data", str(data), "--output", str(output)]
+    return [sys.executable, "-m", "sona_pipeline", "generate", *paths, *OPTIONS, *options]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a set but the lock, and the notes on the run."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    found.pop(".lock", None)
+    found["settings.json"] = json.loads(found["settings.json"]) | {"notes": None}
+    return found
+
+
+def wait_for_batches(run: subprocess.Popen, folder: Path, count: int) -> None:
+    """Wait until a run has committed `count` batches."""
+    deadline = time.monotonic() + 180
+    while len(list((folder / ".parts").glob("*.jsonl"))) < count:
+        assert run.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "the run did not get going"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_runs_killed_at_random_moments_end_with_the_set_of_an_undisturbed_run(data, undisturbed, tmp_path, form):
+    chance = random.Random(form)
+    folder = tmp_path / "set"
+    for committed in (1, 8):
+        run = subprocess.Popen(command(data, folder, "--format", form), stdout=subprocess.DEVNULL)
+        wait_for_batches(run, folder, committed)
+        time.sleep(chance.uniform(0, 0.3))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert 0 < len(list(read_rows(folder))) < COUNT
+    subprocess.run(command(data, folder, "--format", form), check=True, stdout=subprocess.DEVNULL)
+    assert contents(folder) == undisturbed[form]
+
+
+def test_run_stopped_by_the_keyboard_says_so_and_goes_on_later(data, undisturbed, tmp_path):
+    folder = tmp_path / "set"
+    run = subprocess.Popen(
+        command(data, folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The tests themselves may run in the background, where the shell has SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for_batches(run, folder, 2)
+    run.send_signal(signal.SIGSTOP)  # so that it does not come to its end while the second one starts
+
+    second = subprocess.run(command(data, folder), capture_output=True, text=True)
+    assert second.returncode == 2
+    assert f"another run is writing to {folder}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGCONT)
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in errors
+    subprocess.run(command(data, folder), check=True, stdout=subprocess.DEVNULL)
+    assert contents(folder) == undisturbed["folder"]
+
+
+def test_two_processes_make_the_set_of_one(data, undisturbed, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run = subprocess.run(
+        [sys.executable, *launch, *command(data, tmp_path / "set")[1:]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count(f"Outliers of {COUNT} images") == 1
+    made, expected = contents(tmp_path / "set"), undisturbed["folder"]
+    assert made.keys() == expected.keys()
+    rows = [[json.loads(line) for line in x["outliers/metadata.jsonl"].splitlines()] for x in (made, expected)]
+    for one, other in zip(*rows):
+        assert {k: one[k] for k in ("file_name", "source_key", "ood_label", "stop_step", "seed")} == {
+            k: other[k] for k in ("file_name", "source_key", "ood_label", "stop_step", "seed")
+        }
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(x[f"outliers/{one['file_name']}"])), float) for x in (made, expected)
+        ]
+        assert np.abs(pictures[0] - pictures[1]).mean() < 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a small disk is made by Linux' user namespaces")
+def test_full_disk_stops_a_run_and_leaves_what_is_done(data, undisturbed, tmp_path):
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    generate = " ".join(f"'{part}'" for part in command(data, disk / "set"))
+    script = f"""
+        mount -t tmpfs -o size=120k tmpfs '{disk}'
+        {generate} >'{tmp_path}/out' 2>'{tmp_path}/errors'; echo $? >'{tmp_path}/code'
+        find '{disk}/set' -name '*.partial' >'{tmp_path}/partial'
+        cp -r '{disk}/set' '{tmp_path}/torn'
+        mount -o remount,size=50m '{disk}'
+        {generate} && cp -r '{disk}/set' '{copy}'
+    """
+    subprocess.run(["unshare", "-rm", "sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    errors = (tmp_path / "errors").read_text()
+    assert (tmp_path / "code").read_text().strip() == "2"
+    assert f"the disk of {disk / 'set'} is full; what is done is kept" in errors.replace("\n", " ")
+    assert "Traceback" not in errors
+    assert (tmp_path / "partial").read_text() == ""
+    assert 0 < len(list(read_rows(tmp_path / "torn"))) < COUNT
+    assert contents(copy) == undisturbed["folder"]

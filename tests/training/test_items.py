@@ -1,0 +1,128 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import beside, damaged, shapes
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from sona_pipeline.data.outlier_set import OutlierPairs
+from sona_pipeline.training import items as training_data
+from sona_pipeline.training.items import AUGMENTATIONS, EpochOrder, Labelled, Pixels, TrainingItems, collate, mixed_seed
+
+
+@pytest.fixture(scope="module")
+def images():
+    return shapes(["horizontal", "vertical"], 12, seed=0)
+
+
+@pytest.fixture(scope="module")
+def outliers():
+    return shapes(["diagonal"], 12, seed=1, labelled=False)
+
+
+def plain(images) -> Pixels:
+    return Pixels(images, pil_to_tensor)
+
+
+def test_items_keep_image_label_outlier_and_round_trip_together(images, outliers):
+    rounds = shapes(["horizontal", "vertical"], 12, seed=2)
+    strengths = tuple(k / 12 for k in range(1, 13))
+    items = TrainingItems(images, OutlierPairs(images, outliers, rounds, strengths), 0.5, plain)
+    for i in range(12):
+        item = items[i]
+        for name, source in (("image", images), ("outlier", outliers), ("reconstruction", rounds)):
+            assert torch.equal(item[name], pil_to_tensor(source.image(i)))
+        assert (item["label"], item["is_used"]) == (images.labels[i], strengths[i] >= 0.5)
+
+
+def test_outliers_without_pairs_are_drawn_anew(images, outliers):
+    few = outliers.take(range(3))
+    items = TrainingItems(images, few, 0.5, plain)
+    known = [pil_to_tensor(few.image(k)) for k in range(3)]
+    torch.manual_seed(0)
+    drawn = [[torch.equal(item["outlier"], one) for one in known].index(True) for item in (items[0] for _ in range(60))]
+    assert min(drawn.count(k) for k in range(3)) > 8 and items[0]["is_used"]
+
+
+def test_drawing_from_a_large_set_takes_no_longer_than_from_a_small_one(images, outliers, monkeypatch):
+    monkeypatch.setattr(training_data, "SHUFFLED", 2)
+    monkeypatch.setattr(torch, "randperm", None)
+    few = damaged(outliers.take(range(4)), 1)
+    items = TrainingItems(images, few, 0.5, plain)
+    known = {k: pil_to_tensor(few.image(k)) for k in (0, 2, 3)}
+    torch.manual_seed(0)
+    found = [items[0] for _ in range(90)]
+    drawn = [next(k for k, one in known.items() if torch.equal(item["outlier"], one)) for item in found]
+    assert min(drawn.count(k) for k in known) > 15
+    assert {reject["key"] for item in found for reject in item["rejects"]} == {"1-1"}
+    torch.manual_seed(0)
+    assert all(torch.equal(items[0]["outlier"], item["outlier"]) for item in found)
+    with pytest.raises(ValueError, match="all of 100 outliers or fewer"):
+        TrainingItems(images, damaged(few, 0, 2, 3), 0.5, plain)[0]
+
+
+def test_unreadable_items_give_way_to_the_next_and_are_named(images, outliers):
+    items = TrainingItems(damaged(images, 4, 11), beside(images, damaged(outliers, 5)), 0.0, plain)
+    found = items[4]
+    assert torch.equal(found["image"], pil_to_tensor(images.image(6)))
+    assert [reject["key"] for reject in found["rejects"]] == ["0-4", "0-5"]
+    assert torch.equal(items[11]["image"], pil_to_tensor(images.image(0)))  # after the last comes the first
+    batch = collate([items[3], items[4], items[11]])
+    assert [reject["key"] for reject in batch["rejects"]] == ["0-4", "0-5", "0-11"]
+    assert batch["image"].shape == (3, 1, 16, 16) and batch["label"].tolist() == [1, 0, 0]
+
+
+def test_errors_of_the_disk_are_not_taken_for_bad_images(images):
+    def image(index: int):
+        raise OSError(5, "Input/output error")
+
+    broken = type(images)(images.keys, images.labels, images.classes, image)
+    with pytest.raises(OSError, match="Input/output error"):
+        TrainingItems(broken, None, 0.0, plain)[0]
+    with pytest.raises(OSError, match="Input/output error"):
+        Labelled(broken, pil_to_tensor)[0]
+
+
+def test_images_are_decoded_once_while_there_is_room(images, monkeypatch):
+    reads = []
+
+    def read(image):
+        reads.append(image)
+        return pil_to_tensor(image)
+
+    monkeypatch.setattr(training_data, "CACHE_BYTES", 3 * 16 * 16)
+    pixels = Pixels(images, read)
+    for _ in range(2):
+        for i in range(5):
+            assert torch.equal(pixels[i], pil_to_tensor(images.image(i)))
+    assert len(reads) == 3 + 2 * 2
+
+
+def test_augmentation_is_drawn_anew_and_keeps_the_size(images):
+    for name, steps in AUGMENTATIONS.items():
+        augment = v2.Compose([*steps(16), v2.Identity()])
+        pixels = Pixels(images, pil_to_tensor, augment)
+        torch.manual_seed(0)
+        seen = [pixels[0] for _ in range(8)]
+        assert {one.shape for one in seen} == {(1, 16, 16)}
+        assert all(torch.equal(one, seen[0]) for one in seen) == (name == "none")
+
+
+@given(st.integers(1, 200), st.integers(-(2**70), 2**70), st.integers(0, 500))
+def test_order_is_a_permutation_that_follows_from_seed_and_epoch(count, seed, epoch):
+    order, same = EpochOrder(count, seed), EpochOrder(count, seed)
+    order.epoch = same.epoch = epoch
+    assert sorted(order) == list(range(count)) == sorted(order)
+    assert list(order) == list(same)
+
+
+def test_seeds_and_epochs_give_different_orders():
+    orders = set()
+    for seed in range(5):
+        for epoch in range(5):
+            order = EpochOrder(50, seed)
+            order.epoch = epoch
+            orders.add(tuple(order))
+    assert len(orders) == 25
+    assert len({mixed_seed(a, b) for a in range(30) for b in range(30)}) == 900
