@@ -25,6 +25,7 @@ from .detector_tab import DetectorTab
 from .labels import Suggestions
 from .limits import PIXELS, UPLOAD_BYTES, refuse_address
 from .masks_tab import MasksTab
+from .settings import PageSettings
 from .tracing import Runner
 
 QUEUE, SESSIONS, MINUTE = 20, 50, 60
@@ -114,24 +115,13 @@ def _unknown(folder: Path) -> list[str]:
     return paths
 
 
-def serve(
-    model: str = "tiny",
-    detector: str | None = None,
-    device: str | None = None,
-    host: str | None = None,
-    port: int | None = None,
-) -> None:
-    """Serve the page until it is stopped.
-
-    Args:
-        model, detector, device: see `build`.
-        host: address to listen at; the machine itself by default, and all where GRADIO_SERVER_NAME says so.
-        port: the first free one from 7860 on by default.
-    """
+def serve(settings: PageSettings | None = None) -> None:
+    """Serve the page until it is stopped; without settings as a Space does, at the address that gradio is told of."""
+    settings = settings or PageSettings(host=None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    build(model, detector, device).launch(
-        server_name=host,
-        server_port=port,
+    build(settings.model, settings.detector, settings.device).launch(
+        server_name=settings.host,
+        server_port=settings.port,
         max_file_size=UPLOAD_BYTES,
         state_session_capacity=SESSIONS,
         footer_links=["api"],

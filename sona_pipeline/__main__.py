@@ -1,6 +1,6 @@
 """`python -m sona_pipeline` is `sona`."""
 
-from sona_pipeline.cli.outliers import main
+from sona_pipeline.cli.app import main
 
 if __name__ == "__main__":
     main()

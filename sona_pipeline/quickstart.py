@@ -18,9 +18,10 @@ from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.generation.checkpoint import load_pipeline
-from sona_pipeline.generation.generate import OutputSettings, generate_outliers
+from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.masks_figure import masks_figure
-from sona_pipeline.generation.plan import GenerationSettings, plan_outliers
+from sona_pipeline.generation.plan import plan_outliers
+from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 from sona_pipeline.training.settings import RECIPES, Running
 from sona_pipeline.training.train import train_detector
 

@@ -11,7 +11,7 @@ from sona_pipeline import quickstart as job
 from sona_pipeline.data import sample
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.evaluation.score_table import by_set, read_scores
-from sona_pipeline.generation.plan import GenerationSettings
+from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.training.settings import RECIPES
 
 

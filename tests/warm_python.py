@@ -71,7 +71,7 @@ def serve(address: str) -> None:
 
 def step(connection: socket.socket) -> int:
     """What one `python -m sona_pipeline` does; gives its exit code."""
-    from sona_pipeline.cli.outliers import main
+    from sona_pipeline.cli.app import main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)

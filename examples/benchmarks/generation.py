@@ -24,7 +24,7 @@ def report():
     pathlib.Path(sys.argv[-1]).write_text(str(peak))
 atexit.register(report)
 """
-GENERATING = "from sona_pipeline.cli.outliers import app\napp(sys.argv[1:-1])"
+GENERATING = "from sona_pipeline.cli.app import app\napp(sys.argv[1:-1])"
 PLANNING = """
 import time
 started = time.perf_counter()

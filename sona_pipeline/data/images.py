@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sona_pipeline.data.imaging import decoded, image_suffixes, upright
+from sona_pipeline.data.settings import ImageSource
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,18 @@ def open_images(
         names = list_classes(class_list) if class_list and is_image_list(path) else None
         return _open_folder(path) if path.is_dir() else open_list(path, image_root or path.parent, names)
     return _open_table(table, str(source), image_column, label_column)
+
+
+def open_source(source: ImageSource, class_list: str | None = None) -> ImageSet:
+    """Open the images that settings name, see `open_images`."""
+    return open_images(
+        source.data,
+        split=source.split,
+        image_column=source.image_column,
+        label_column=source.label_column,
+        image_root=source.image_root,
+        class_list=class_list,
+    )
 
 
 def open_list(path: str | Path, root: str | Path, names: Mapping[int, str] | None = None) -> ImageSet:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-_OF_THE_IMAGE = {None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+from sona_pipeline.data.settings import RESIZE_MODES
 
-RESIZE_MODES = ("crop", "pad", "squash")
+_OF_THE_IMAGE = {None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 # Registered with Pillow, but films, meteorological data, or code that needs another program to be drawn.
 _NO_PICTURES = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "WMF"}

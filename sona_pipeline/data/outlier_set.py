@@ -12,11 +12,11 @@ from pathlib import Path
 from sona_pipeline.common.files import json_lines, read_json_lines, write_bytes, write_lines, write_text, write_with
 from sona_pipeline.data.images import ImageSet
 from sona_pipeline.data.imaging import decoded, upright
-from sona_pipeline.data.shards import PACKINGS, Sample
+from sona_pipeline.data.settings import PACKINGS
+from sona_pipeline.data.shards import Sample
 
 OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
 SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "rejects.jsonl", "outliers.txt"
-FORMATS = ("folder", *PACKINGS)
 SHARD_BYTES = 256 << 20
 FINGERPRINT = "fingerprint"
 """The column of `metadata.jsonl` that most outliers that look nearly the same have in common."""

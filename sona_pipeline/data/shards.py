@@ -106,7 +106,8 @@ class WebDataset:
                 yield Sample(json.loads(files["json"]), *(files.get(column) for column in self.columns))
 
 
-PACKINGS: dict[str, Packing] = {"parquet": Parquet(), "webdataset": WebDataset()}
+PARQUET: Packing = Parquet()
+WEBDATASET: Packing = WebDataset()
 
 
 def write_table(folder: Path, split: str, samples: Iterable[Sample], shard_bytes: int) -> int:

@@ -24,7 +24,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.data.imaging import fit, upright
 from sona_pipeline.detection import networks
-from sona_pipeline.detection.scores import SCORES, energy
+from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.scores.of_logits import energy
 
 Picture = Image.Image | str | Path
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
 
 from sona_pipeline.common.files import png, write_bytes
 from sona_pipeline.data.images import image_files
 from sona_pipeline.data.imaging import upright
 from sona_pipeline.detection.detector import Detection, Detector
 from sona_pipeline.detection.gradcam import draw_cam, require_captum
+
+Verdict = tuple[Path, Detection | str]
+"""An image file, and what the detector says of it or why it cannot be read."""
 
 
 def files_of(places: Iterable[Path]) -> list[Path]:
@@ -35,7 +42,7 @@ def files_of(places: Iterable[Path]) -> list[Path]:
 
 def verdicts(
     detector: Detector, files: Iterable[Path], batch_size: int = 64, cam_folder: Path | None = None
-) -> Iterator[tuple[Path, Detection | str]]:
+) -> Iterator[Verdict]:
     """Each file with what the detector says of it, or why it cannot be read; decoded batch by batch.
 
     Args:
@@ -58,6 +65,30 @@ def verdicts(
         if cam_folder:
             _draw_cams(detector, images, cam_folder)
         yield from ((path, said[path]) for path in batch)
+
+
+def as_row(verdict: Verdict) -> dict:
+    """A verdict as a row for JSON lines, with the reason under "error" for a file that cannot be read."""
+    path, said = verdict
+    return {"image": _printable(path), **({"error": said} if isinstance(said, str) else asdict(said))}
+
+
+def table_of(found: Iterable[Verdict]) -> Table:
+    """Verdicts as a table for the console."""
+    table = Table("image", "label", "confidence", "energy", "verdict")
+    for path, said in found:
+        name = escape(_printable(path))
+        if isinstance(said, str):
+            table.add_row(name, "", "", "", f"[red]{escape(said)}[/]")
+        else:
+            word = {True: "[yellow]OOD[/]", False: "ID", None: "no threshold"}[said.is_ood]
+            table.add_row(name, escape(said.label), f"{said.confidence:.3f}", f"{said.energy:.3f}", word)
+    return table
+
+
+def _printable(path: Path) -> str:
+    """A path without the bytes of a file name that are no text."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _draw_cams(detector: Detector, images: dict, folder: Path) -> None:

@@ -6,81 +6,58 @@ import hashlib
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from sona_pipeline.common.assets import TINY_MODEL
+from sona_pipeline.common.settings import check_ranges
+from sona_pipeline.generation.settings import DTYPES, SCHEDULERS, ModelSettings
 from sona_pipeline.pipeline import SONAPipeline
 
-SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
-def load_pipeline(
-    model: str,
-    device: str | torch.device | None = None,
-    *,
-    revision: str | None = None,
-    dtype: str | None = None,
-    scheduler: str = "ddim",
-    channels_last: bool = True,
-    vae_slicing: bool | None = None,
-    compile: bool = False,
-    trust_remote_code: bool = False,
-) -> SONAPipeline:
+def load_pipeline(model: str, device: str | torch.device | None = None, **options: Any) -> SONAPipeline:
     """The pipeline of a Stable Diffusion checkpoint, ready to generate.
 
     Args:
         model: Hub id or folder; "tiny" is the embedded model.
         device: the fastest there is by default.
-        revision: branch, tag or commit on the Hub.
-        dtype: a name of `DTYPES`; float32 on the CPU and float16 elsewhere by default.
-        scheduler: a name of `SCHEDULERS`; DDIM is the paper's.
-        channels_last: memory format of UNet and VAE, which convolutions are fastest with.
-        vae_slicing: let the VAE take one image at a time, which saves memory; on accelerators by default.
-        compile: compile the UNet; worth the minutes it takes when many images follow.
-        trust_remote_code: run the code that comes with the checkpoint, such as an autoencoder of its own.
+        options: the other fields of `ModelSettings`: `revision`, `dtype`, `scheduler`, `channels_last`, ...
 
     Raises:
-        ValueError: a name is not one of those above, or the checkpoint has code that is not trusted.
+        ValueError: a name is not one of those there, or the checkpoint has code that is not trusted.
     """
-    for name, value, known in (("dtype", dtype or "float32", DTYPES), ("scheduler", scheduler, SCHEDULERS)):
-        if value not in known:
-            raise ValueError(f"the {name} is {value!r}, but has to be one of {tuple(known)}")
-    if model == "tiny":
+    return load_model(ModelSettings(model, device=device and str(device), **options))
+
+
+def load_model(settings: ModelSettings, device: torch.device | None = None) -> SONAPipeline:
+    """The pipeline that settings name, on `device` if they leave it open; see `load_pipeline`."""
+    check_ranges(settings)
+    is_tiny = settings.model == "tiny"
+    if is_tiny:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
     fastest = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    device = torch.device(device or fastest)
-    on_cpu = device.type == "cpu"
+    place = torch.device(settings.device or device or fastest)
+    on_cpu = place.type == "cpu"
     pipe = SONAPipeline.from_pretrained(
-        TINY_MODEL if model == "tiny" else model,
-        revision=revision,
+        TINY_MODEL if is_tiny else settings.model,
+        revision=settings.revision,
         use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        dtype=DTYPES[dtype or ("float32" if on_cpu else "float16")],
-    ).to(device)
-    pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
-    if channels_last:
+        trust_remote_code=settings.trust_remote_code,
+        dtype=DTYPES[settings.dtype or ("float32" if on_cpu else "float16")],
+    ).to(place)
+    pipe.scheduler = SCHEDULERS[settings.scheduler].from_config(pipe.scheduler.config)
+    if settings.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
-    if vae_slicing if vae_slicing is not None else not on_cpu:
+    if settings.vae_slicing if settings.vae_slicing is not None else not on_cpu:
         pipe.vae.enable_slicing()
-    if compile:
+    if settings.compile:
         pipe.unet.compile(dynamic=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -6,12 +6,17 @@ import shutil
 import statistics
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 
 from sona_pipeline.generation.make import OutlierMaker, Work
 from sona_pipeline.generation.plan import Plan
+from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 
 
@@ -35,9 +40,7 @@ class Estimate:
     free_bytes: int
 
 
-def estimate(
-    plan: Plan, pipe: SONAPipeline, output: Path, *, batch_size: int, reconstructions: bool = True
-) -> Estimate:
+def estimate(plan: Plan, pipe: SONAPipeline, output: Path, writing: OutputSettings) -> Estimate:
     """Make part of one batch to see what the whole plan would cost; nothing is written.
 
     The batch is made once to warm up and twice more, with few steps only; the difference of the times is the cost of
@@ -47,16 +50,15 @@ def estimate(
         plan: what would be made.
         pipe: a loaded pipeline.
         output: folder that the set would go to.
-        batch_size: images that are made together.
-        reconstructions: whether VAE round trips are made, too.
+        writing: what would be written; its batch size has to be a number.
 
     Raises:
         ValueError: none of the images in the batch can be read.
     """
     plan = replace(plan, settings=replace(plan.settings, reject=()))
-    maker = OutlierMaker(pipe, plan, reconstructions=reconstructions)
+    maker = OutlierMaker(pipe, plan, reconstructions=writing.reconstructions)
     few, many = 1, min(4, plan.settings.num_inference_steps)
-    size = min(batch_size, len(plan))
+    size = min(writing.batch_size, len(plan))
     work = maker.read(plan.batch(np.argsort(plan.hashes, kind="stable")[:size]))
     if not work.items:
         raise ValueError(f"none of {size} images could be read; the first: {work.rejects[0]['reason']}")
@@ -81,3 +83,20 @@ def estimate(
         bytes=round(bytes_each * len(plan)),
         free_bytes=shutil.disk_usage(place).free,
     )
+
+
+def described(plan: Plan, cost: Estimate) -> list[str | Table]:
+    """What a run would do and cost, for the console."""
+    settings = plan.settings
+    table = Table("source", "class", "OOD label", "stop step", "file name", title="The first rows of the plan")
+    for item in map(plan.__getitem__, range(min(5, len(plan)))):
+        cells = plan.images.keys[item.index], plan.images.label_name(item.index), item.ood_label
+        table.add_row(*map(escape, cells), str(item.stop_step), escape(item.file_name))
+    return [
+        f"Images:     {cost.images} of {len(set(plan.images.labels))} classes",
+        f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'",
+        f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device",
+        f"Time:       about {timedelta(seconds=round(cost.seconds))}, divided by the number of such devices",
+        f"Disk:       about {decimal(cost.bytes)}; {decimal(cost.free_bytes)} are free",
+        table,
+    ]

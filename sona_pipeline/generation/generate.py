@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +19,16 @@ from PIL import Image
 
 from sona_pipeline.common.files import only_run, settle_settings
 from sona_pipeline.common.progress import Track
+from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.common.stages import ahead
 from sona_pipeline.data.images import ImageSet, is_grey
-from sona_pipeline.data.outlier_set import FORMATS, SETTINGS, OutlierWriter, read_settings
+from sona_pipeline.data.outlier_set import SETTINGS, OutlierWriter, read_settings
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
-from sona_pipeline.generation.plan import Batch, GenerationSettings, Plan, check_settings, plan_outliers
+from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
+from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 
 DEPTH = 2
@@ -36,31 +38,12 @@ SECONDS_UNTIL_IN_SIGHT = 300
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class OutputSettings:
-    """What a run writes, and how.
-
-    Attributes:
-        format: "folder" (image folders), or shards of "parquet" or "webdataset".
-        reconstructions: also write the VAE round trips of the ID images, with the same codec.
-        classifier: image classifier for the check `source_confidence`, see `checks.load_classifier`.
-        batch_size: images that are made together.
-        strict: stop at an image that cannot be read, instead of recording it.
-    """
-
-    format: str = "folder"
-    reconstructions: bool = True
-    classifier: str | None = None
-    batch_size: int = 16
-    strict: bool = False
-
-
 def generate_outliers(
     images: ImageSet,
     pipe: SONAPipeline,
     output: str | Path,
     settings: GenerationSettings,
-    writing: OutputSettings = OutputSettings(),
+    writing: OutputSettings | None = None,
     *,
     id_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
@@ -91,8 +74,9 @@ def generate_outliers(
         OSError: the disk fails or is full, or, when strict, an image cannot be read. What was written before stays.
         FloatingPointError: the latents of a whole batch became NaN or infinite.
     """
-    output, state = Path(output), process_state()
+    output, state, writing = Path(output), process_state(), writing or OutputSettings()
     check_run(images, pipe, settings, writing)
+    writing = with_batch_size(pipe, settings, writing, output)
     plan = make_plan(images, pipe, settings)
     names = id_names or {name: (settings.id_label(name),) for name in images.classes}
     classifier = load_classifier(writing.classifier, names, pipe.device) if writing.classifier else None
@@ -155,22 +139,26 @@ def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
 
 def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
     """Raise ValueError if what is to be written cannot be, whatever the model and the images."""
-    if writing.format not in FORMATS:
-        raise ValueError(f"the format is {writing.format!r}, but has to be one of {FORMATS}")
-    if writing.batch_size < 1:
-        raise ValueError(f"the batch size is {writing.batch_size}, but has to be 1 or more")
+    check_ranges(writing)
     if not writing.classifier and SOURCE_CONFIDENCE in {Bound.parse(text).check for text in settings.reject}:
         raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
 
 
-def shared_batch_size(pipe: SONAPipeline, settings: GenerationSettings, output: Path) -> int:
-    """A batch size found by trying, or that of an earlier run into the folder; the same in all processes."""
+def with_batch_size(
+    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: Path
+) -> OutputSettings:
+    """The settings with a number for the batch size "auto": that of an earlier run into the folder, or found by trying.
+
+    It is the same in all processes.
+    """
+    if writing.batch_size != "auto":
+        return writing
 
     def find() -> int:
         notes = read_settings(output).get("notes", {}) if (output / SETTINGS).exists() else {}
         return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
 
-    return _on_main_process(process_state(), find)
+    return replace(writing, batch_size=_on_main_process(process_state(), find))
 
 
 def through_stages(

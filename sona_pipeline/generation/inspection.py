@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
 from sona_pipeline.common import figures
 from sona_pipeline.data.images import ImageSet
@@ -102,6 +104,19 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
     )
     figures.save_figure(sheet, path)
     return found
+
+
+def summary(found: Inspection) -> list[str | Table]:
+    """What is in an outlier set, for the console."""
+    table = Table("check", *(f"{share} %" for share in QUANTILES))
+    for name, values in found.checks.items():
+        table.add_row(name, *(f"{value:.3g}" for value in np.percentile(values, QUANTILES)))
+    return [
+        f"{len(found.rows)} outliers, {len(found.classes)} classes, {len(found.labels)} OOD labels",
+        table,
+        f"{found.duplicates} look nearly like another one",
+        *(f"{count} images without an outlier: {escape(reason)}" for reason, count in found.rejects.most_common()),
+    ]
 
 
 def _kind(reason: str) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from sona_pipeline.data import sample
 from sona_pipeline.data.class_names import Names, imagenet_labels, normal, spoken, synsets
+from sona_pipeline.generation.settings import LabelSettings
 from sona_pipeline.pipeline import SONAPipeline
 
 IMAGENET = "imagenet"
-SHARE = 0.1
-"""Part of the labels that the rules `close` and `far` draw from."""
 
 Encode = Callable[[Sequence[str]], torch.Tensor]
 """Texts to embeddings `[N, D]`."""
@@ -29,6 +29,28 @@ class Collision:
     label: str
     id_class: str
     reason: str
+
+
+def labels_of(
+    chosen: LabelSettings, model: str, id_names: Mapping[str, Names]
+) -> tuple[tuple[str, ...], list[Collision]]:
+    """The OOD labels or prompts that settings name, without those that collide with an ID class; and the collisions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: both labels and prompts are given, or no label is left.
+    """
+    if isinstance(chosen.ood_labels, tuple):
+        return chosen.ood_labels, []
+    if chosen.ood_labels and chosen.ood_prompts:
+        raise ValueError("--ood-labels and --ood-prompts exclude each other: give one of them")
+    if chosen.ood_prompts:
+        labels = [(line,) for line in read_lines(chosen.ood_prompts)]
+    elif chosen.ood_labels is None and model == "tiny":
+        labels = [(label,) for label in sample.OOD_LABELS]
+    else:
+        labels = read_labels(chosen.ood_labels or IMAGENET)
+    return usable_labels(labels, id_names, keep_collisions=chosen.keep_collisions)
 
 
 def read_labels(source: str | Path) -> list[Names]:
@@ -110,30 +132,6 @@ def _parts(name: str, longest: int) -> list[str]:
     words = name.split()
     ends = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + longest, len(words)) + 1)]
     return [" ".join(words[i:j]) for i, j in ends]
-
-
-def any_label(similarity: np.ndarray) -> np.ndarray:
-    """All labels, for each class."""
-    return np.broadcast_to(np.arange(similarity.shape[1]), similarity.shape)
-
-
-def close_labels(similarity: np.ndarray) -> np.ndarray:
-    """The tenth of the labels that is most similar to each class, at least one label."""
-    return far_labels(-similarity)
-
-
-def far_labels(similarity: np.ndarray) -> np.ndarray:
-    """The tenth of the labels that is least similar to each class, at least one label."""
-    count = max(1, round(SHARE * similarity.shape[1]))
-    return np.argsort(similarity, axis=1, kind="stable")[:, :count]
-
-
-RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "random": any_label,
-    "close": close_labels,
-    "far": far_labels,
-}
-"""Which labels may be drawn for a class: from similarities `[classes, labels]` to label indices `[classes, n]`."""
 
 
 def similarities(encode: Encode, id_texts: Sequence[str], ood_texts: Sequence[str]) -> np.ndarray:

@@ -5,66 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from string import Formatter
 from typing import NamedTuple
 
 import numpy as np
 
+from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.data.images import ImageSet
-from sona_pipeline.data.imaging import RESIZE_MODES
 from sona_pipeline.generation.checks import Bound
-from sona_pipeline.generation.ood_labels import RULES
-from sona_pipeline.pipeline import check_mask_options
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How outliers are made; together with the model and the images it fixes every one of them.
-
-    Attributes:
-        ood_labels: meanings to add, one drawn for each image; none may mean an ID class.
-        id_labels: words for the ID classes in prompts; a class that is not in it is called by its name.
-        prompt: template of the prompts, with `{}` for the label.
-        ood_prompt: template of the OOD prompts if it is another one; "{}" takes labels as whole prompts.
-        label_choice: which OOD labels an image may get, a name of `ood_labels.RULES`.
-        label_encoder: text encoder that `label_choice` compares labels by; None is the pipeline's own.
-        num_inference_steps, guidance_scale, mask_threshold, mask_granularity: of `SONAPipeline`.
-        size: side of the images in pixels; None is the model's own.
-        resize_mode: how images come to that size, see `imaging.fit`.
-        reject: bounds on quality checks, such as "latent_distance<0.3"; outliers that break one are left out.
-        drop_duplicates: keep one only of the outliers that look nearly the same.
-        seed: root of all randomness; stop step, label and noise of an image follow from it and the image's key.
-    """
-
-    ood_labels: tuple[str, ...]
-    id_labels: Mapping[str, str] = field(default_factory=dict)
-    prompt: str = "a photo of a {}"
-    ood_prompt: str | None = None
-    label_choice: str = "random"
-    label_encoder: str | None = None
-    num_inference_steps: int = 50
-    guidance_scale: float = 10.0
-    mask_threshold: float = 0.2
-    mask_granularity: str = "channel"
-    size: int | None = None
-    resize_mode: str = "crop"
-    reject: tuple[str, ...] = ()
-    drop_duplicates: bool = False
-    seed: int = 0
-
-    def id_label(self, class_name: str) -> str:
-        """What an ID class is called in prompts."""
-        return self.id_labels.get(class_name, class_name)
-
-    def id_prompt_of(self, class_name: str) -> str:
-        """The prompt of an ID class."""
-        return self.prompt.format(self.id_label(class_name))
-
-    def ood_prompt_of(self, label: str) -> str:
-        """The prompt of an OOD label."""
-        return (self.ood_prompt or self.prompt).format(label)
+from sona_pipeline.generation.label_rules import RULES
+from sona_pipeline.generation.settings import GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -185,7 +137,7 @@ def folder_name(class_name: str) -> str:
 
 def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
     """Raise ValueError if the images have no classes, or the settings cannot be used with them."""
-    check_mask_options(settings.mask_threshold, settings.mask_granularity)
+    check_ranges(settings)
     if not math.isfinite(settings.guidance_scale):
         raise ValueError(f"the guidance scale is {settings.guidance_scale}: give a finite number")
     if not len(images):
@@ -196,15 +148,9 @@ def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
         raise ValueError("some images have the same key: give each a key of its own")
     if not settings.ood_labels or not all(label.strip() for label in settings.ood_labels):
         raise ValueError("no OOD labels, or a blank one: give at least one, and words for each")
-    if settings.num_inference_steps < 1:
-        raise ValueError(f"the number of steps is {settings.num_inference_steps}, but has to be 1 or more")
     names = {settings.id_label(name).casefold() for name in images.classes}
     if clashes := [label for label in settings.ood_labels if label.casefold() in names]:
         raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
-    if settings.label_choice not in RULES:
-        raise ValueError(f"the label choice is {settings.label_choice!r}, but has to be one of {tuple(RULES)}")
-    if settings.resize_mode not in RESIZE_MODES:
-        raise ValueError(f"the resize mode is {settings.resize_mode!r}, but has to be one of {RESIZE_MODES}")
     for prompt in (settings.prompt, settings.ood_prompt or settings.prompt):
         _check_template(prompt)
     for text in settings.reject:

@@ -20,13 +20,6 @@ TRIES = 100
 SHUFFLED = 10_000
 """Sets of outliers up to this size are shuffled for each draw, which takes time in proportion to their size."""
 
-AUGMENTATIONS: dict[str, Callable[[int], list[v2.Transform]]] = {
-    "crop": lambda size: [v2.RandomCrop(size, padding=size // 8)],
-    "resized_crop": lambda size: [v2.RandomResizedCrop(size, antialias=True)],
-    "none": lambda size: [],
-}
-"""Kinds of random crops: of a padded image for small ones, of any part of it as for ImageNet, or none."""
-
 
 @dataclass(frozen=True)
 class TrainingSets:

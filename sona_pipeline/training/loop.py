@@ -20,7 +20,6 @@ from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.training.items import (
-    AUGMENTATIONS,
     EpochOrder,
     Labelled,
     Pixels,
@@ -30,9 +29,10 @@ from sona_pipeline.training.items import (
     mixed_seed,
     readable,
 )
+from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.methods.base import Step
 from sona_pipeline.training.methods.club import Club, standardized
-from sona_pipeline.training.settings import METHODS, OPTIMIZERS, SCHEDULES, TrainingSettings
+from sona_pipeline.training.settings import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainingSettings
 from sona_pipeline.training.state import load_state, save_state
 
 MI_STEPS, MI_RATE = 5, 1e-3

@@ -1,87 +1,100 @@
-"""How a detector is trained: settings, recipes, and what they have to obey."""
+"""Settings of a training: the images, how a detector is trained, and on what; and the recipes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
+from sona_pipeline.common.registry import Registry
+from sona_pipeline.common.settings import OneOf, check_ranges
+from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.detection.scores import SCORES
-from sona_pipeline.training.items import AUGMENTATIONS
-from sona_pipeline.training.methods.base import EnergyMargin, Method, OutlierExposure
-from sona_pipeline.training.methods.mixoe import MixOE
-from sona_pipeline.training.methods.vos import VOS
+from sona_pipeline.training.methods import METHODS
 
-METHODS: dict[str, type[Method]] = {
-    "oe": OutlierExposure,
-    "energy": EnergyMargin,
-    "mixoe": MixOE,
-    "vos": VOS,
-}
-OPTIMIZERS = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "adamw": torch.optim.AdamW,
-}
-SCHEDULES = {
-    "cosine": lambda optimizer, rate, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
-    "one_cycle": lambda optimizer, rate, steps: torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, steps, pct_start=0.15
-    ),
-}
+OPTIMIZERS: Registry[Callable[..., Any]] = Registry(
+    {"sgd": "sona_pipeline.training.optimization:nesterov_sgd", "adamw": "torch.optim:AdamW"}
+)
+SCHEDULES: Registry[Callable[..., Any]] = Registry(
+    {name: f"sona_pipeline.training.optimization:{name}" for name in ("cosine", "one_cycle")}
+)
+"""Functions of an optimizer, its highest learning rate and the number of steps."""
+AUGMENTATIONS: Registry[Callable[[int], list[Any]]] = Registry(
+    {name: f"sona_pipeline.training.augmentation:{name}" for name in ("resized_crop", "crop", "none")}
+)
+"""Functions of the size to torchvision's transforms."""
+Weight = Annotated[float, Ge(0), Lt(math.inf)]
+PRECISIONS, KEPT = ("no", "fp16", "bf16"), ("best", "last")
+
+
+@dataclass(frozen=True)
+class TrainingImages(ImageSource):
+    """What a detector is trained on."""
+
+    outliers: Path | None = None
+    """Outlier set of these images, made by `sona generate`."""
+    real_outliers: str | None = None
+    """Any other images to be exposed to, instead of an outlier set."""
+    validation: str | None = None
+    """Labelled ID images for threshold and best epoch."""
+    validation_share: Annotated[float, Interval(ge=0, le=0.9)] = 0.1
+    """Without validation images: share of the training images that is held out."""
+    validation_split: str | None = None
+    """Split of the validation images, if it is another one."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a detector is trained; the defaults are the paper's recipe for ImageNet-200.
-
-    Attributes:
-        network: of `networks.build`: a name of `networks.NETWORKS`, "timm:NAME" or "transformers:NAME".
-        pretrained: start from the weights that come with a timm or transformers network.
-        image_size: side in pixels of what the network sees.
-        crop_pct: share of the short side of an image that is kept in tests, in (0, 1].
-        augmentation: a name of `training_data.AUGMENTATIONS`; the same for ID images, outliers and round trips.
-        flip: mirror images at random, where left and right mean the same.
-        epochs: passes over the ID images.
-        batch_size: ID images a step of the optimizer, over all processes and accumulated parts.
-        accumulation: parts that a batch is computed in, one after the other, for want of memory.
-        optimizer: "sgd" (Nesterov momentum 0.9, which "one_cycle" moves between 0.85 and 0.95) or "adamw".
-        learning_rate, weight_decay: of the optimizer.
-        schedule: "cosine" or "one_cycle", of the learning rate over all steps.
-        method: a name of `METHODS`; without outliers, only "vos" adds anything to the cross-entropy.
-        outlier_weight: beta, the weight of the method's loss; None is the method's own.
-        mi_weight: gamma, the weight of the mutual information between an image and its own outlier; None is 1 where
-            outliers come in pairs with images, and 0 elsewhere.
-        min_strength: outliers of less strength are not trained on, since they have hardly changed.
-        score: of the detector, a name of `scores.SCORES`.
-        id_rate: share of the ID validation images that the threshold accepts; None leaves the detector without one.
-        keep: weights of the epoch that is "best" in validation accuracy (the later of equals), or the "last" ones,
-            which are kept without validation images.
-        seed: of weights, order and augmentation.
-    """
+    """How a detector is trained; the defaults are the paper's recipe for ImageNet-200."""
 
     network: str = "resnet18"
+    """'resnet18'; 'resnet8' or 'resnet20' for about 32 px; 'timm:NAME' or 'transformers:NAME'."""
     pretrained: bool = False
-    image_size: int = 224
-    crop_pct: float = 0.875
-    augmentation: str = "resized_crop"
+    """Fine-tune the weights that come with a timm or transformers network."""
+    image_size: Annotated[int, Ge(8)] = 224
+    """Side in pixels of what the network sees."""
+    crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
+    """Share of the short side of an image that is kept in tests."""
+    augmentation: Annotated[str, OneOf(AUGMENTATIONS)] = "resized_crop"
+    """Random crops, the same for ID images, outliers and round trips: of any part of the image, of the padded image for
+    small ones, or none."""
     flip: bool = True
-    epochs: int = 100
-    batch_size: int = 256
-    accumulation: int = 1
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    method: str = "oe"
-    outlier_weight: float | None = None
-    mi_weight: float | None = None
-    min_strength: float = 0.0
-    score: str = "energy"
-    id_rate: float | None = 0.95
-    keep: str = "best"
+    """Mirror images at random, where left and right mean the same."""
+    epochs: Annotated[int, Ge(1)] = 100
+    """Passes over the ID images."""
+    batch_size: Annotated[int, Ge(2)] = 256
+    """ID images a step of the optimizer, over all processes and accumulated parts."""
+    accumulation: Annotated[int, Ge(1)] = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "sgd"
+    """'sgd' (Nesterov momentum 0.9, which 'one_cycle' moves between 0.85 and 0.95) or 'adamw'."""
+    learning_rate: Weight = 0.1
+    """Highest learning rate."""
+    weight_decay: Weight = 5e-4
+    """Weight decay of the optimizer."""
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
+    """Of the learning rate over all steps."""
+    method: Annotated[str, OneOf(METHODS)] = "oe"
+    """What is added to the cross-entropy: 'oe' (outlier exposure), 'energy' (energy margins), 'mixoe', or 'vos' (needs
+    no outliers)."""
+    outlier_weight: Weight | None = None
+    """Weight beta of the method's loss (the method's own by default)."""
+    mi_weight: Weight | None = None
+    """Weight gamma of the mutual information between an image and its own outlier (1 where they come in pairs)."""
+    min_strength: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Pass over outliers of less strength, since they have hardly changed."""
+    score: Annotated[str, OneOf(SCORES)] = "energy"
+    """Of the detector."""
+    id_rate: Annotated[float, Gt(0), Lt(1)] | None = 0.95
+    """Share of the ID validation images that the threshold accepts; None leaves the detector without one."""
+    keep: Annotated[str, OneOf(KEPT)] = "best"
+    """Weights of the 'best' epoch by validation accuracy (the later of equals), or the 'last' ones."""
     seed: int = 0
+    """Of weights, order, augmentation and what is held out."""
 
 
 RECIPES = {
@@ -102,48 +115,32 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
+class TrainingJob:
+    """Where the detector goes, and what its training starts from."""
+
+    output: Path
+    """Folder for the detector."""
+    recipe: Annotated[str, OneOf(RECIPES)] = "imagenet200"
+    """'imagenet200' or 'fine-grained' (the paper's), or 'small' (32 px, no GPU); other options change it."""
+
+
+@dataclass(frozen=True)
 class Running:
-    """How a training is computed. Precision and workers change rounding and random draws: a run goes on with its own.
+    """How a training is computed; precision and workers change rounding and random draws, so a run keeps its own."""
 
-    Attributes:
-        mixed_precision: "no", "fp16" or "bf16"; None leaves it to the configuration of accelerate.
-        workers: processes that decode images, besides the one that trains.
-        tracker: of accelerate ("tensorboard", "wandb", ...), or None.
-        cpu: use no GPU.
-    """
-
-    mixed_precision: str | None = None
-    workers: int = 0
+    mixed_precision: Annotated[str, OneOf(PRECISIONS)] | None = None
+    """Precision of the computation (that of accelerate's configuration by default)."""
+    workers: Annotated[int, Ge(0)] = 0
+    """Processes that decode images, besides the one that trains."""
     tracker: str | None = None
+    """Tracker of accelerate: 'tensorboard', 'wandb', ..."""
     cpu: bool = False
+    """Use no GPU."""
 
 
 def check_settings(settings: TrainingSettings) -> None:
-    """Raise ValueError for a setting that is out of its range or names what is not there."""
-    choices = {
-        "augmentation": AUGMENTATIONS,
-        "optimizer": OPTIMIZERS,
-        "schedule": SCHEDULES,
-        "method": METHODS,
-        "score": SCORES,
-        "keep": ("best", "last"),
-    }
-    for name, known in choices.items():
-        if getattr(settings, name) not in known:
-            raise ValueError(f"`{name}` is {getattr(settings, name)!r}, but has to be one of {sorted(known)}")
-    for name, least in {"image_size": 8, "epochs": 1, "batch_size": 2, "accumulation": 1}.items():
-        if getattr(settings, name) < least:
-            raise ValueError(f"`{name}` is {getattr(settings, name)}, but has to be {least} or more")
-    for name in ("learning_rate", "weight_decay", "outlier_weight", "mi_weight"):
-        value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"`{name}` is {value}, but has to be a finite number of 0 or more")
-    if not 0 < settings.crop_pct <= 1:
-        raise ValueError(f"`crop_pct` is {settings.crop_pct}, but has to be above 0 and at most 1")
-    if not 0 <= settings.min_strength <= 1:
-        raise ValueError(f"`min_strength` is {settings.min_strength}, but has to be between 0 and 1")
-    if settings.id_rate is not None and not 0 < settings.id_rate < 1:
-        raise ValueError(f"`id_rate` is {settings.id_rate}, but has to be between 0 and 1, or None for no threshold")
+    """Raise ValueError for a setting that is out of its range, names what is not there, or does not go with others."""
+    check_ranges(settings)
     if settings.batch_size % settings.accumulation:
         raise ValueError(
             f"`batch_size` {settings.batch_size} cannot be computed in {settings.accumulation} equal parts"

@@ -15,7 +15,8 @@ from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.loop import Training, mi_weight
-from sona_pipeline.training.settings import METHODS, Running, TrainingSettings, check_settings
+from sona_pipeline.training.methods import METHODS
+from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
 
 
 def train_detector(

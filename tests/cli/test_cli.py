@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sona_pipeline import __version__
-from sona_pipeline.cli.outliers import main
+from sona_pipeline.cli.app import main
 from sona_pipeline.data import sample
 from sona_pipeline.detection.detector import load_detector
 
@@ -112,14 +112,14 @@ BAD = {
     "generate --data {root}/id --ood-labels {root}/labels.txt --ood-prompts {root}/labels.txt": "exclude each other",
     "generate --data {root}/near --ood-labels {root}/labels.txt": "have no classes",
     "generate --data {root}/id --class-names {root}/labels.txt": "has no name for the classes",
-    "generate --data {root}/id --model tiny --batch-size many": "--batch-size is 'many'",
+    "generate --data {root}/id --model tiny --batch-size many": 'for --batch-size: unable to convert "many"',
     "generate --data {root}/id --model tiny --classes hat": "no class named ['hat']",
-    "generate --data {root}/id --model tiny --scheduler pndm": "scheduler is 'pndm'",
-    "generate --data {root}/id --model tiny --mask-threshold 0.5": "`mask_threshold` is 0.5",
+    "generate --data {root}/id --model tiny --scheduler pndm": '"pndm" for --scheduler. Choose from: "ddim"',
+    "generate --data {root}/id --model tiny --mask-threshold 0.5": "--mask-threshold is 0.5, but has to be above 0",
     "inspect {root}": "is not a set made by",
     "train --data {root}/near": "training images have no classes",
     "train --data {root}/id --outliers {root}": "is not a set made by",
-    "train --data {root}/id --recipe mine": "--recipe is 'mine', but has to be one of",
+    "train --data {root}/id --recipe mine": 'Invalid value "mine" for --recipe. Choose from: "imagenet200"',
     "train --data {root}/id --outliers {root} --real-outliers {root}": "exclude each other",
     "train --data {root}/id --network resnet9": "no network named 'resnet9'",
     "train --data {root}/id --real-outliers {root}/near --mi-weight 1": "between an image and its own outlier",

@@ -2,8 +2,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sona_pipeline.common.stages import ahead
 

@@ -1,8 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from sona_pipeline.data.class_names import imagenet_labels, names_of_classes, normal, spoken, synsets

@@ -7,8 +7,7 @@ import sys
 import datasets
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from loopback_hub import LoopbackHub
 from PIL import Image
 from torchvision.datasets import ImageFolder

@@ -5,12 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageCms
 from torchvision.transforms import functional as peer
 
-from sona_pipeline.data.imaging import RESIZE_MODES, decoded, fit, image_suffixes, upright
+from sona_pipeline.data.imaging import decoded, fit, image_suffixes, upright
+from sona_pipeline.data.settings import RESIZE_MODES
 
 SAND = (200, 100, 50)
 SAND_GREY = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)

@@ -12,13 +12,13 @@ from PIL import Image
 from sona_pipeline.common.files import png
 from sona_pipeline.data.images import ImageSet, open_images
 from sona_pipeline.data.outlier_set import (
-    FORMATS,
     OutlierWriter,
     open_outlier_set,
     open_outliers,
     read_rejects,
     read_rows,
 )
+from sona_pipeline.data.settings import FORMATS
 from sona_pipeline.data.shards import Sample
 
 formats = pytest.mark.parametrize("form", FORMATS)

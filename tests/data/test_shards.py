@@ -9,7 +9,8 @@ import webdataset
 from PIL import Image
 
 from sona_pipeline.common.files import png
-from sona_pipeline.data.shards import PACKINGS, Sample
+from sona_pipeline.data.settings import PACKINGS
+from sona_pipeline.data.shards import Sample
 
 formats = pytest.mark.parametrize("form", ["parquet", "webdataset"])
 

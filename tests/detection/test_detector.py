@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from shapes import shapes
 
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
-from sona_pipeline.detection.scores import energy, msp
+from sona_pipeline.detection.scores.of_logits import energy, msp
 
 
 @pytest.fixture(scope="module")

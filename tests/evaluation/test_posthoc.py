@@ -8,7 +8,7 @@ from scipy.stats import weibull_min
 from torch.nn import functional as F
 
 from sona_pipeline.detection.detector import Detector
-from sona_pipeline.detection.scores import energy, msp
+from sona_pipeline.detection.scores.of_logits import energy, msp
 from sona_pipeline.evaluation.posthoc import ON_VALIDATION, POST_HOC, fitted
 
 BY_STAGES = {"gram", "multi_mahalanobis"}

@@ -14,7 +14,8 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
 
 from sona_pipeline import TINY_MODEL
-from sona_pipeline.generation.checkpoint import SCHEDULERS, find_batch_size, identity, load_pipeline
+from sona_pipeline.generation.checkpoint import find_batch_size, identity, load_pipeline
+from sona_pipeline.generation.settings import SCHEDULERS
 
 NAMES = {
     "ddim": "DDIMScheduler",
@@ -56,10 +57,10 @@ def test_options_of_loading_reach_the_models():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "pndm"}, r"the scheduler is 'pndm', but has to be one of \('ddim', 'dpmsolver\+\+', "),
-        ({"scheduler": "DDIM"}, "the scheduler is 'DDIM'"),
-        ({"dtype": "float64"}, r"the dtype is 'float64', but has to be one of \('float32', 'float16', 'bfloat16'\)"),
-        ({"dtype": "half"}, "the dtype is 'half'"),
+        ({"scheduler": "pndm"}, r"`scheduler` is 'pndm', but has to be one of ddim, dpmsolver\+\+, unipc, euler"),
+        ({"scheduler": "DDIM"}, "`scheduler` is 'DDIM'"),
+        ({"dtype": "float64"}, "`dtype` is 'float64', but has to be one of float32, float16, bfloat16"),
+        ({"dtype": "half"}, "`dtype` is 'half'"),
     ],
 )
 def test_names_that_are_not_known_are_refused_before_anything_is_loaded(options, message):

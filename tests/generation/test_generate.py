@@ -15,9 +15,10 @@ from sona_pipeline.data import sample
 from sona_pipeline.data.images import ImageSet, open_images
 from sona_pipeline.data.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows
 from sona_pipeline.generation.checkpoint import load_pipeline
-from sona_pipeline.generation.generate import OutputSettings, check_run, generate_outliers, make_plan, through_stages
+from sona_pipeline.generation.generate import check_run, generate_outliers, make_plan, through_stages
 from sona_pipeline.generation.make import OutlierMaker
-from sona_pipeline.generation.plan import GenerationSettings, plan_outliers
+from sona_pipeline.generation.plan import plan_outliers
+from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
 
@@ -250,8 +251,8 @@ def test_label_choice_follows_the_pipelines_text_encoder(images, pipe, choice):
         ({"guidance_scale": float("nan")}, "guidance scale is nan"),
         ({"size": 33}, "33 x 33 pixels, but the VAE takes multiples of 4"),
         ({"num_inference_steps": 2000}, "2000"),
-        ({"resize_mode": "stretch"}, "resize mode is 'stretch'"),
-        ({"label_choice": "nearest"}, "label choice is 'nearest'"),
+        ({"resize_mode": "stretch"}, "`resize_mode` is 'stretch'"),
+        ({"label_choice": "nearest"}, "`label_choice` is 'nearest'"),
         ({"reject": ("latent_distance=1",)}, "'latent_distance=1' is no bound"),
         ({"reject": ("source_confidence>0.5",)}, "needs a classifier"),
     ],
@@ -263,7 +264,7 @@ def test_bad_settings_are_refused(images, pipe, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"format": "zip"}, "format is 'zip'"), ({"batch_size": 0}, "batch size is 0")]
+    ("change", "message"), [({"format": "zip"}, "`format` is 'zip'"), ({"batch_size": 0}, "`batch_size` is 0")]
 )
 def test_bad_output_settings_are_refused(images, pipe, change, message):
     with pytest.raises(ValueError, match=message):

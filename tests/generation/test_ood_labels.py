@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import build
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPConfig, CLIPModel
 
 from sona_pipeline.data.class_names import synsets
 from sona_pipeline.generation.checkpoint import load_pipeline
+from sona_pipeline.generation.label_rules import RULES
 from sona_pipeline.generation.ood_labels import (
-    RULES,
     Collision,
     find_collisions,
     pipeline_encoder,

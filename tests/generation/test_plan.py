@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import chisquare
 
 from sona_pipeline.data import sample
 from sona_pipeline.data.images import ImageSet
-from sona_pipeline.generation.plan import GenerationSettings, check_settings, folder_name, plan_outliers
+from sona_pipeline.generation.plan import check_settings, folder_name, plan_outliers
+from sona_pipeline.generation.settings import GenerationSettings
 
 LABELS = ("bag", "sandal", "boot")
 SETTINGS = GenerationSettings(ood_labels=LABELS)
@@ -217,8 +217,8 @@ def test_the_outliers_of_a_class_without_a_name_stay_in_the_set():
         ({"ood_labels": ()}, "no OOD labels"),
         ({"ood_labels": ("bag", "DOG", "cat")}, r"OOD labels \['DOG', 'cat'\] are ID classes as well"),
         ({"id_labels": {"cat": "Bag"}}, r"OOD labels \['bag'\] are ID classes as well"),
-        ({"label_choice": "near"}, "label choice is 'near', but has to be one of .*'random', 'close', 'far'"),
-        ({"resize_mode": "stretch"}, "resize mode is 'stretch', but has to be one of .*'crop'"),
+        ({"label_choice": "near"}, "`label_choice` is 'near', but has to be one of random, close, far"),
+        ({"resize_mode": "stretch"}, "`resize_mode` is 'stretch', but has to be one of crop, pad, squash"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan"),
         ({"guidance_scale": float("inf")}, "guidance scale is inf"),
         ({"mask_granularity": "pixel"}, "mask_granularity.*pixel"),
@@ -232,7 +232,7 @@ def test_the_outliers_of_a_class_without_a_name_stay_in_the_set():
         ({"prompt": "a {0[name]}"}, r"needs just one \{\}"),
         ({"prompt": "a {0[0]}"}, r"needs just one \{\}"),
         ({"prompt": "a {} and a {}"}, r"needs just one \{\}"),
-        ({"num_inference_steps": 0}, "number of steps is 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0, but has to be 1 or more"),
         ({"ood_labels": ("bag", " ")}, "or a blank one"),
         ({"ood_prompt": "thing"}, r"the prompt 'thing' needs just one \{\}"),
         ({"reject": ("contrast<0.1", "beauty<0.3")}, "'beauty<0.3' is no bound"),

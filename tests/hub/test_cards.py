@@ -9,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import typer
 import yaml
 
-from sona_pipeline.cli.outliers import app
+from sona_pipeline.cli.app import app
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.generation.inspection import Inspection
 from sona_pipeline.hub import cards
@@ -78,7 +77,6 @@ def metadata(card) -> dict:
 
 
 def test_python_is_python_and_commands_have_their_options(all_cards):
-    commands = typer.main.get_command(app).commands
     lines = []
     for card in all_cards:
         for kind, code in re.findall(r"```(\w+)\n(.*?)```", card.text, re.DOTALL):
@@ -90,7 +88,7 @@ def test_python_is_python_and_commands_have_their_options(all_cards):
     assert len(lines) >= 2
     for line in lines:
         _, command, *words = shlex.split(line)
-        known = {option for parameter in commands[command].params for option in parameter.opts}
+        known = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
         assert {word for word in words if word.startswith("--")} <= known
 
 

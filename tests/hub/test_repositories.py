@@ -17,23 +17,23 @@ from loopback_hub import TOKEN, LoopbackHub, is_lfs, lfs_id
 from safetensors.torch import load_file
 
 import sona_pipeline
-from sona_pipeline.data.outlier_set import FORMATS, OutlierWriter, open_outliers, read_rows, read_samples
+from sona_pipeline.data.outlier_set import OutlierWriter, open_outliers, read_rows, read_samples
 from sona_pipeline.data.sample import OOD_LABELS, id_images
-from sona_pipeline.data.shards import PACKINGS
+from sona_pipeline.data.settings import FORMATS, PACKINGS
 from sona_pipeline.detection.detector import Detector, save_detector
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.generation.generate import generate_outliers
-from sona_pipeline.generation.plan import GenerationSettings
+from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.hub import repositories as hub
 
 ROOT = Path(sona_pipeline.__file__).parent
 # Several command lines in one process, which saves the import of torch for each.
 COMMANDS = """
 import sys
-from sona_pipeline.cli.outliers import app
+from sona_pipeline.cli.app import app
 for line in sys.argv[1:]:
-    app(line.split("|"), standalone_mode=False)
+    app(line.split("|"))
 """
 LOADS = """
 import json
@@ -70,8 +70,8 @@ report = {
     "near": len(open_images("user/near", split="test")),
 }
 torch.save([made, json.dumps(report)], "report.pt")
-from sona_pipeline.cli.outliers import app
-app(["score", "--detector", "user/detector", "photo.png", "--json"], standalone_mode=False)
+from sona_pipeline.cli.app import app
+app(["score", "--detector", "user/detector", "photo.png", "--json"])
 """
 
 
@@ -345,7 +345,7 @@ def refusal(arguments, environment, sets, folder, monkeypatch, capsys) -> str:
 
 def exit_code(arguments, environment, folder, monkeypatch) -> int:
     """How `sona push` ends in this process, run in `folder`."""
-    from sona_pipeline.cli.outliers import main
+    from sona_pipeline.cli.app import main
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", environment["HF_ENDPOINT"])
@@ -384,7 +384,7 @@ def test_a_push_that_is_stopped_leaves_nothing(number, step, pushed, tmp_path, m
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))"
-    code = f"{limits}; from sona_pipeline.cli.outliers import main; main()"
+    code = f"{limits}; from sona_pipeline.cli.app import main; main()"
     done = in_process(code, "push", "pipeline", "user/x", "--dry-run", cwd=tmp_path, environment={})
     assert done.returncode == 2 and "sona: weights cannot be read, or cannot be written to" in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from diffusers import __version__
 from loopback_hub import LoopbackHub
 
 from sona_pipeline import TINY_MODEL, SONAPipeline, load_pipeline
-from sona_pipeline.cli import hub as cli_hub
+from sona_pipeline.cli.app import main
 from sona_pipeline.hub.upstream import check_upstream, write_upstream
 
 CALL = """
@@ -39,7 +39,7 @@ torch.save(latents(DiffusionPipeline.from_pretrained("user/tiny", custom_pipelin
 def folder(tmp_path_factory) -> Path:
     """What the command wrote, which has also loaded it."""
     folder = tmp_path_factory.mktemp("upstream") / "files"
-    cli_hub.upstream(folder)
+    main(["upstream", "--output", str(folder)])
     return folder
 
 

@@ -2,8 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sona_pipeline.pipeline import MASK_GRANULARITIES, add_momentum, sona_guidance
 

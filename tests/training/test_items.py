@@ -1,14 +1,14 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from shapes import beside, damaged, shapes
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.training import items as training_data
-from sona_pipeline.training.items import AUGMENTATIONS, EpochOrder, Labelled, Pixels, TrainingItems, collate, mixed_seed
+from sona_pipeline.training.items import EpochOrder, Labelled, Pixels, TrainingItems, collate, mixed_seed
+from sona_pipeline.training.settings import AUGMENTATIONS
 
 
 @pytest.fixture(scope="module")

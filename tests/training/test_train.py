@@ -13,7 +13,7 @@ from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.loop import Training, mi_weight, new_detector
-from sona_pipeline.training.methods.losses import outlier_exposure
+from sona_pipeline.training.methods.outlier_exposure import outlier_exposure
 from sona_pipeline.training.settings import RECIPES, Running, TrainingSettings, check_settings
 from sona_pipeline.training.train import check_training, train_detector
 

@@ -1,1 +1,19 @@
-"""What each training method adds to the cross-entropy, a file each."""
+"""Training methods: what each adds to the cross-entropy of the ID images; a method is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sona_pipeline.common.registry import Registry
+
+if TYPE_CHECKING:
+    from sona_pipeline.training.methods.base import Method
+
+METHODS: Registry[type[Method]] = Registry(
+    {
+        "oe": "sona_pipeline.training.methods.outlier_exposure:OutlierExposure",
+        "energy": "sona_pipeline.training.methods.energy_margin:EnergyMargin",
+        "mixoe": "sona_pipeline.training.methods.mixoe:MixOE",
+        "vos": "sona_pipeline.training.methods.vos:VOS",
+    }
+)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sona_pipeline.training.methods.losses import energy_margin, outlier_exposure
-
 
 @dataclass
 class Step:
@@ -56,19 +54,3 @@ class Method(nn.Module):
     def forward(self, step: Step) -> torch.Tensor:
         """The loss, a scalar."""
         raise NotImplementedError
-
-
-class OutlierExposure(Method):
-    """Outlier exposure to the uniform distribution: what SONA trains with, (8) of the paper."""
-
-    def forward(self, step: Step) -> torch.Tensor:
-        return outlier_exposure(step.outlier_logits)
-
-
-class EnergyMargin(Method):
-    """Energy-bounded learning (Liu et al. 2020)."""
-
-    weight = 0.1
-
-    def forward(self, step: Step) -> torch.Tensor:
-        return energy_margin(step.logits, step.outlier_logits)

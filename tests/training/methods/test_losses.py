@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from sona_pipeline.detection.scores import energy
-from sona_pipeline.training.methods.losses import outlier_exposure
+from sona_pipeline.detection.scores.of_logits import energy
+from sona_pipeline.training.methods.outlier_exposure import outlier_exposure
 
 
 def test_outlier_exposure_worked_by_hand():

@@ -3,11 +3,12 @@ import torch
 from pytorch_ood.loss import EnergyRegularizedLoss
 from torch import nn
 
-from sona_pipeline.detection.scores import energy
+from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.training.methods import vos
-from sona_pipeline.training.methods.base import EnergyMargin, OutlierExposure, Step
-from sona_pipeline.training.methods.losses import energy_margin, outlier_exposure
+from sona_pipeline.training.methods.base import Step
+from sona_pipeline.training.methods.energy_margin import EnergyMargin, energy_margin
 from sona_pipeline.training.methods.mixoe import MixOE
+from sona_pipeline.training.methods.outlier_exposure import OutlierExposure, outlier_exposure
 from sona_pipeline.training.methods.vos import VOS
 
 

@@ -1,20 +1,11 @@
-"""Training losses that set outliers apart from ID images by their logits."""
+"""Energy margins: energies of ID images and outliers are held apart."""
+
+from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from sona_pipeline.detection.scores import energy
-
-
-def outlier_exposure(logits: torch.Tensor) -> torch.Tensor:
-    """Outlier exposure (Hendrycks et al. 2019): cross-entropy of the uniform distribution to the predictions.
-
-    -1/C sum_c log softmax_c(f(x)), averaged over the batch; log C at its minimum, where predictions are uniform.
-
-    Args:
-        logits: `[B, C]` for outliers.
-    """
-    return -F.log_softmax(logits, dim=1).mean()
+from sona_pipeline.detection.scores.of_logits import energy
+from sona_pipeline.training.methods.base import Method, Step
 
 
 def energy_margin(id_logits: torch.Tensor, outlier_logits: torch.Tensor, gap: float = 10.0) -> torch.Tensor:
@@ -32,3 +23,12 @@ def energy_margin(id_logits: torch.Tensor, outlier_logits: torch.Tensor, gap: fl
     known, unknown = energy(id_logits), energy(outlier_logits)
     lower = known.mean()
     return (known - lower).relu().square().mean() + (lower + gap - unknown).relu().square().mean()
+
+
+class EnergyMargin(Method):
+    """Energy-bounded learning (Liu et al. 2020)."""
+
+    weight = 0.1
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return energy_margin(step.logits, step.outlier_logits)

@@ -1,6 +1,4 @@
-"""Scores that rank images from familiar to unfamiliar by their logits; higher is more out-of-distribution."""
-
-from collections.abc import Callable
+"""Energy, maximum softmax probability and maximum logit."""
 
 import torch
 
@@ -18,10 +16,3 @@ def msp(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
 def max_logit(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Maximum logit (Hendrycks et al. 2022), negated: -max_c f_c(x). The temperature does not change its order."""
     return -logits.float().amax(dim=1)
-
-
-SCORES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
-    "energy": energy,
-    "msp": msp,
-    "max_logit": max_logit,
-}

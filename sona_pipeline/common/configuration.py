@@ -1,0 +1,98 @@
+"""Values of settings that somebody gave, on a command line or in a file, and settings made of them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from sona_pipeline.common.settings import Setting, check_ranges, settings_of
+
+T = TypeVar("T")
+
+
+class Given(dict[str, Any]):
+    """Values that were given, by the names of the settings; what was not given is not in it."""
+
+    def of(self, kind: type[T], base: T | None = None, **more: Any) -> T:
+        """Settings with the values given and `more`, and those of `base`, or the defaults, for the others.
+
+        Raises:
+            ValueError: a value is missing or out of its range; the message names the command-line option.
+        """
+        known = settings_of(kind)
+        values = {setting.name: self[setting.name] for setting in known if setting.name in self} | more
+        missing = [setting for setting in known if setting.is_required and setting.name not in values]
+        if base is None and missing:
+            raise ValueError(f"{missing[0].option} is missing. {missing[0].help}")
+        found = kind(**values) if base is None else replace(base, **values)  # type: ignore[type-var] # a dataclass
+        check_ranges(found, lambda setting: setting.option)
+        return found
+
+
+def read_configuration(
+    path: Path, known: Mapping[str, Setting], settings_in: Callable[[dict], dict] = dict
+) -> dict[str, Any]:
+    """The values of settings in a YAML file, by the names of the settings.
+
+    A file with `notes` in it is the record of an earlier run: what no setting is called like is passed over there.
+
+    Args:
+        path: of the file, whose keys are names of settings, in Python or on the command line.
+        known: the settings by their names.
+        settings_in: finds the settings in the record of an earlier run.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no YAML file with settings, a name is not known, or a value is of another type.
+    """
+    values = _read(path)
+    if "notes" in values:
+        values = {key: value for key, value in settings_in(values).items() if key in known}
+    by_key = {key: setting for setting in known.values() for key in (setting.name, setting.option[2:])}
+    if unknown := [key for key in values if key not in by_key]:
+        raise ValueError(f"{path} has {unknown[0]!r}, but there is no such option: see `--help`")
+    return {by_key[key].name: _converted(by_key[key], value, path) for key, value in values.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} has no settings: give lines such as 'steps: 20'")
+    return values
+
+
+def _converted(setting: Setting, value: Any, path: Path) -> Any:
+    """A value of a file as the setting has it."""
+    if (value is None and setting.is_optional) or (isinstance(value, str) and value in setting.words):
+        return value
+    parts = typing.get_args(setting.type) if typing.get_origin(setting.type) is typing.Union else (setting.type,)
+    kinds = [typing.get_origin(part) or part for part in parts]
+    if isinstance(value, dict) and Mapping in kinds:
+        return {str(key): str(word) for key, word in value.items()}
+    if tuple in kinds and (isinstance(value, list) or kinds == [tuple]):
+        return tuple(map(str, value if isinstance(value, list) else [value]))
+    if isinstance(value, bool) and bool in kinds:
+        return value
+    for kind in (int, float, str, Path):
+        if kind in kinds and isinstance(value, str | int | float) and not isinstance(value, bool):
+            converted = _number(kind, value) if kind in (int, float) else kind(value)
+            if converted is not None:
+                return converted
+    raise ValueError(f"{setting.name!r} in {path} is {value!r}, which {setting.option} cannot be")
+
+
+def _number(kind: type, value: str | float) -> Any:
+    """The number in a value, or None; YAML takes '1e-4' for text."""
+    try:
+        number = kind(value)
+    except ValueError:
+        return None
+    return None if isinstance(value, float) and number != value else number

@@ -1,0 +1,41 @@
+"""Settings of data: where images come from, and the forms that images and outlier sets have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sona_pipeline.common.registry import Registry
+
+if TYPE_CHECKING:
+    from sona_pipeline.data.shards import Packing
+
+RESIZE_MODES = ("crop", "pad", "squash")
+"""How an image comes to a square, see `imaging.fit`."""
+PACKINGS: Registry[Packing] = Registry(
+    {
+        "parquet": "sona_pipeline.data.shards:PARQUET",
+        "webdataset": "sona_pipeline.data.shards:WEBDATASET",
+    }
+)
+"""Forms of shards."""
+FORMATS = ("folder", *PACKINGS)
+"""Forms of an outlier set: image folders, or shards."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where labelled images come from, see `open_images`."""
+
+    data: str
+    """Labelled images: a folder with a sub-folder a class, parquet files, a Hub data set (owner/name), or an image list
+    of OpenOOD."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    image_column: str | None = None
+    """Column of the images, if it cannot be told."""
+    label_column: str | None = None
+    """Column of the classes, if it cannot be told."""
+    image_root: Path | None = None
+    """Folder that the paths of an image list start from."""

@@ -1,0 +1,57 @@
+"""Settings of an evaluation: the detectors and test images, and how they are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """What detectors are tested on, and what post-hoc scores are fitted to."""
+
+    id: str | None = None
+    """Labelled ID test images."""
+    near: tuple[str, ...] = ()
+    """Near-OOD images as NAME=IMAGES; may be repeated."""
+    far: tuple[str, ...] = ()
+    """Far-OOD images as NAME=IMAGES; may be repeated."""
+    shifted: tuple[str, ...] = ()
+    """Covariate-shifted ID images as NAME=IMAGES, for full-spectrum results; may be repeated."""
+    benchmark: str | None = None
+    """All sets of OpenOOD's 'cifar10', 'cifar100', 'imagenet200' or 'imagenet', under ROOT."""
+    root: Path | None = None
+    """OpenOOD's data folder, with benchmark_imglist in it."""
+    full_spectrum: bool = False
+    """Of BENCHMARK, also the covariate-shifted sets."""
+    split: str = "test"
+    """Split of Hub data sets."""
+    image_root: Path | None = None
+    """Folder that the paths of image lists start from."""
+    fit: str | None = None
+    """Labelled ID training images that post-hoc scores are fitted to."""
+    validation: str | None = None
+    """Labelled ID images for the post-hoc scores fitted to such."""
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """Which detectors are scored, and by what."""
+
+    detector: tuple[str, ...]
+    """Folder of a detector or its Hub id, as DIR or NAME=DIR; may be repeated. Those of one name are seeds of one
+    method."""
+    output: Path
+    """Folder for tables, pictures and the scores of every image."""
+    score: tuple[str, ...] = ()
+    """'energy', 'msp', 'max_logit', a post-hoc score of pytorch-ood ('knn', 'vim', ...), or 'all'; may be repeated. The
+    detector's own by default."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Images at once."""
+    workers: Annotated[int, Ge(0)] = 2
+    """Threads that decode images."""
+    device: str | None = None
+    """'cpu', 'cuda', ... (an accelerator if there is one)."""

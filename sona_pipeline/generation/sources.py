@@ -1,0 +1,61 @@
+"""The images and OOD labels of a generation, opened from where its settings say they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sona_pipeline.data.class_names import Names, names_of_classes
+from sona_pipeline.data.images import ImageSet, open_source
+from sona_pipeline.generation.generate import check_output, process_state
+from sona_pipeline.generation.ood_labels import Collision, labels_of
+from sona_pipeline.generation.plan import check_settings
+from sona_pipeline.generation.settings import GenerationSettings, LabelSettings, OutputSettings, SourceImages
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What outliers are made of.
+
+    Attributes:
+        images: the ID images that are asked for.
+        id_names: all names of the ID classes.
+        settings: with the words for ID classes and the OOD labels.
+        collisions: OOD labels that are left out, with the reason.
+    """
+
+    images: ImageSet
+    id_names: dict[str, Names]
+    settings: GenerationSettings
+    collisions: list[Collision]
+
+
+def open_sources(
+    source: SourceImages, choice: LabelSettings, model: str, settings: GenerationSettings, writing: OutputSettings
+) -> Sources:
+    """Open images and labels, and check that they and the settings go together.
+
+    Args:
+        source: where the images are.
+        choice: where the OOD labels are.
+        model: that the outliers are made by; the embedded one has labels of its own.
+        settings: how outliers are made; its words for ID classes stand if it has any.
+        writing: what will be written.
+
+    Raises:
+        FileNotFoundError: something is not there.
+        ValueError: images, labels and settings do not go together.
+    """
+    with process_state().main_process_first():
+        images = open_source(source)
+    id_names = names_of_classes(images.classes, source.class_names)
+    labels, collisions = labels_of(choice, model, id_names)
+    settings = replace(
+        settings,
+        ood_labels=labels,
+        id_labels=settings.id_labels or {name: names[0] for name, names in id_names.items()},
+        ood_prompt="{}" if choice.ood_prompts else settings.ood_prompt,
+    )
+    check_settings(images, settings)
+    check_output(settings, writing)
+    images = images.of_classes(source.classes) if source.classes else images
+    return Sources(images.drawn(source.limit) if source.limit else images, id_names, settings, collisions)
