@@ -15,13 +15,15 @@ from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training.settings import RECIPES, Running, TrainingImages, TrainingJob, TrainingSettings
 
+TRAIN = {"Job": TrainingJob, "Images": TrainingImages, "Training": TrainingSettings, "Device": Running}
+EVALUATE = {"Scoring": ScoringSettings, "Images": TestImages}
+
 
 def add_to(app: App) -> None:
     """Add the commands to the command line."""
-    panels = {"Job": TrainingJob, "Images": TrainingImages, "Training": TrainingSettings, "Device": Running}
-    add_command(app, train, panels)
+    add_command(app, train, TRAIN)
     add_command(app, score, {"Options": AskSettings})
-    add_command(app, evaluate, {"Scoring": ScoringSettings, "Images": TestImages})
+    add_command(app, evaluate, EVALUATE)
 
 
 def train(given: Given) -> None:

@@ -26,18 +26,20 @@ from sona_pipeline.generation.settings import (
 # Everything that imports torch is imported by the commands themselves, so that `--help` answers at once.
 
 
+GENERATE = {
+    "Job": GenerationJob,
+    "ID images": SourceImages,
+    "OOD labels": LabelSettings,
+    "Method": GenerationSettings,
+    "Outlier set": OutputSettings,
+    "Model": ModelSettings,
+}
+
+
 def add_to(app: App) -> None:
     """Add the commands to the command line."""
     app.command(quickstart)
-    panels = {
-        "Job": GenerationJob,
-        "ID images": SourceImages,
-        "OOD labels": LabelSettings,
-        "Method": GenerationSettings,
-        "Outlier set": OutputSettings,
-        "Model": ModelSettings,
-    }
-    add_command(app, generate, panels, settings_in)
+    add_command(app, generate, GENERATE, settings_in)
     add_command(app, inspect, {"Options": InspectionSettings})
     add_command(app, demo, {"Options": PageSettings})
 

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -57,6 +58,11 @@ def settle_settings(path: Path, settings: dict, notes: dict | None = None) -> No
         return
     written = settings | ({"notes": notes} if notes else {})
     write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that results depend on, for notes beside settings."""
+    return {name: version(name) for name in ("sona-pipeline", "diffusers", "torch", "transformers", "pillow")}
 
 
 def _short(value) -> str:

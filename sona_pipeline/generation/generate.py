@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
-from sona_pipeline.common.files import only_run, settle_settings
+from sona_pipeline.common.files import only_run, settle_settings, versions
 from sona_pipeline.common.progress import Track
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.common.stages import ahead
@@ -215,9 +214,8 @@ def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputS
         "reconstructions": writing.reconstructions,
         "classifier": writing.classifier,
     }
-    packages = ("sona-pipeline", "diffusers", "torch", "transformers", "pillow")
     notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
-    return fixed, notes | {"versions": {name: version(name) for name in packages}}
+    return fixed, notes | {"versions": versions()}
 
 
 def _on_main_process(state: PartialState, action: Callable[[], Result]) -> Result:

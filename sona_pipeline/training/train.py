@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sona_pipeline.common.files import digest_of, only_run, settle_settings
+from sona_pipeline.common.files import digest_of, only_run, settle_settings, versions
 from sona_pipeline.data.images import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
@@ -103,7 +103,7 @@ def _settle(training: Training, settled: dict) -> None:
     training.accelerator.wait_for_everyone()
     if training.accelerator.is_main_process and not is_begun:
         path.unlink(missing_ok=True)  # of a run that did not get through its first epoch
-        settle_settings(path, settled)
+        settle_settings(path, settled, {"versions": versions()})
 
 
 def _settled(sets: TrainingSets, settings: TrainingSettings, running: Running, accelerator: Accelerator) -> dict:

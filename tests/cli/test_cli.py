@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sona_pipeline import __version__
-from sona_pipeline.cli.app import main
+from sona_pipeline.cli.app import app, main
 from sona_pipeline.data import sample
 from sona_pipeline.detection.detector import load_detector
 
@@ -225,3 +225,27 @@ def test_help_names_the_commands_and_the_version_is_told():
     run = sona("--help")
     assert all(command in run.stdout for command in ("quickstart", "generate", "inspect", "train", "score", "evaluate"))
     assert sona("--version").stdout.strip() == f"sona {__version__}"
+
+
+def test_a_run_is_repeated_by_its_own_file(folders, tmp_path):
+    (tmp_path / "how.yaml").write_text("steps: 3\nscheduler: unipc\nbatch-size: 8\nmodel: tiny\ndtype: bfloat16\n")
+    images = ("--data", folders / "id", "--seed", 5, "--limit", 6)
+    sona("generate", "--config", tmp_path / "how.yaml", *images, "--steps", 4, "--output", tmp_path / "one")
+    recorded = ("--config", tmp_path / "one" / "settings.json", "--limit", 6)
+    sona("generate", *recorded, "--data", folders / "id", "--output", tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "settings.json").read_text()) for name in ("one", "two"))
+    assert (one["num_inference_steps"], one["seed"], one["notes"]["dtype"]) == (4, 5, "torch.bfloat16")
+    assert two | {"notes": 0} == one | {"notes": 0} and two["notes"]["dtype"] == one["notes"]["dtype"]
+    tables = [(tmp_path / name / "outliers" / "metadata.jsonl").read_text() for name in ("one", "two")]
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 6
+
+    training = ("--data", folders / "id", "--cpu", "--validation-share", 0.2)
+    sona("train", *training, "--recipe", "small", "--epochs", 1, "--id-rate", 0.9, "--output", tmp_path / "first")
+    sona("train", *training, "--config", tmp_path / "first" / "training.json", "--output", tmp_path / "again")
+    first, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again"))
+    assert first == again
+
+
+def test_completion_knows_options_and_choices():
+    script = app.generate_completion(shell="bash")
+    assert all(word in script for word in ("--mask-granularity", "spatial", "dpmsolver++", "quickstart"))

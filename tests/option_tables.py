@@ -1,0 +1,61 @@
+"""The option tables of the guides, as the settings dataclasses have them.
+
+python tests/option_tables.py    # writes them again into examples/guides
+"""
+
+import re
+from pathlib import Path
+
+from sona_pipeline.demo.settings import PageSettings
+
+from sona_pipeline.cli.detectors import EVALUATE, TRAIN
+from sona_pipeline.cli.hub import PUSHED
+from sona_pipeline.cli.outliers import GENERATE
+from sona_pipeline.common.settings import Setting, settings_of
+from sona_pipeline.detection.settings import AskSettings
+from sona_pipeline.generation.settings import InspectionSettings
+
+GUIDES = Path(__file__).parents[1] / "examples" / "guides"
+COMMANDS = {
+    "generate": GENERATE,
+    "inspect": {"": InspectionSettings},
+    "train": TRAIN,
+    "score": {"": AskSettings},
+    "evaluate": EVALUATE,
+    "demo": {"": PageSettings},
+    **{f"push {name}": {"": kind} for name, kind in PUSHED.items()},
+}
+MARKED = re.compile(r"(<!-- options: ([\w ]+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """A guide with its tables as they should be."""
+    return MARKED.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+
+
+def table(command: str) -> str:
+    """The options of a command in Markdown; no option of a command stands twice."""
+    rows, seen = ["", "| option | default | |", "|---|---|---|"], set()
+    for heading, kind in COMMANDS[command].items():
+        if heading:
+            rows.append(f"| **{heading}** | | |")
+        for setting in settings_of(kind):
+            if setting.name not in seen and "Mapping" not in str(setting.type):
+                seen.add(setting.name)
+                rows.append(row(setting))
+    return "\n".join(rows) + "\n\n"
+
+
+def row(setting: Setting) -> str:
+    name = setting.name.upper() if setting.is_argument else setting.option
+    is_unsaid = setting.is_required or setting.default in (None, ()) or setting.default is False
+    default = "needed" if setting.is_required else "" if is_unsaid else f"`{setting.default}`".lower()
+    choices = "One of " + ", ".join(f"`{name}`" for name in setting.choices) + "." if setting.choices else ""
+    bounds = setting.bounds[:1].upper() + setting.bounds[1:] + "." if setting.bounds else ""
+    told = " ".join(filter(None, [setting.help, choices, bounds])).replace("|", r"\|")
+    return f"| `{name}` | {default} | {told} |"
+
+
+if __name__ == "__main__":
+    for path in sorted(GUIDES.glob("*.md")):
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

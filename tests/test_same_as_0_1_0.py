@@ -1,0 +1,78 @@
+"""The move into wings changed no output: generate, train and evaluate beside version 0.1.0, byte for byte.
+
+0.1.0 is taken from the history of the repository, and both versions run here, since the last digits of floating-point
+numbers differ between processors. A later change that is meant to change an output takes its file out of here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sona_pipeline import sample
+
+ROOT = Path(__file__).parents[1]
+COMMIT = "ee43f02"
+LINES = [
+    "generate --data images --model tiny --ood-labels labels.txt --steps 6 --batch-size 4 --seed 3 --output outliers",
+    "generate --data images --model tiny --ood-labels labels.txt --steps 5 --scheduler unipc --format parquet"
+    " --label-choice close --mask-granularity spatial --reject latent_distance<0.1 --output shards",
+    "train --data images --outliers outliers --recipe small --epochs 2 --batch-size 8 --validation-share 0.3 --cpu"
+    " --output detector",
+    "train --data images --recipe small --epochs 1 --batch-size 8 --method vos --optimizer adamw --keep last"
+    " --validation-share 0 --cpu --output plain",
+    "evaluate --detector sona=detector --detector vos=plain --id images --near same=images --score energy --score knn"
+    " --fit images --device cpu --output results",
+]
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory) -> Path:
+    """A folder with the package as it was."""
+    folder = tmp_path_factory.mktemp("earlier")
+    archive = subprocess.run(["git", "archive", COMMIT, "sona_pipeline"], cwd=ROOT, capture_output=True)
+    if archive.returncode:
+        pytest.skip("the history of the repository is not here")
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+    return folder
+
+
+def run(code: str, package: Path, folder: Path) -> dict[str, bytes]:
+    """Every file that the commands write in `folder`, with the package that lies in `package`."""
+    images = sample.id_images("train")
+    for i in range(24):
+        path = folder / "images" / images.label_name(i) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.image(i).save(path)
+    (folder / "labels.txt").write_text("bag\nsandal\n")
+    lines = json.dumps([line.split() for line in LINES])
+    environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    code = f"import json\n{code}\nfor line in json.loads({lines!r}):\n    call(line)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def content(path: Path) -> bytes:
+    """What a file holds; of settings what counts, without versions."""
+    if path.name in ("settings.json", "training.json"):
+        return json.dumps(
+            {key: value for key, value in json.loads(path.read_text()).items() if key != "notes"}
+        ).encode()
+    return path.read_bytes()
+
+
+def test_every_file_is_the_same(earlier, tmp_path):
+    (tmp_path / "then").mkdir()
+    (tmp_path / "now").mkdir()
+    then = run(
+        "from sona_pipeline.cli import app\ndef call(line): app(line, standalone_mode=False)",
+        earlier,
+        tmp_path / "then",
+    )
+    now = run("from sona_pipeline.cli.app import app as call", ROOT, tmp_path / "now")
+    assert now.keys() == then.keys() and len(now) > 100
+    assert [name for name in now if now[name] != then[name]] == []
