@@ -13,15 +13,20 @@ from sona_pipeline.common.configuration import Given
 from sona_pipeline.common.messages import console, ends_explained
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
-from sona_pipeline.training.settings import RECIPES, Running, TrainingImages, TrainingJob, TrainingSettings
+from sona_pipeline.training import settings as training
 
-TRAIN = {"Job": TrainingJob, "Images": TrainingImages, "Training": TrainingSettings, "Device": Running}
+TRAIN = {
+    "Job": training.TrainingJob,
+    "Images": training.TrainingImages,
+    "Training": training.TrainingSettings,
+    "Device": training.Running,
+}
 EVALUATE = {"Scoring": ScoringSettings, "Images": TestImages}
 
 
 def add_to(app: App) -> None:
     """Add the commands to the command line."""
-    add_command(app, train, TRAIN)
+    add_command(app, train, TRAIN, training.settings_in)
     add_command(app, score, {"Options": AskSettings})
     add_command(app, evaluate, EVALUATE)
 
@@ -36,8 +41,8 @@ def train(given: Given) -> None:
     * `sona train --config detector/training.json --data photos/train --outliers outliers/ --output again/`
     * `accelerate launch --num_processes 8 -m sona_pipeline train --data photos/ --outliers set/ --output detector/`
     """
-    job, source, running = given.of(TrainingJob), given.of(TrainingImages), given.of(Running)
-    settings = given.of(TrainingSettings, RECIPES[job.recipe])
+    job, source, running = given.of(training.TrainingJob), given.of(training.TrainingImages), given.of(training.Running)
+    settings = given.of(training.TrainingSettings, training.RECIPES[job.recipe])
     from accelerate import PartialState
 
     from sona_pipeline.training.sources import open_training_sets

@@ -65,18 +65,15 @@ def _parameter(setting: Setting, group: Group) -> inspect.Parameter:
         negative=None if setting.type is bool and setting.default is not False else (),
         show_default=not any(setting.default is unsaid for unsaid in (MISSING, None, False, ())),
     )
-    kind = str if setting.type == str | tuple[str, ...] else setting.type
+    kind: Any = str if setting.type == str | tuple[str, ...] else setting.type
     if setting.is_argument:
-        annotation = Annotated[kind, parameter]
-        return inspect.Parameter(setting.name, inspect.Parameter.POSITIONAL_ONLY, annotation=annotation)
-    default = None if setting.default in (MISSING, ()) else setting.default
-    return _keyword(setting.name, kind, default, parameter)
+        return inspect.Parameter(setting.name, inspect.Parameter.POSITIONAL_ONLY, annotation=Annotated[kind, parameter])
+    return _keyword(setting.name, kind, None if setting.default in (MISSING, ()) else setting.default, parameter)
 
 
 def _keyword(name: str, kind: Any, default: Any, parameter: Parameter) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, parameter]
-    )
+    it = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, it, default=default, annotation=Annotated[kind, parameter])
 
 
 def _is_mapping(setting: Setting) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,18 +93,18 @@ def generate(given: Given) -> None:
         console.print(f"[yellow]{len(opened.collisions)} OOD labels are left out: {escape(whys)}[/]", highlight=False)
     pipe = load_model(loading, state.device if state.num_processes > 1 else None)
     run.check_run(images, pipe, settings, writing)
+    batch_size = run.settled_batch_size(pipe, settings, writing, job.output)
     if writing.batch_size == "auto":
-        writing = run.with_batch_size(pipe, settings, writing, job.output)
-        console.print(f"Batch size: {writing.batch_size}")
+        console.print(f"Batch size: {batch_size}")
     if job.dry_run:
         plan = run.make_plan(images, pipe, settings)
-        console.print(*described(plan, estimate(plan, pipe, job.output, writing)), sep="\n")
+        console.print(*described(plan, estimate(plan, pipe, job.output, batch_size, writing.reconstructions)), sep="\n")
         return
-    with ends_explained(job.output, writing.batch_size):
+    with ends_explained(job.output, batch_size):
+        writing = replace(writing, batch_size=batch_size)
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)
-    rejected = sum(1 for _ in read_rejects(job.output))
     console.print(f"Outliers of {len(images)} images: {escape(str(job.output / 'outliers'))}")
-    if rejected:
+    if rejected := sum(1 for _ in read_rejects(job.output)):
         why = escape(str(job.output / "rejects.jsonl"))
         console.print(f"[yellow]{rejected} images have no outlier, for reasons in {why}[/]")
 

@@ -24,7 +24,7 @@ class Given(dict[str, Any]):
         Raises:
             ValueError: a value is missing or out of its range; the message names the command-line option.
         """
-        known = settings_of(kind)
+        known = settings_of(kind)  # type: ignore[arg-type] # a class is hashable
         values = {setting.name: self[setting.name] for setting in known if setting.name in self} | more
         missing = [setting for setting in known if setting.is_required and setting.name not in values]
         if base is None and missing:
@@ -83,7 +83,7 @@ def _converted(setting: Setting, value: Any, path: Path) -> Any:
         return value
     for kind in (int, float, str, Path):
         if kind in kinds and isinstance(value, str | int | float) and not isinstance(value, bool):
-            converted = _number(kind, value) if kind in (int, float) else kind(value)
+            converted = _number(kind, value) if kind in (int, float) else kind(str(value))
             if converted is not None:
                 return converted
     raise ValueError(f"{setting.name!r} in {path} is {value!r}, which {setting.option} cannot be")

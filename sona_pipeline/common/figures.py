@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from PIL import Image
 from sklearn import metrics
@@ -53,7 +54,7 @@ def inspection_figure(
     """
     heights = [3.2, 2.4, _height_of_pairs(pairs, columns)]
     figure = Figure(figsize=(1.5 * columns, sum(heights)), layout="constrained")
-    upper, middle, lower = figure.subfigures(3, 1, height_ratios=heights)
+    upper, middle, lower = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
     axes = upper.subplots(1, len(counts) + 1)
     for axis, (title, numbers) in zip(axes, counts.items()):
         _draw_counts(axis, title, numbers)
@@ -66,7 +67,7 @@ def inspection_figure(
     return figure
 
 
-def _draw_counts(axis, title: str, numbers: Mapping[str, int], most: int = 16) -> None:
+def _draw_counts(axis: Axes, title: str, numbers: Mapping[str, int], most: int = 16) -> None:
     top = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[:most][::-1]
     axis.barh([name[:24] for name, _ in top], [count for _, count in top])
     axis.set(title=title if len(numbers) <= most else f"{title}: {most} of {len(numbers)}", xlabel="outliers")
@@ -77,7 +78,7 @@ def _height_of_pairs(pairs: Sequence, columns: int) -> float:
     return 3.3 * -(-len(pairs) // columns) + 0.4
 
 
-def _draw_pairs(figure, pairs: Sequence[tuple[Image.Image | None, Image.Image, str]], columns: int) -> None:
+def _draw_pairs(figure: FigureBase, pairs: Sequence[tuple[Image.Image | None, Image.Image, str]], columns: int) -> None:
     axes = figure.subplots(2 * -(-len(pairs) // columns), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -116,20 +117,20 @@ def scores_figure(panels: Mapping[str, Mapping[str, np.ndarray]], columns: int =
 
 
 def _set_styles(names: list[str]) -> dict[str, dict]:
-    colours = colormaps["tab10" if len(names) <= 11 else "tab20"].colors
+    colours = color_sequences["tab10" if len(names) <= 11 else "tab20"]
     others = [name for name in names if name != "id"]
     styles = {name: {"color": colours[k % len(colours)], "linewidth": 1.3} for k, name in enumerate(others)}
     return {"id": {"color": "black", "linewidth": 2}} | styles
 
 
-def _draw_histograms(axis, sets: Mapping[str, np.ndarray], styles: Mapping[str, dict]) -> None:
+def _draw_histograms(axis: Axes, sets: Mapping[str, np.ndarray], styles: Mapping[str, dict]) -> None:
     """Few bins where a set is small, whose histogram would be all spikes."""
     low, high = np.quantile(np.concatenate(list(sets.values())), [0.002, 0.998])
     if low == high:
         low, high = low - 0.5, high + 0.5
     bins = np.linspace(low, high, 1 + int(np.clip(2 * min(map(len, sets.values())) ** 0.5, 8, 50)))
     for name, values in sets.items():
-        axis.hist(values, bins=bins, density=True, histtype="step", **styles[name])
+        axis.hist(values, bins=bins.tolist(), density=True, histtype="step", **styles[name])
     axis.set(xlabel="score (higher = more OOD)", ylabel="density")
 
 
@@ -173,6 +174,6 @@ def _short(text: str, most: int) -> str:
     return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
 
 
-def show_image(axis, image: Image.Image) -> None:
+def show_image(axis: Axes, image: Image.Image) -> None:
     """Draw an image as it is, grey ones between black and white."""
     axis.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)

@@ -65,7 +65,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("sona-pipeline", "diffusers", "torch", "transformers", "pillow")}
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... of {len(text)} characters"
 

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 60
 """How often a log that is no terminal gets a line."""
@@ -46,7 +47,7 @@ class Track:
         self._progress.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def advance(self, count: int = 1) -> None:
@@ -72,6 +73,6 @@ class Track:
 
 
 class _Speed(TextColumn):
-    def render(self, task: Task):
+    def render(self, task: Task) -> Text:
         self.text_format = f"{task.speed:.3g}/s" if task.speed else ""
         return super().render(task)

@@ -14,12 +14,13 @@ torch, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
@@ -115,8 +116,8 @@ _TESTS: dict[type, Callable[[Any, Any], bool]] = {
 }
 
 
-@cache
-def settings_of(kind: type) -> tuple[Setting, ...]:
+@functools.cache
+def settings_of(kind: Any) -> tuple[Setting, ...]:
     """The settings that a dataclass declares, in their order; those of a base class first."""
     hints, texts = typing.get_type_hints(kind, include_extras=True), _helps(kind)
     found = []
@@ -138,7 +139,7 @@ def check_ranges(settings: Any, called: Callable[[Setting], str] = lambda settin
         settings: an instance of a settings dataclass.
         called: what the message calls a setting.
     """
-    for setting in settings_of(type(settings)):
+    for setting in settings_of(type(settings)):  # type: ignore[arg-type] # a class is hashable
         value = getattr(settings, setting.name)
         if not setting.obeys(value):
             rules = f"one of {', '.join(setting.choices)}" if setting.choices else setting.bounds
@@ -146,7 +147,7 @@ def check_ranges(settings: Any, called: Callable[[Setting], str] = lambda settin
 
 
 def _helps(kind: type) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for part in reversed(kind.__mro__[:-1]):
         described = parse_from_object(part).params
         found |= {one.arg_name: " ".join((one.description or "").split()) for one in described}
@@ -160,8 +161,11 @@ def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
         return inner, (*rules, *_flat(hint.__metadata__)), is_optional
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [_unwrapped(part) for part in typing.get_args(hint) if part is not type(None)]
-        union = typing.Union[tuple(part for part, _, _ in parts)]  # noqa: UP007 - of a tuple
-        return union, tuple(rule for _, rules, _ in parts for rule in rules), type(None) in typing.get_args(hint)
+        return (
+            functools.reduce(operator.or_, (part for part, _, _ in parts)),
+            tuple(rule for _, rules, _ in parts for rule in rules),
+            type(None) in typing.get_args(hint),
+        )
     return hint, (), False
 
 

@@ -31,7 +31,7 @@ def load_pipeline(model: str, device: str | torch.device | None = None, **option
     Raises:
         ValueError: a name is not one of those there, or the checkpoint has code that is not trusted.
     """
-    return load_model(ModelSettings(model, device=device and str(device), **options))
+    return load_model(ModelSettings(model, device=None if device is None else str(device), **options))
 
 
 def load_model(settings: ModelSettings, device: torch.device | None = None) -> SONAPipeline:
@@ -41,7 +41,7 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     if is_tiny:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-    fastest = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    fastest = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     place = torch.device(settings.device or device or fastest)
     on_cpu = place.type == "cpu"
     pipe = SONAPipeline.from_pretrained(

@@ -91,10 +91,10 @@ class Bound:
         names = (*CHECKS, SOURCE_CONFIDENCE)
         found = re.fullmatch(r"\s*(\w+)\s*([<>])\s*([-+.\deE]+)\s*", text)
         try:
-            name, sign, limit = found[1], found[2], float(found[3])
+            name, sign, limit = (found[1], found[2], float(found[3])) if found else ("", "", math.nan)
             if name not in names or not math.isfinite(limit):
                 raise ValueError
-        except (TypeError, ValueError):
+        except ValueError:
             raise ValueError(
                 f"{text!r} is no bound: give CHECK<NUMBER or CHECK>NUMBER, with a check of {names}"
             ) from None
@@ -129,7 +129,7 @@ def load_classifier(
     from transformers import pipeline
 
     model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
-    labels = list(model.model.config.label2id)
+    labels = list(map(str, model.model.config.label2id or ()))
     label_of = _matching(labels, name, class_names)
 
     def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
@@ -154,9 +154,8 @@ def _detector_confidence(detector: Detector, name: str, class_names: Mapping[str
 def _matching(labels: list[str], classifier: str, class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:
     known = {normal(part): label for label in reversed(labels) for part in (label, *spoken(label))}
     found = {
-        name: next((known[normal(x)] for x in (name, *names) if normal(x) in known), None)
-        for name, names in class_names.items()
+        name: [known[normal(x)] for x in (name, *names) if normal(x) in known] for name, names in class_names.items()
     }
-    if unknown := [name for name, label in found.items() if label is None]:
+    if unknown := [name for name, matching in found.items() if not matching]:
         raise ValueError(f"the classifier {classifier} does not know the classes {unknown[:5]}: give one that does")
-    return found
+    return {name: matching[0] for name, matching in found.items()}

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from sona_pipeline.generation.make import OutlierMaker, Work
 from sona_pipeline.generation.plan import Plan
-from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 
 
@@ -40,7 +39,7 @@ class Estimate:
     free_bytes: int
 
 
-def estimate(plan: Plan, pipe: SONAPipeline, output: Path, writing: OutputSettings) -> Estimate:
+def estimate(plan: Plan, pipe: SONAPipeline, output: Path, batch_size: int, reconstructions: bool = True) -> Estimate:
     """Make part of one batch to see what the whole plan would cost; nothing is written.
 
     The batch is made once to warm up and twice more, with few steps only; the difference of the times is the cost of
@@ -50,15 +49,16 @@ def estimate(plan: Plan, pipe: SONAPipeline, output: Path, writing: OutputSettin
         plan: what would be made.
         pipe: a loaded pipeline.
         output: folder that the set would go to.
-        writing: what would be written; its batch size has to be a number.
+        batch_size: images that are made together.
+        reconstructions: whether VAE round trips are made, too.
 
     Raises:
         ValueError: none of the images in the batch can be read.
     """
     plan = replace(plan, settings=replace(plan.settings, reject=()))
-    maker = OutlierMaker(pipe, plan, reconstructions=writing.reconstructions)
+    maker = OutlierMaker(pipe, plan, reconstructions=reconstructions)
     few, many = 1, min(4, plan.settings.num_inference_steps)
-    size = min(writing.batch_size, len(plan))
+    size = min(batch_size, len(plan))
     work = maker.read(plan.batch(np.argsort(plan.hashes, kind="stable")[:size]))
     if not work.items:
         raise ValueError(f"none of {size} images could be read; the first: {work.rejects[0]['reason']}")

@@ -75,7 +75,8 @@ def generate_outliers(
     """
     output, state, writing = Path(output), process_state(), writing or OutputSettings()
     check_run(images, pipe, settings, writing)
-    writing = with_batch_size(pipe, settings, writing, output)
+    batch_size = settled_batch_size(pipe, settings, writing, output)
+    writing = replace(writing, batch_size=batch_size)
     plan = make_plan(images, pipe, settings)
     names = id_names or {name: (settings.id_label(name),) for name in images.classes}
     classifier = load_classifier(writing.classifier, names, pipe.device) if writing.classifier else None
@@ -91,7 +92,7 @@ def generate_outliers(
 
         _on_main_process(state, settle)
         is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
-        batches = _remaining(plan, is_done, writing.batch_size)
+        batches = _remaining(plan, is_done, batch_size)
         mine = batches[state.process_index :: state.num_processes]
         with Track("outliers", len(plan), shown=state.is_main_process) as track:
             ready = int(is_done.sum())
@@ -143,21 +144,19 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
         raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
 
 
-def with_batch_size(
-    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: Path
-) -> OutputSettings:
-    """The settings with a number for the batch size "auto": that of an earlier run into the folder, or found by trying.
+def settled_batch_size(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: Path) -> int:
+    """The batch size; for "auto" that of an earlier run into the folder, or found by trying.
 
     It is the same in all processes.
     """
     if writing.batch_size != "auto":
-        return writing
+        return writing.batch_size
 
     def find() -> int:
         notes = read_settings(output).get("notes", {}) if (output / SETTINGS).exists() else {}
         return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
 
-    return replace(writing, batch_size=_on_main_process(process_state(), find))
+    return _on_main_process(process_state(), find)
 
 
 def through_stages(

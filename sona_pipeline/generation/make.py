@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,10 @@ from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.pipeline import SONAPipeline
 
 
+def _nothing() -> torch.Tensor:
+    return torch.empty(0)
+
+
 @dataclass
 class Work:
     """A batch on its way through the stages.
@@ -29,7 +34,7 @@ class Work:
         images: sources, at the model's size.
         generators: one an item, on the CPU.
         pixels: sources `[B, C, H, W]` in [-1, 1].
-        source_latents, outlier_latents: scaled latents `[B, c, h, w]`.
+        source_latents, outlier_latents: scaled latents `[B, c, h, w]`; empty, as `pixels` are, until they are made.
         made: what came of each item: its checks, the outlier, and the source's round trip or None.
     """
 
@@ -38,9 +43,9 @@ class Work:
     rejects: list[dict] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
-    pixels: torch.Tensor | None = None
-    source_latents: torch.Tensor | None = None
-    outlier_latents: torch.Tensor | None = None
+    pixels: torch.Tensor = field(default_factory=_nothing)
+    source_latents: torch.Tensor = field(default_factory=_nothing)
+    outlier_latents: torch.Tensor = field(default_factory=_nothing)
     made: list[tuple[PlannedOutlier, dict, Image.Image, Image.Image | None]] = field(default_factory=list)
 
 
@@ -116,20 +121,21 @@ class OutlierMaker:
         return work
 
     def _denoise_singly(self, work: Work) -> None:
-        found, error = {}, None
+        found: dict[int, torch.Tensor] = {}
+        errors: list[FloatingPointError] = []
         for k, item in enumerate(work.items):
             generators = [torch.Generator().manual_seed(item.seed)]
             latents = self._encoded(work.pixels[k : k + 1], generators)
             try:
                 found[k] = self.denoised([item], latents, generators)
-            except FloatingPointError as caught:
-                error = caught
+            except FloatingPointError as error:
+                errors.append(error)
                 work.rejects.append(self._reject(item, str(error)))
         if not found and len(work.items) > 1:
-            raise error
+            raise errors[-1]
         work.items, kept = [work.items[k] for k in found], list(found)
         work.pixels, work.source_latents = work.pixels[kept], work.source_latents[kept]
-        work.outlier_latents = torch.cat(list(found.values())) if found else None
+        work.outlier_latents = torch.cat(list(found.values())) if found else _nothing()
 
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
@@ -145,7 +151,7 @@ class OutlierMaker:
     ) -> torch.Tensor:
         """Latents of outliers of the source latents; `options` of the pipeline's call go before what is planned."""
         id_prompts, ood_prompts = self.prompts_of(items)
-        planned = {
+        planned: dict[str, Any] = {
             "id_prompt_embeds": self.prompts(id_prompts),
             "ood_prompt_embeds": self.prompts(ood_prompts),
             "uncond_prompt_embeds": self.prompts([""]),
@@ -155,7 +161,8 @@ class OutlierMaker:
             "mask_threshold": self.settings.mask_threshold,
             "mask_granularity": self.settings.mask_granularity,
         }
-        return self.pipe(latents, generator=generators, output_type="latent", **planned | options).images
+        planned |= {"generator": generators, "output_type": "latent", "return_dict": False}
+        return self.pipe(latents, **planned | options)[0]
 
     @torch.no_grad()
     def decode(self, work: Work) -> Work:
@@ -176,14 +183,14 @@ class OutlierMaker:
         others = pictures_of(round_trips) if round_trips is not None else [None] * len(pictures)
         for k, (item, row) in enumerate(zip(work.items, results)):
             reasons = [reason for bound in self.bounds if (reason := bound.reason(row))]
-            reasons += [f"{name} is not finite" for name in CHECKS if not math.isfinite(row[name])]
+            reasons += [f"{name} is not finite" for name in CHECKS if not math.isfinite(float(row[name]))]
             if (flags and flags[k]) or (source_flags and source_flags[k]):
                 reasons.append("flagged by the safety checker")
             if reasons:
                 work.rejects.append(self._reject(item, ", ".join(reasons)))
             else:
                 work.made.append((item, row, pictures[k], others[k]))
-        work.pixels = work.source_latents = work.outlier_latents = None
+        work.pixels = work.source_latents = work.outlier_latents = _nothing()
         return work
 
     def samples(self, work: Work) -> list[Sample]:
@@ -225,8 +232,9 @@ class PromptCache:
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of `texts`, in their order."""
         if missing := [text for text in dict.fromkeys(texts) if text not in self._kept]:
-            prompts, given = {"id_prompt": missing}, {"id_prompt": None}
-            embeds = self.pipe.encode_prompts(len(missing), prompts, given, self.pipe.device)[0]
+            embeds = self.pipe.encode_prompts(
+                len(missing), {"id_prompt": missing}, {"id_prompt": None}, self.pipe.device
+            )[0]
             self._kept |= zip(missing, embeds)
         found = torch.stack([self._kept[text] for text in texts])
         self._kept |= {text: self._kept.pop(text) for text in dict.fromkeys(texts)}

@@ -44,6 +44,7 @@ def labels_of(
         return chosen.ood_labels, []
     if chosen.ood_labels and chosen.ood_prompts:
         raise ValueError("--ood-labels and --ood-prompts exclude each other: give one of them")
+    labels: list[Names]
     if chosen.ood_prompts:
         labels = [(line,) for line in read_lines(chosen.ood_prompts)]
     elif chosen.ood_labels is None and model == "tiny":

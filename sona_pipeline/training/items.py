@@ -120,12 +120,13 @@ class TrainingItems(Dataset):
         images: ImageSet,
         outliers: OutlierPairs | ImageSet | None,
         min_strength: float,
-        pixels: Callable[[ImageSet], Dataset],
+        pixels: Callable[[ImageSet], Pixels],
     ):
         self.images, self.image = images, pixels(images)
         self.is_paired = isinstance(outliers, OutlierPairs)
-        self.outlier = self.reconstruction = None
-        if self.is_paired:
+        self.outlier: Pixels | None = None
+        self.reconstruction: Pixels | None = None
+        if isinstance(outliers, OutlierPairs):
             self.outlier = pixels(outliers.outliers)
             self.is_used = [strength >= min_strength for strength in outliers.strengths]
             self.reconstruction = pixels(outliers.reconstructions) if outliers.reconstructions else None
@@ -136,7 +137,7 @@ class TrainingItems(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        rejects = []
+        rejects: list[dict] = []
         for step in range(len(self)):
             place = (index + step) % len(self)
             try:
@@ -147,22 +148,23 @@ class TrainingItems(Dataset):
 
     def _item(self, index: int, rejects: list[dict]) -> dict:
         item = {"image": self.image[index], "label": self.images.labels[index]}
-        if self.is_paired:
+        if self.outlier is not None and self.is_paired:
             item |= {"outlier": self.outlier[index], "is_used": self.is_used[index]}
         elif self.outlier is not None:
-            item |= {"outlier": self._any_outlier(rejects), "is_used": True}
+            item |= {"outlier": _any_outlier(self.outlier, rejects), "is_used": True}
         if self.reconstruction is not None:
             item["reconstruction"] = self.reconstruction[index]
         return item
 
-    def _any_outlier(self, rejects: list[dict]) -> torch.Tensor:
-        """A random outlier that can be read."""
-        for other in _drawn(len(self.outlier)):
-            try:
-                return self.outlier[other]
-            except OSError as error:
-                rejects.append({"key": self.outlier.images.keys[other], "reason": _fault_of_image(error)})
-        raise ValueError(f"{rejects[-1]['reason']}, and so it is with all of {TRIES} outliers or fewer: give images")
+
+def _any_outlier(outliers: Pixels, rejects: list[dict]) -> torch.Tensor:
+    """A random outlier that can be read."""
+    for other in _drawn(len(outliers)):
+        try:
+            return outliers[other]
+        except OSError as error:
+            rejects.append({"key": outliers.images.keys[other], "reason": _fault_of_image(error)})
+    raise ValueError(f"{rejects[-1]['reason']}, and so it is with all of {TRIES} outliers or fewer: give images")
 
 
 def _drawn(count: int) -> Iterator[int]:
@@ -207,7 +209,7 @@ def readable(items: Sequence[tuple]) -> tuple[torch.Tensor, torch.Tensor, list[d
 def collate(items: Sequence[dict]) -> dict:
     """A batch of items, with their rejects in one list."""
     rejects = [reject for item in items for reject in item.pop("rejects")]
-    return default_collate(items) | {"rejects": rejects}
+    return default_collate(list(items)) | {"rejects": rejects}
 
 
 class EpochOrder(Sampler):

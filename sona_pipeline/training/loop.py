@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,8 @@ from sona_pipeline.training.state import load_state, save_state
 MI_STEPS, MI_RATE = 5, 1e-3
 """Steps of q's own optimizer (Adam) a training step, and its learning rate."""
 VALIDATION_BATCH = 256
+CHECKPOINT = "checkpoint.safetensors"
+"""The file in the folder of a detector that a stopped run goes on from."""
 
 
 class Training:
@@ -75,10 +79,12 @@ class Training:
             self.club_optimizer = torch.optim.Adam(self.club.parameters(), MI_RATE)
         steps = settings.epochs * math.ceil(len(self.loader) / settings.accumulation)
         self.schedule = SCHEDULES[settings.schedule](self.optimizer.optimizer, settings.learning_rate, steps)
-        self.validation = sets.validation and DataLoader(
-            Labelled(sets.validation, detector.one), VALIDATION_BATCH, collate_fn=readable
-        )
-        self.epoch, self.best, self.best_accuracy, self.log, self.rejects = 0, None, -1.0, [], {}
+        held_out = [Labelled(sets.validation, detector.one)] if sets.validation else []
+        self.validation = [DataLoader(one, VALIDATION_BATCH, collate_fn=readable) for one in held_out]
+        self.epoch, self.best_accuracy = 0, -1.0
+        self.best: dict[str, torch.Tensor] | None = None
+        self.log: list[dict] = []
+        self.rejects: dict[str, str] = {}
 
     def _loader(self, sets: TrainingSets, detector: Detector, workers: int) -> DataLoader:
         settings, processes = self.settings, self.accelerator.num_processes
@@ -110,19 +116,10 @@ class Training:
     def detector(self) -> Detector:
         return self.accelerator.unwrap_model(self.model)
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether an earlier run has written the detector."""
-        return (self.folder / "config.json").exists()
-
     def run(self, title: str) -> Detector:
         """Train from the first epoch, or from the checkpoint, to the last one; then calibrate."""
-        if self.folder and self.checkpoint.exists():
-            self._restore(load_state(self.checkpoint))
+        if self.folder and (self.folder / CHECKPOINT).exists():
+            self._restore(load_state(self.folder / CHECKPOINT))
         total = self.settings.epochs * len(self.loader)
         with Track(title, total, shown=self.accelerator.is_main_process) as track:
             track.reach(self.epoch * len(self.loader))
@@ -212,7 +209,7 @@ class Training:
         """Accuracy in percent, and scores, on the validation images."""
         detector.eval()
         right, scores = [], []
-        for pixels, labels, rejects in self.validation:
+        for pixels, labels, rejects in chain.from_iterable(self.validation):
             self._note(rejects)
             if len(labels):
                 logits = detector(pixels.to(self.accelerator.device).float() / 255).cpu()
@@ -235,7 +232,7 @@ class Training:
         self.accelerator.log(row, step=self.epoch)
         self.rejects = dict(gather_object(list(self.rejects.items())))
         if self.folder and self.accelerator.is_main_process:
-            save_state(self.checkpoint, self._state())
+            save_state(self.folder / CHECKPOINT, self._state())
             write_text(self.folder / "log.jsonl", json_lines(self.log))
             if self.rejects:
                 rows = [{"key": key, "reason": reason} for key, reason in sorted(self.rejects.items())]
@@ -254,7 +251,7 @@ class Training:
             part.load_state_dict(state.pop(name))
         vars(self).update(state)
 
-    def _stateful(self) -> Iterator[tuple[str, object]]:
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
         yield "detector", self.detector
         yield "method", self.plain_method
         yield "optimizer", self.optimizer
@@ -268,9 +265,9 @@ class Training:
 
 def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
     """An untrained detector, or one whose body has the weights that come with its network."""
-    mean, std, network = networks.IMAGENET_MEAN, networks.IMAGENET_STD, None
+    mean, std = networks.normalization(settings.network if settings.pretrained else "")
+    network = None
     if settings.pretrained:
-        mean, std = networks.normalization(settings.network)
         network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
     detector = Detector(
         list(classes),
@@ -280,7 +277,7 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector
         mean,
         std,
         settings.score,
-        network_config=network and network.config,
+        network_config=None if network is None else network.config,
     )
     if network is not None:
         detector.network = network

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from sona_pipeline.common.registry import Registry
-from sona_pipeline.common.settings import OneOf, check_ranges
+from sona_pipeline.common.settings import OneOf, check_ranges, settings_of
 from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.training.methods import METHODS
@@ -145,3 +145,9 @@ def check_settings(settings: TrainingSettings) -> None:
         raise ValueError(
             f"`batch_size` {settings.batch_size} cannot be computed in {settings.accumulation} equal parts"
         )
+
+
+def settings_in(record: dict) -> dict:
+    """The settings in the training.json of an earlier run; of its images there are digests only."""
+    names = {setting.name for kind in (TrainingSettings, Running) for setting in settings_of(kind)}
+    return {name: value for name, value in record.items() if name in names}

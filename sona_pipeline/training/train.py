@@ -14,7 +14,7 @@ from sona_pipeline.data.images import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.training.items import TrainingSets
-from sona_pipeline.training.loop import Training, mi_weight
+from sona_pipeline.training.loop import CHECKPOINT, Training, mi_weight
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
 
@@ -62,14 +62,14 @@ def train_detector(
     if folder is None:
         return training.run(title)
     with only_run(folder) if accelerator.is_main_process else nullcontext():
-        _settle(training, _settled(sets, settings, running, accelerator))
-        if not training.is_finished:
+        _settle(folder, accelerator, _settled(sets, settings, running, accelerator))
+        if not _is_finished(folder):
             if running.tracker:
                 accelerator.init_trackers("sona", asdict(settings))
             detector = training.run(title)
             if accelerator.is_main_process:
                 save_detector(detector, folder)
-                training.checkpoint.unlink(missing_ok=True)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
             for tracker in accelerator.trackers:
                 tracker.finish()
             accelerator.wait_for_everyone()
@@ -93,32 +93,40 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
         )
 
 
-def _settle(training: Training, settled: dict) -> None:
+def _is_finished(folder: Path) -> bool:
+    """Whether an earlier run has written the detector."""
+    return (folder / "config.json").exists()
+
+
+def _settle(folder: Path, accelerator: Accelerator, settled: dict) -> None:
     """Check the settings of an earlier run, on every process, or write those of a new one."""
-    path, is_begun = training.folder / "training.json", training.is_finished or training.checkpoint.exists()
+    path, is_begun = folder / "training.json", _is_finished(folder) or (folder / CHECKPOINT).exists()
     if is_begun and not path.exists():
-        raise ValueError(f"{training.folder} holds a model that this training did not make: choose another folder")
+        raise ValueError(f"{folder} holds a model that this training did not make: choose another folder")
     if is_begun:
         settle_settings(path, settled)
-    training.accelerator.wait_for_everyone()
-    if training.accelerator.is_main_process and not is_begun:
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not is_begun:
         path.unlink(missing_ok=True)  # of a run that did not get through its first epoch
         settle_settings(path, settled, {"versions": versions()})
 
 
 def _settled(sets: TrainingSets, settings: TrainingSettings, running: Running, accelerator: Accelerator) -> dict:
     """All that the weights depend on."""
-    outliers = sets.outliers
+    outliers, made = sets.outliers, None
     if isinstance(outliers, OutlierPairs):
-        made = [outliers.outliers.keys, outliers.strengths, outliers.reconstructions is not None]
-    else:
-        made = outliers and outliers.keys
-    data = {"images": digest_of([sets.images.keys, sets.images.labels]), "classes": sets.images.classes}
-    data |= {"validation": sets.validation and digest_of([sets.validation.keys, sets.validation.labels])}
+        made = digest_of([outliers.outliers.keys, outliers.strengths, outliers.reconstructions is not None])
+    elif outliers:
+        made = digest_of(outliers.keys)
+    data = {
+        "images": digest_of([sets.images.keys, sets.images.labels]),
+        "classes": sets.images.classes,
+        "validation": digest_of([sets.validation.keys, sets.validation.labels]) if sets.validation else None,
+    }
     how = {
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "workers": running.workers,
     }
-    exposure = {"outliers": made and digest_of(made), "mi_weight": mi_weight(settings, outliers)}
+    exposure = {"outliers": made, "mi_weight": mi_weight(settings, outliers)}
     return asdict(settings) | data | exposure | how

@@ -45,6 +45,7 @@ def test_values_have_the_types_of_their_settings(tmp_path):
     wanted = {"data": "3", "count": 7, "rate": 1e-4, "flag": True, "names": ("a", "1"), "words": {"x": "y"}}
     assert read(tmp_path, text) == wanted | {"root": Path("some/where"), "size": "auto"}
     assert read(tmp_path, "names: one") == {"names": ("one",)}
+    assert read(tmp_path, "root: 7") == {"root": Path("7")}
     assert read(tmp_path, '{"count": 2, "rate": null}') == {"count": 2, "rate": None}
 
 

@@ -8,7 +8,7 @@ from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.estimate import estimate
 from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.plan import plan_outliers
-from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
+from sona_pipeline.generation.settings import GenerationSettings
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
 
@@ -21,7 +21,7 @@ def pipe():
 def test_estimate_counts_rows_and_bytes_and_writes_nothing(pipe, tmp_path):
     images = sample.id_images("train").take(range(10))
     plan = plan_outliers(images, SETTINGS)
-    cost = estimate(plan, pipe, tmp_path / "not" / "there", OutputSettings(batch_size=64))
+    cost = estimate(plan, pipe, tmp_path / "not" / "there", 64)
     assert cost.images == 10
     assert cost.unet_rows == 3 * sum(item.stop_step for item in plan)
     assert 0 < cost.seconds < 60
@@ -31,14 +31,14 @@ def test_estimate_counts_rows_and_bytes_and_writes_nothing(pipe, tmp_path):
     generate_outliers(images, pipe, tmp_path, SETTINGS)
     real = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert 0.5 < cost.bytes / real < 2
-    without = estimate(plan, pipe, tmp_path, OutputSettings(batch_size=64, reconstructions=False))
+    without = estimate(plan, pipe, tmp_path, 64, reconstructions=False)
     assert without.bytes < cost.bytes
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_estimate_of_few_steps(pipe, tmp_path, steps):
     plan = plan_outliers(sample.id_images("train").take([0]), GenerationSettings(("bag",), num_inference_steps=steps))
-    assert 0 < estimate(plan, pipe, tmp_path, OutputSettings(batch_size=1)).seconds < 60
+    assert 0 < estimate(plan, pipe, tmp_path, 1).seconds < 60
 
 
 def test_estimate_says_when_no_image_can_be_read(pipe, tmp_path):
@@ -47,10 +47,10 @@ def test_estimate_says_when_no_image_can_be_read(pipe, tmp_path):
 
     plan = plan_outliers(ImageSet(("a", "b"), (0, 0), ("shirt",), opened), SETTINGS)
     with pytest.raises(ValueError, match="none of 2 images could be read; the first: torn"):
-        estimate(plan, pipe, tmp_path, OutputSettings(batch_size=64))
+        estimate(plan, pipe, tmp_path, 64)
 
 
 def test_estimate_does_without_bounds(pipe, tmp_path):
     bounds = ("source_confidence>0.5", "contrast<0.5")
     plan = plan_outliers(sample.id_images("train").take(range(4)), replace(SETTINGS, reject=bounds))
-    assert estimate(plan, pipe, tmp_path, OutputSettings(batch_size=64)).bytes > 0
+    assert estimate(plan, pipe, tmp_path, 64).bytes > 0

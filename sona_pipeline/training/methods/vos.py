@@ -24,6 +24,8 @@ class VOS(Method):
     lengths need be drawn many times.
     """
 
+    queue: torch.Tensor
+    seen: torch.Tensor
     weight = 0.1
     needs_outliers = False
     keeps_pairs = False
