@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 Names = tuple[str, ...]
 """What one class is called; the first name stands in prompts, the others are its synonyms."""
@@ -100,14 +101,14 @@ def _read_names(path: Path, classes: Sequence[str]) -> dict[str, Names]:
     return {name: spoken(found[name].strip()) for name in classes}
 
 
-def _json(path: Path, text: str):
+def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}): give an object or a list of names") from None
 
 
-def _joined(path: Path, value) -> str:
+def _joined(path: Path, value: object) -> str:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} has {value!r} for a class: give a name, or a list of names")

@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from sona_pipeline.data.imaging import decoded, image_suffixes, upright
 from sona_pipeline.data.settings import ImageSource
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 @dataclass(frozen=True)
@@ -287,19 +291,19 @@ def _list_classes(path: str | Path, files: list[str], numbers: list[int]) -> dic
     return dict(zip(folders, names if told_apart else map(str, folders)))
 
 
-def _parquet_table(shards: list[Path]):
+def _parquet_table(shards: list[Path]) -> Dataset:
     import datasets
 
     return datasets.Dataset.from_parquet([str(shard) for shard in shards])
 
 
-def _saved_table(path: Path, split: str):
+def _saved_table(path: Path, split: str) -> Dataset:
     import datasets
 
     return _part(datasets.load_from_disk(str(path)), str(path), split)
 
 
-def _hub_table(name: str, split: str):
+def _hub_table(name: str, split: str) -> Dataset:
     import datasets
 
     if not re.fullmatch(r"[^\W_][\w.-]*/[^\W_][\w.-]*", name):
@@ -310,7 +314,7 @@ def _hub_table(name: str, split: str):
         raise FileNotFoundError(f"{name} exists neither here nor as a data set on the Hub: {error}") from error
 
 
-def _part(table, name: str, split: str):
+def _part(table: Dataset | DatasetDict, name: str, split: str) -> Dataset:
     if not isinstance(table, dict):
         return table
     if split not in table:
@@ -318,7 +322,7 @@ def _part(table, name: str, split: str):
     return table[split]
 
 
-def _open_table(table, name: str, image_column: str | None, label_column: str | None) -> ImageSet:
+def _open_table(table: Dataset, name: str, image_column: str | None, label_column: str | None) -> ImageSet:
     import datasets
 
     kinds = {column: type(feature) for column, feature in table.features.items()}
@@ -336,7 +340,7 @@ def _open_table(table, name: str, image_column: str | None, label_column: str | 
     pictures = table.select_columns([image_column]).cast_column(image_column, datasets.Image())
     labels, classes = _labels(table, label_column) if label_column in kinds else ([], [])
     if "key" in kinds:
-        keys = map(str, table["key"][:])
+        keys: Iterable[str] = map(str, table["key"][:])
     else:  # tells tables apart, so that the outliers of one are not taken for those of another
         mark = hashlib.sha256(json.dumps([len(table), labels, classes]).encode()).hexdigest()[:8]
         keys = (f"{mark}/{i:08d}" for i in range(len(table)))
@@ -353,7 +357,7 @@ def _only(kinds: dict[str, type], kind: type) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _labels(table, column: str) -> tuple[list[int], list[str]]:
+def _labels(table: Dataset, column: str) -> tuple[list[int], list[str]]:
     """Class indices and class names of a column of class labels, or of one of names."""
     values, feature = table[column][:], table.features[column]
     if None in values or -1 in values:

@@ -73,7 +73,8 @@ def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "cr
         return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     sides = [max(1, round(side * size / max(image.size))) for side in image.size]
     padded = Image.new(mode, (size, size))
-    padded.paste(image.resize(sides, Image.Resampling.LANCZOS), [round((size - side) / 2) for side in sides])
+    left, top = (round((size - side) / 2) for side in sides)
+    padded.paste(image.resize(sides, Image.Resampling.LANCZOS), (left, top))
     return padded
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import datasets
 import pyarrow
@@ -92,7 +92,7 @@ class WebDataset:
         with tarfile.open(path, "w") as whole:
             for part in parts:
                 with tarfile.open(part) as tar:
-                    rows = [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]
+                    rows = [json.loads(_content(tar, member)) for member in tar if member.name.endswith(".json")]
                     kept = {Path(row["file_name"]).stem for row in rows if is_kept(row["file_name"])}
                     for member in tar:
                         if member.name.split(".")[0] in kept:
@@ -102,8 +102,9 @@ class WebDataset:
         """The samples of a tar file, whose files lie together."""
         with tarfile.open(path) as tar:
             for name, members in groupby(tar, lambda member: member.name.split(".")[0]):
-                files = {member.name.removeprefix(f"{name}."): tar.extractfile(member).read() for member in members}
-                yield Sample(json.loads(files["json"]), *(files.get(column) for column in self.columns))
+                files = {member.name.removeprefix(f"{name}."): _content(tar, member) for member in members}
+                outlier, reconstruction = self.columns
+                yield Sample(json.loads(files["json"]), files[outlier], files.get(reconstruction))
 
 
 PARQUET: Packing = Parquet()
@@ -120,7 +121,8 @@ def write_table(folder: Path, split: str, samples: Iterable[Sample], shard_bytes
         shard_bytes: size in memory that a file is ended at.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples, writer, paths, count, size = iter(samples), None, [], 0, 0
+    samples, writer, count, size = iter(samples), None, 0, 0
+    paths: list[Path] = []
     try:
         while group := list(islice(samples, ROW_GROUP)):
             table = _table(group)
@@ -149,11 +151,17 @@ def _table(samples: Sequence[Sample]) -> pyarrow.Table:
     return pyarrow.Table.from_pylist(rows, schema=schema)
 
 
-def _feature(value):
+def _feature(value: Any) -> datasets.Image | datasets.Value:
     if isinstance(value, dict):
         return datasets.Image()
     kinds = {str: "string", int: "int64", float: "float64"}
     return datasets.Value(kinds[type(value)])
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, f"{member.name} is no file"
+    return file.read()
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
