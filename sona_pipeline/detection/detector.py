@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from PIL import Image
 from safetensors import SafetensorError
@@ -28,6 +29,7 @@ from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
 
 Picture = Image.Image | str | Path
+_Model = TypeVar("_Model", bound=ModelHubMixin)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         ValueError: no such network or score, or the temperature is not above 0.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+    _hub_mixin_config: dict
+
     def __init__(
         self,
         classes: list[str],
@@ -104,11 +110,11 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    def _load_as_pickle(cls, model, model_file, map_location, strict):
+    def _load_as_pickle(cls, model: _Model, model_file: str, map_location: str, strict: bool) -> _Model:
         raise ValueError(f"{model_file} is a pickle, and is not loaded: save the detector as safetensors")
 
     @classmethod
-    def _load_as_safetensor(cls, model, model_file, map_location, strict):
+    def _load_as_safetensor(cls, model: _Model, model_file: str, map_location: str, strict: bool) -> _Model:
         """All weights or none: the mixin would leave those that the file lacks at random."""
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
@@ -122,7 +128,19 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         """The arguments that this detector is built from; what config.json holds."""
         return dict(self._hub_mixin_config)
 
-    def __call__(self, images, *args, **kwargs):
+    @overload
+    def __call__(self, images: torch.Tensor, with_features: Literal[False] = ...) -> torch.Tensor: ...
+
+    @overload
+    def __call__(self, images: torch.Tensor, with_features: Literal[True]) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @overload  # a path as a string is also an iterable of strings, and counts as one picture
+    def __call__(self, images: Picture) -> Detection: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, images: Iterable[Picture], batch_size: int = ...) -> list[Detection]: ...
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Logits of a tensor, see `forward`; or what `stream` says of images or their paths, as a list or for one."""
         if isinstance(images, torch.Tensor):
             return super().__call__(images, *args, **kwargs)
@@ -130,7 +148,9 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             return next(self.stream([images]))
         return list(self.stream(images, *args, **kwargs))
 
-    def forward(self, pixels: torch.Tensor, with_features: bool = False):
+    def forward(
+        self, pixels: torch.Tensor, with_features: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, C]` of images `[B, 3, H, W]` in [0, 1]; on demand with the features `[B, D]` before the head."""
         logits, features = self.network((pixels - self.mean) / self.std)
         return (logits, features) if with_features else logits
@@ -200,7 +220,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             id_quantiles=ordered.quantile(torch.linspace(0, 1, 101, dtype=torch.double)).tolist(),
         )
 
-    def with_settings(self, **changes) -> Detector:
+    def with_settings(self, **changes: Any) -> Detector:
         """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights."""
         new = Detector(**self.settings | changes)
         new.load_state_dict(self.state_dict())

@@ -70,7 +70,7 @@ def _last_map(detector: Detector, pixels: torch.Tensor) -> nn.Module:
     """The module of the body that is the last to give a feature map; images are square, and so are feature maps."""
     found: list[nn.Module] = []
 
-    def record(module: nn.Module, _, output) -> None:
+    def record(module: nn.Module, _: object, output: object) -> None:
         if not isinstance(output, torch.Tensor):
             return
         if output.dim() == 4 and output.shape[2] == output.shape[3] > 1:

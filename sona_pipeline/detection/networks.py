@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -152,7 +153,7 @@ def _from_timm(name: str, classes: int, image_size: int, pretrained: bool) -> Ne
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:5]}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model named {name!r}; similar ones: {near}")
     refusal = f"{name} has no pretrained weights in safetensors, and a pickle is not loaded: choose another network"
-    options = {"num_classes": 0, "pretrained": pretrained}
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if pretrained:
         config = timm.get_pretrained_cfg(name)
         if not config or not config.hf_hub_id:

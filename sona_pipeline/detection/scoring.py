@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
+from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
@@ -55,7 +56,8 @@ def verdicts(
         require_captum()
     files = iter(files)
     while batch := list(islice(files, batch_size)):
-        images, said = {}, {}
+        images: dict[Path, Image.Image] = {}
+        said: dict[Path, Detection | str] = {}
         for path in batch:
             try:
                 images[path] = upright(path)
@@ -91,7 +93,7 @@ def _printable(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def _draw_cams(detector: Detector, images: dict, folder: Path) -> None:
+def _draw_cams(detector: Detector, images: Mapping[Path, Image.Image], folder: Path) -> None:
     for path, image in images.items():
         name = str(path).strip("/").replace("/", "-")
         write_bytes(folder / f"{name}.png", png(draw_cam(detector, image)))
