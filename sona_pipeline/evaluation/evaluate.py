@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from sona_pipeline.data.images import ImageSet
 from sona_pipeline.detection.detector import Detector, load_detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.posthoc import POST_HOC
-from sona_pipeline.evaluation.report import write_report
+from sona_pipeline.evaluation.report import Run, write_report
 from sona_pipeline.evaluation.score_table import (
     ScoreTable,
     TestSets,
@@ -72,7 +73,9 @@ def evaluate_detectors(
     fits = {"fit_images": fit_images, "validation_images": validation_images, "skip_unfit": is_all}
     loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
     count: Counter[str] = Counter()
-    runs, tables, rejects = [], {}, []
+    runs: list[Run] = []
+    tables: dict[str, ScoreTable] = {}
+    rejects: list[dict] = []
     with only_run(output):
         for method, detector in loaded:
             wanted = scores or [detector.score]
@@ -98,7 +101,7 @@ def _scores(
     detector: Detector,
     sets: TestSets,
     scores: Sequence[str],
-    **options,
+    **options: Any,
 ) -> ScoreTable:
     """The table of scores in the file, with the `scores` that it lacks computed and added."""
     settings, notes = {"detector": detector_identity(detector), "images": _content(sets)}, path.with_suffix(".json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch.nn.functional import normalize
 from torchvision.transforms import Normalize
 
 from sona_pipeline.detection.detector import Detector
+
+if TYPE_CHECKING:
+    from pytorch_ood.api import Detector as Method
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -95,14 +99,15 @@ class _InDouble:
     with fewer images than features, that is no positive matrix any more, or cannot be inverted at all.
     """
 
-    def fit_features(self, features: torch.Tensor, labels: torch.Tensor):
-        return _in_double(super().fit_features, features.double(), labels)
+    def fit_features(self, features: torch.Tensor, labels: torch.Tensor) -> Method:
+        return _in_double(super().fit_features, features.double(), labels)  # type: ignore[misc] # of the other base
 
-    def fit_structured(self, features: list[torch.Tensor], labels: torch.Tensor):
-        return _in_double(super().fit_structured, [layer.double() for layer in features], labels)
+    def fit_structured(self, features: list[torch.Tensor], labels: torch.Tensor) -> Method:
+        fit = super().fit_structured  # type: ignore[misc] # of the other base
+        return _in_double(fit, [layer.double() for layer in features], labels)
 
 
-def _in_double(fit: Callable, *args):
+def _in_double(fit: Callable, *args: Any) -> Method:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -111,7 +116,7 @@ def _in_double(fit: Callable, *args):
         torch.set_default_dtype(default)
 
 
-def _openmax(ood, detector: Detector):
+def _openmax(ood: Any, detector: Detector) -> Method:
     class WithAllDistances(ood.OpenMax):
         def predict_logits(self, logits: torch.Tensor) -> torch.Tensor:
             """pytorch-ood has distances to the classes predicted in a batch only, so add a row that predicts each."""
@@ -122,16 +127,18 @@ def _openmax(ood, detector: Detector):
     return WithAllDistances(detector, tailsize=20, alpha=3)
 
 
-def _knn(ood, detector: Detector):
+def _knn(ood: Any, detector: Detector) -> Method:
     class OfFewImages(ood.KNN):
-        def fit_features(self, features: torch.Tensor, labels: torch.Tensor):
+        k: int
+
+        def fit_features(self, features: torch.Tensor, labels: torch.Tensor) -> Method:
             self.k = min(self.k, len(features))
             return super().fit_features(features.cpu(), labels.cpu())
 
     return OfFewImages(detector.features, k=50)
 
 
-def _gradnorm(ood, detector: Detector):
+def _gradnorm(ood: Any, detector: Detector) -> Method:
     class OfHead(ood.GradNorm):
         def predict(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().predict(detector.features(pixels))
@@ -139,25 +146,25 @@ def _gradnorm(ood, detector: Detector):
     return OfHead(detector.network.head, lambda parameter: parameter == "weight")
 
 
-def _mahalanobis(ood, features: Callable):
+def _mahalanobis(ood: Any, features: Callable) -> Method:
     return type("Mahalanobis", (_InDouble, ood.Mahalanobis), {})(features)
 
 
-def _mahalanobis_odin(ood, detector: Detector):
+def _mahalanobis_odin(ood: Any, detector: Detector) -> Method:
     method = ood.MahalanobisODIN(detector.features, eps=0.0014)
     method._base = _mahalanobis(ood, detector.features)
     return method
 
 
-def _multi_mahalanobis(ood, detector: Detector):
+def _multi_mahalanobis(ood: Any, detector: Detector) -> Method:
     return type("MultiMahalanobis", (_InDouble, ood.MultiMahalanobis), {})(_stages(detector))
 
 
-def _rmd(ood, detector: Detector):
+def _rmd(ood: Any, detector: Detector) -> Method:
     return type("RMD", (_InDouble, ood.RMD), {})(detector.features)
 
 
-def _gram(ood, detector: Detector):
+def _gram(ood: Any, detector: Detector) -> Method:
     head = detector.network.head
     poles = [1, 2, 3, 4, 5]
     return ood.Gram(lambda maps: head(maps.mean(dim=(2, 3))), _stages(detector), len(detector.classes), poles)
@@ -169,14 +176,14 @@ def _stages(detector: Detector) -> list[nn.Module]:
     return [nn.Sequential(Normalize(detector.mean.flatten().tolist(), detector.std.flatten().tolist()), stem), *stages]
 
 
-def _vim(ood, detector: Detector):
+def _vim(ood: Any, detector: Detector) -> Method:
     head = detector.network.head
     width = head.in_features
     principal = 1000 if width >= 1500 else 512 if width > 512 else width // 2
     return ood.ViM(detector.features, principal, head.weight, head.bias)
 
 
-def _on_features(method: Callable, detector: Detector, **settings):
+def _on_features(method: Callable, detector: Detector, **settings: Any) -> Method:
     """A method for feature maps on the pooled features, as maps of one pixel; where OpenOOD has it, too."""
     head = detector.network.head
     return method(lambda x: detector.features(x)[:, :, None, None], lambda maps: head(maps.flatten(1)), **settings)
@@ -185,7 +192,7 @@ def _on_features(method: Callable, detector: Detector, **settings):
 ON_VALIDATION = ("temperature_scaling", "kl_matching")
 """Methods that their papers fit to images that were not trained on."""
 
-POST_HOC: dict[str, Callable] = {
+POST_HOC: dict[str, Callable[[Any, Detector], Method]] = {
     "openmax": _openmax,
     "odin": lambda ood, d: ood.ODIN(d, eps=0.0014, temperature=1000.0),
     "react": lambda ood, d: ood.ReAct(d.features, d.network.head, percentile=0.9),

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,10 @@ from sona_pipeline.evaluation.metrics import ood_metrics
 
 IMAGE_COLUMNS = ("group", "set", "key", "label", "predicted", "confidence")
 """Columns of a table of scores that are no scores."""
-ScoreTable = pd.DataFrame
+ScoreTable: TypeAlias = pd.DataFrame
 """One row an image, see `score_images`."""
+Scorer = Callable[[torch.Tensor], torch.Tensor]
+"""From pixels `[B, 3, S, S]` in [0, 1] to scores `[B]`, higher = more OOD."""
 KEPT_BYTES = 2 << 30
 """Images to fit scores to are decoded once if they take less memory."""
 
@@ -49,7 +52,7 @@ class TestSets:
     far: Mapping[str, ImageSet] = field(default_factory=dict)
     covariate: Mapping[str, ImageSet] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [*self.near, *self.far, *self.covariate]
         if len(set(names)) < len(names) or {"id", "mean"} & set(names):
             raise ValueError(f"names of test sets have to differ, and not be 'id' or 'mean': {names}")
@@ -117,17 +120,19 @@ def score_images(
         if not scores:
             return known
     detector.eval()
-    scorers, unfit = {}, []
+    scorers: dict[str, Scorer] = {}
+    unfit: list[dict[str, str]] = []
     if post_hoc := [score for score in scores if score not in SCORES]:
-        fits = [
-            images and _Batches(name, _numbered(images, "fit", name, detector.classes), detector, batch_size, workers)
+        fits = {
+            name: _Batches(name, _numbered(images, "fit", name, detector.classes), detector, batch_size, workers)
             for name, images in (("fit", fit_images), ("validation", validation_images))
-        ]
-        scorers, unfit = _fitted(post_hoc, detector, *fits)
+            if images is not None
+        }
+        scorers, unfit = _fitted(post_hoc, detector, fits)
         if unfit and not skip_unfit:
             raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
         scores = [score for score in scores if score in SCORES or score in scorers]
-        unreadable += [row for fit in fits if fit for row in fit.unreadable("fit") if row not in unreadable]
+        unreadable += [row for fit in fits.values() for row in fit.unreadable("fit") if row not in unreadable]
         if known is not None and not scores:
             table = known.copy()
             table.attrs |= {"unreadable": unreadable, "unfit": unfit}
@@ -190,7 +195,7 @@ def results_of(table: ScoreTable, score: str, threshold: float | None = None) ->
     if score not in score_columns(table):
         raise ValueError(f"the table has no score {score!r}: it has {score_columns(table)}")
     id_rows, shifted = table[table["group"] == "id"], table[table["group"] == "covariate"]
-    results = {"id_accuracy": _accuracy(id_rows)}
+    results: dict[str, Any] = {"id_accuracy": _accuracy(id_rows)}
     if threshold is not None:
         results["id_flagged"] = 100 * float((id_rows[score] > threshold).mean())
     results |= _ood_results(table, id_rows, score)
@@ -245,16 +250,17 @@ def _ood_results(table: ScoreTable, id_rows: ScoreTable, score: str) -> dict:
 
 
 def _fitted(
-    scores: list[str], detector: Detector, *fits: _Batches | None
-) -> tuple[dict[str, Callable], list[dict[str, str]]]:
-    """The scores fitted to images, and those that cannot be, with the reasons."""
+    scores: list[str], detector: Detector, fits: Mapping[str, _Batches]
+) -> tuple[dict[str, Scorer], list[dict[str, str]]]:
+    """The scores fitted to the images "fit" or "validation", and those that cannot be, with the reasons."""
     from sona_pipeline.evaluation.posthoc import fitted
 
-    kept = [list(fit) if fit and fit.bytes < KEPT_BYTES else fit for fit in fits]
-    scorers, unfit = {}, []
+    kept = {name: list(fit) if fit.bytes < KEPT_BYTES else fit for name, fit in fits.items()}
+    scorers: dict[str, Scorer] = {}
+    unfit: list[dict[str, str]] = []
     for score in scores:
         try:
-            scorers[score] = fitted(score, detector, *kept)
+            scorers[score] = fitted(score, detector, kept["fit"], kept.get("validation"))
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError) as error:  # of linear algebra, for one
@@ -333,7 +339,7 @@ class _Batches:
         chunks = [range(start, min(start + self.batch_size, len(self.images))) for start in starts]
         with ThreadPoolExecutor(self.workers) as pool:
             ahead = [pool.submit(self._one, i) for i in chunks[0]]
-            for chunk, following in zip_longest(chunks, chunks[1:], fillvalue=()):
+            for chunk, following in zip_longest(chunks, chunks[1:], fillvalue=range(0)):
                 jobs, ahead = ahead, [pool.submit(self._one, i) for i in following]
                 read = {i: pixels for i, job in zip(chunk, jobs) if (pixels := job.result()) is not None}
                 yield chunk, list(read), torch.stack(list(read.values())).float() / 255 if read else None
@@ -359,7 +365,7 @@ def _counted(batches: _Batches, track: Track) -> Iterator[tuple[list[int], torch
 
 
 def _scored(
-    detector: Detector, indices: list[int], pixels: torch.Tensor, scores: list[str], scorers: dict[str, Callable]
+    detector: Detector, indices: list[int], pixels: torch.Tensor, scores: list[str], scorers: Mapping[str, Scorer]
 ) -> pd.DataFrame:
     """Prediction, confidence and scores of a batch. Post-hoc scores may need gradients, and so run with them."""
     pixels = pixels.to(detector.device)
