@@ -547,7 +547,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _is_id(text: str | None) -> bool:
-    return bool(text) and text.count("/") == 1 and " " not in text
+    return text is not None and text.count("/") == 1 and " " not in text
 
 
 def _size_category(count: int) -> str:

@@ -45,13 +45,15 @@ def publish(settings: PushSettings) -> str:
 
 
 def _write_pipeline(folder: Path, it: PipelinePush) -> None:
-    options = {"pointer": it.pointer, "licence": it.licence, "results": it.results}
-    repositories.write_pipeline_repository(folder, it.repo, it.model, **options)
+    repositories.write_pipeline_repository(
+        folder, it.repo, it.model, pointer=it.pointer, licence=it.licence, results=it.results
+    )
 
 
 def _write_outliers(folder: Path, it: OutlierPush) -> None:
-    options = {"near_ood": it.near_ood, "id_set": it.id_set, "licence": it.licence}
-    repositories.write_outlier_repository(folder, it.repo, it.folder, **options)
+    repositories.write_outlier_repository(
+        folder, it.repo, it.folder, near_ood=it.near_ood, id_set=it.id_set, licence=it.licence
+    )
 
 
 def _write_detector(folder: Path, it: DetectorPush) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.resources
 import io
 import json
 import re
@@ -24,6 +24,9 @@ from sona_pipeline.common.assets import PACKAGE, TINY_MODEL
 from sona_pipeline.common.files import write_text
 
 if TYPE_CHECKING:
+    import torch
+
+    from sona_pipeline.detection.detector import Detector
     from sona_pipeline.evaluation.report import Run
 
 # What imports torch is imported where it is needed, so that a wrong name or token is told at once.
@@ -189,8 +192,7 @@ def write_space(folder: str | Path) -> None:
 
 def _demo_folder() -> Path:
     """The folder of the page: inside an installed package, beside it in a clone."""
-    spec = importlib.util.find_spec("sona_pipeline.demo")
-    return Path(spec.submodule_search_locations[0])
+    return Path(str(importlib.resources.files("sona_pipeline.demo")))
 
 
 def push(folder: str | Path, repo_id: str, repo_type: str, private: bool = False) -> str:
@@ -286,7 +288,7 @@ def read_runs(results: str | Path) -> list[Run]:
     return runs
 
 
-def _run_of(detector, results: str | Path) -> Run:
+def _run_of(detector: Detector, results: str | Path) -> Run:
     """The one of the runs that was this detector's, by what `sona evaluate` noted of each beside its scores."""
     from sona_pipeline.evaluation.evaluate import detector_identity
 
@@ -338,7 +340,7 @@ def _save_weights(folder: Path, model: str, hub_id: str | None) -> None:
             write_text(path, json.dumps(content | named, indent=2, sort_keys=True) + "\n")
 
 
-def _stored_dtype(folder: Path):
+def _stored_dtype(folder: Path) -> torch.dtype:
     import torch
     from safetensors import safe_open
 
