@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import torch
+from gradio.data_classes import ImageData
 from PIL import Image
 
 from sona_pipeline import decoded
@@ -27,7 +29,11 @@ def upload(label: str, elem_id: str) -> gr.Image:
     gradio would open it at once, and has no message for what is no image.
     """
     image = gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=240, elem_id=elem_id)
-    image.preprocess = lambda payload: payload and payload.path
+
+    def path_of(payload: ImageData | None) -> str | None:
+        return payload.path if payload else None
+
+    image.preprocess = path_of  # type: ignore[method-assign] # gradio's page knows no component of another class
     return image
 
 
@@ -79,7 +85,7 @@ def with_messages(handler: Callable) -> Callable:
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
-        def stream(*args):
+        def stream(*args: Any) -> Iterator[Any]:
             try:
                 yield from handler(*args)
             except mendable as error:
@@ -88,7 +94,7 @@ def with_messages(handler: Callable) -> Callable:
         return stream
 
     @functools.wraps(handler)
-    def answer(*args):
+    def answer(*args: Any) -> Any:
         try:
             return handler(*args)
         except mendable as error:

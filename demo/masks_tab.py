@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pandas as pd
@@ -28,7 +29,6 @@ TERMS = {
     "filter_ood_by_nuisance": "filter OOD by nuisance",
 }
 OVERS = ("source", "denoised image")
-BUTTONS = ["download", "fullscreen"]
 PAUSE = 0.5
 """Seconds between two updates of the page."""
 
@@ -112,21 +112,13 @@ class MasksTab:
             label="Source | outlier",
             interactive=False,
             format="png",
-            buttons=BUTTONS,
+            buttons=["download", "fullscreen"],
             max_height=420,
             elem_id="before-after",
         )
         with gr.Row():
             self.others = {
-                name: gr.Image(
-                    label=name.capitalize(),
-                    interactive=False,
-                    format="png",
-                    buttons=BUTTONS,
-                    height=200,
-                    min_width=140,
-                    elem_id=name.replace(" ", "-"),
-                )
+                name: _picture(name.capitalize(), height=200, min_width=140, elem_id=name.replace(" ", "-"))
                 for name in COMPARISONS
             }
 
@@ -137,23 +129,12 @@ class MasksTab:
             self.step = gr.Slider(1, 50, 1, step=1, label="Step, from noise to image", elem_id="step", scale=3)
             self.over = gr.Radio(OVERS, value=OVERS[0], label="Masks over the", scale=1)
         with gr.Row():
-            self.denoised = gr.Image(
-                label="Denoised", interactive=False, format="png", buttons=BUTTONS, min_width=150, height=220
-            )
+            self.denoised = _picture("Denoised", min_width=150, height=220)
             self.masks = {
-                name: gr.Image(
-                    label=text,
-                    interactive=False,
-                    format="png",
-                    buttons=BUTTONS,
-                    min_width=150,
-                    height=220,
-                    elem_id=f"mask-{name}",
-                )
-                for name, text in MASKS.items()
+                name: _picture(text, min_width=150, height=220, elem_id=f"mask-{name}") for name, text in MASKS.items()
             }
         gr.Markdown("All steps: the denoised image, and each mask over it")
-        self.strip = gr.Image(show_label=False, interactive=False, format="png", buttons=BUTTONS, elem_id="strip")
+        self.strip = _picture(show_label=False, elem_id="strip")
         self.plot = gr.LinePlot(
             x="step",
             y="share",
@@ -252,7 +233,8 @@ class MasksTab:
         if not len(trace):
             yield {self.status: "Stopped before the first step."}
             return
-        yield {self.status: "Drawing …", **({self.before_after: _before_after(trace)} if trace.outlier else {})}
+        drawn = {self.before_after: _before_after(trace.source, trace.outlier)} if trace.outlier else {}
+        yield {self.status: "Drawing …", **drawn}
         shown = self._shown(trace, is_stopped)
         others = self.runner.compare(source, request, is_stopped) if compares and trace.outlier else {}
         with tempfile.TemporaryDirectory(prefix="sona-") as folder:  # gone when the page has its copies
@@ -280,7 +262,7 @@ class MasksTab:
         pictures = {self.others[name]: others.get(name) and enlarged(others[name]) for name in self.others}
         return {
             self.status: _end_of(trace),
-            self.before_after: trace.outlier and _before_after(trace),
+            self.before_after: trace.outlier and _before_after(trace.source, trace.outlier),
             **pictures,
             self.shown: shown,
             self.step: gr.Slider(minimum=1, maximum=max(2, len(trace)), value=middle),
@@ -318,6 +300,11 @@ class MasksTab:
         self.runner.stop(visit.session_hash)
 
 
+def _picture(label: str | None = None, **layout: Any) -> gr.Image:
+    """A picture to look at and to take home."""
+    return gr.Image(label=label, interactive=False, format="png", buttons=["download", "fullscreen"], **layout)
+
+
 def _reduced(image: Image.Image) -> Image.Image:
     """A large image scaled down to what the page shows of it."""
     image = image.copy()
@@ -325,8 +312,8 @@ def _reduced(image: Image.Image) -> Image.Image:
     return image
 
 
-def _before_after(trace: Trace) -> tuple[Image.Image, Image.Image]:
-    return enlarged(trace.source, 400), enlarged(trace.outlier, 400)
+def _before_after(source: Image.Image, outlier: Image.Image) -> tuple[Image.Image, Image.Image]:
+    return enlarged(source, 400), enlarged(outlier, 400)
 
 
 def _progress(trace: Trace) -> str:

@@ -19,7 +19,7 @@ from gradio import processing_utils
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sona_pipeline import TINY_DETECTOR, imagenet_labels, load_detector, load_pipeline, sample
+from sona_pipeline import TINY_DETECTOR, Names, imagenet_labels, load_detector, load_pipeline, sample
 
 from .detector_tab import DetectorTab
 from .labels import Suggestions
@@ -50,6 +50,7 @@ def build(model: str = "tiny", detector: str | None = None, device: str | None =
     # One thread for all that torch does: on a CPU, a second one with torch in it slows the first down.
     worker = ThreadPoolExecutor(1)
     pipe = worker.submit(load_pipeline, model, device).result()
+    labels: list[Names]
     if model == "tiny":
         classes = sample.id_images("test").classes
         labels = [(name,) for name in (*classes, *sample.OOD_LABELS)]

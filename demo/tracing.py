@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,15 +105,15 @@ class Runner:
 
     def __init__(self, pipe: SONAPipeline, worker: Executor):
         self.pipe, self._worker = pipe, worker
-        self._stopped: dict[str, float] = {}
+        self._stopped: dict[str | None, float] = {}
 
-    def stop(self, visitor: str) -> None:
+    def stop(self, visitor: str | None) -> None:
         """End all that the visitor has asked for up to now, running or waiting, after the step it is at."""
         self._stopped[visitor] = time.monotonic()
         while len(self._stopped) > VISITORS:
             del self._stopped[next(iter(self._stopped))]
 
-    def stops(self, visitor: str, asked: float) -> IsStopped:
+    def stops(self, visitor: str | None, asked: float) -> IsStopped:
         """The question whether the visitor has pressed stop since the time `asked` of the monotonic clock."""
         return lambda: self._stopped.get(visitor, asked) > asked
 
@@ -124,7 +125,7 @@ class Runner:
         trace = Trace(source, request)
         generator = torch.Generator().manual_seed(request.seed)
         for made in self._run(is_stopped, request, trace, image=source, generator=generator):
-            trace.outlier = made and made[0]
+            trace.outlier = made[0] if made else None
             yield trace
 
     def compare(self, source: Image.Image, request: Request, is_stopped: IsStopped) -> dict[str, Image.Image]:
@@ -154,33 +155,34 @@ class Runner:
 
     @torch.no_grad()
     def _decode(self, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
-        return self.pipe.decode(torch.stack(latents).to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
+        return self.pipe.decode(torch.stack(list(latents)).to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
 
     def _run(
-        self, is_stopped: IsStopped, request: Request, trace: Trace | None, **changes
+        self, is_stopped: IsStopped, request: Request, trace: Trace | None, **changes: Any
     ) -> Iterator[list[Image.Image] | None]:
         """Let the worker run the pipeline: None after each step, and the images at the end unless it was stopped."""
         said: Queue = Queue()
         is_left = threading.Event()
         arguments = request.arguments() | changes
 
-        def record(pipe, step, timestep, tensors):
+        def record(pipe: SONAPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
             if trace is not None:
                 trace.add(request.num_inference_steps - step, tensors)
             pipe._interrupt = is_left.is_set() or is_stopped()
             said.put(None)
             return {}
 
-        def run():
+        def run() -> None:
             try:
                 if is_left.is_set() or is_stopped():
                     return
-                output = self.pipe(
+                images, *_ = self.pipe(
                     **arguments,
+                    return_dict=False,
                     callback_on_step_end=record,
                     callback_on_step_end_tensor_inputs=["latents", *MASKS],
                 )
-                said.put(None if self.pipe.interrupt else output.images)
+                said.put(None if self.pipe.interrupt else images)
             finally:
                 said.put(_END)
 
