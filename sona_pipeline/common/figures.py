@@ -21,14 +21,14 @@ MOST = 12
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Write a figure as a PNG, whole or not at all."""
+    """Write a figure as a PNG of `dpi` pixels an inch, whole or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, facecolor="white")
     write_bytes(path, content.getvalue())
 
 
 def pairs_figure(pairs: Sequence[tuple[Image.Image, Image.Image, str]], columns: int = 8) -> Figure:
-    """A sheet of (source, outlier, caption), source above outlier, in the order given."""
+    """A sheet of (source, outlier, caption), source above outlier, in the order given, `columns` pairs side by side."""
     figure = Figure(figsize=(1.5 * columns, _height_of_pairs(pairs, columns)), layout="constrained")
     _draw_pairs(figure, pairs, columns)
     return figure

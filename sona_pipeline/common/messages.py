@@ -15,7 +15,17 @@ console = Console()
 
 @contextmanager
 def ends_explained(output: Path, batch_size: int) -> Iterator[None]:
-    """Say what to do when a job that can be resumed is stopped, or runs out of disk or memory."""
+    """Say what to do when a job that can be resumed is stopped, or runs out of disk or memory.
+
+    Args:
+        output: folder that the job writes to.
+        batch_size: images in a batch.
+
+    Raises:
+        KeyboardInterrupt: the job was stopped.
+        MemoryError: a batch was too large for the device.
+        OSError: the disk is full, or what else the job raised.
+    """
     import torch
 
     try:

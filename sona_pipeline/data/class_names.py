@@ -58,8 +58,10 @@ def normal(name: str) -> str:
 
 
 def _stem(word: str) -> str:
-    """A word of three letters or more without a plural's s, es or ies, and so that axe and axes, cherry and cherries,
-    movie and movies fall together."""
+    """A word of three letters or more without a plural's s, es or ies.
+
+    Axe and axes, cherry and cherries, movie and movies fall together.
+    """
     if len(word) > 3:
         word = re.sub(r"(?<!s)s$", "", word)
     if len(word) > 2:

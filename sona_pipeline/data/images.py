@@ -131,7 +131,7 @@ def open_images(
 
 
 def open_source(source: ImageSource, class_list: str | None = None) -> ImageSet:
-    """Open the images that settings name, see `open_images`."""
+    """Open the images that settings name; `class_list` and what is raised are those of `open_images`."""
     return open_images(
         source.data,
         split=source.split,
@@ -188,6 +188,11 @@ def list_classes(path: str | Path) -> dict[int, str]:
 def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Hold out a share of every class at random, at least one image and never all: (the rest, the held-out images).
 
+    Args:
+        images: labelled.
+        share: in (0, 1).
+        seed: of the draw.
+
     Raises:
         ValueError: a class has one image only.
     """
@@ -210,6 +215,10 @@ def is_grey(images: ImageSet, sample: int = 64) -> bool:
     """Whether an even sample of the set holds grey images only (stored so, or with three equal channels).
 
     Images that cannot be read do not count.
+
+    Args:
+        images: of any mode.
+        sample: about how many are looked at.
     """
     step = max(1, len(images) // sample)
     for i in range(0, len(images), step):

@@ -31,6 +31,10 @@ def upright(path: str | Path) -> Image.Image:
 def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
     """What `opened` opens, decoded and turned upright by its EXIF tag.
 
+    Args:
+        opened: gives an image that is not decoded yet, or None if there is none.
+        name: what an error calls the image.
+
     Raises:
         OSError: that fails; with `name`, and without an error number if the image is to blame and not the disk.
     """

@@ -50,7 +50,13 @@ class OutlierWriter:
         return {int(Path(name).stem, 16) for name in made | rejected}
 
     def commit(self, name: str, samples: Sequence[Sample], rejects: Sequence[dict]) -> None:
-        """Bring a batch to the disk: its outliers, and the images of which there will be none."""
+        """Bring a batch to the disk.
+
+        Args:
+            name: of the batch, unique in the set.
+            samples: its outliers.
+            rejects: the images of which there will be none, as rows of `file_name`, `source_key` and `reason`.
+        """
         if self.form == "folder":
             for sample in samples:
                 if sample.reconstruction:
@@ -165,9 +171,13 @@ class OutlierPairs:
 def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
     """Open an outlier set beside its ID images; those without an outlier (rejected ones) are left out.
 
+    Args:
+        folder: of the set.
+        images: the ID images that it was made of, or more; they belong together by their keys.
+
     Raises:
         FileNotFoundError: `folder` is not an outlier set.
-        ValueError: no image of the set belongs to `images`.
+        ValueError: no image of the set belongs to `images`, or its shards lack outliers, since it is not finished.
     """
     settings = read_settings(folder)
     row_of = {row["source_key"]: row for row in read_rows(folder)}
@@ -185,7 +195,12 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
 
 
 def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None]:
-    """The outliers with the file names `names`, and the VAE round trips of their sources if the set has them."""
+    """The outliers with the file names `names`, and the VAE round trips of their sources if the set has them.
+
+    Raises:
+        FileNotFoundError: `folder` is not an outlier set.
+        ValueError: its shards lack one of them.
+    """
     settings, folder = read_settings(folder), Path(folder)
     kinds = (OUTLIERS, RECONSTRUCTIONS) if settings["reconstructions"] else (OUTLIERS,)
     if settings["format"] == "folder":

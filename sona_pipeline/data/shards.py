@@ -39,7 +39,13 @@ class Packing(Protocol):
         """Write samples to a file."""
 
     def merge(self, path: Path, parts: Sequence[Path], is_kept: Callable[[str], bool]) -> None:
-        """Write those samples of several files to one whose `file_name` is kept, one file at a time."""
+        """Write samples of several files to one, a file at a time.
+
+        Args:
+            path: of the one file.
+            parts: files that `pack` wrote.
+            is_kept: whether the sample of a `file_name` is written.
+        """
 
     def unpack(self, path: Path) -> Iterator[Sample]:
         """The samples in a part or shard, a few at a time."""
