@@ -141,7 +141,15 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     def __call__(self, images: Iterable[Picture], batch_size: int = ...) -> list[Detection]: ...
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits of a tensor, see `forward`; or what `stream` says of images or their paths, as a list or for one."""
+        """Logits of a tensor, see `forward`; or what `stream` says of images or their paths, as a list or for one.
+
+        Args:
+            images: a tensor `[B, 3, H, W]` in [0, 1]; an image or the path of one; or several of these.
+            args, kwargs: `with_features` for a tensor, `batch_size` for several images.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
         if isinstance(images, torch.Tensor):
             return super().__call__(images, *args, **kwargs)
         if isinstance(images, (Image.Image, str, Path)):
@@ -180,6 +188,10 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     @torch.no_grad()
     def stream(self, images: Iterable[Picture], batch_size: int = 64) -> Iterator[Detection]:
         """What the detector says of each image, in order; images are taken from the iterable batch by batch.
+
+        Args:
+            images: of any size and mode, or paths.
+            batch_size: images at once.
 
         Raises:
             OSError: an image cannot be read.
@@ -221,14 +233,23 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         )
 
     def with_settings(self, **changes: Any) -> Detector:
-        """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights."""
+        """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights.
+
+        Raises:
+            ValueError: there is no such score, or the temperature is not above 0.
+        """
         new = Detector(**self.settings | changes)
         new.load_state_dict(self.state_dict())
         return new.train(self.training).to(self.device)
 
 
 def save_detector(detector: Detector, folder: str | Path) -> None:
-    """Write a detector as `Detector.save_pretrained` does, each file whole or not at all, its settings last."""
+    """Write a detector as `Detector.save_pretrained` does, each file whole or not at all, its settings last.
+
+    Args:
+        detector: its weights go to model.safetensors, its settings to config.json.
+        folder: made if it is not there.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:

@@ -28,7 +28,11 @@ def score_cam(detector: Detector, image: Image.Image) -> np.ndarray:
     the mean of ds/dA_k over the positions; scaled up to the S x S pixels that the network sees (bilinear), and divided
     by its maximum, if that is not zero. It shows what speaks for OOD and what speaks against it alike. The positive
     part alone, as Selvaraju et al. have it for a class, says little here: features that respond to anything mostly
-    lower the energy, and so the map of many an image is empty, OOD or not. The detector stays as it is.
+    lower the energy, and so the map of many an image is empty, OOD or not.
+
+    Args:
+        detector: stays as it is.
+        image: of any size and mode; it is scaled and cropped to S x S pixels.
 
     Raises:
         ValueError: the network has no feature maps `[B, D, h, w]`, as a vision transformer has none; or captum is
@@ -54,7 +58,11 @@ def require_captum() -> None:
 
 
 def draw_cam(detector: Detector, image: Image.Image) -> Image.Image:
-    """The image as the detector sees it with `score_cam` in colour over it, enlarged to at least 224 pixels a side."""
+    """The image as the detector sees it with `score_cam` in colour over it, enlarged to at least 224 pixels a side.
+
+    Raises:
+        ValueError: see `score_cam`.
+    """
     cam = score_cam(detector, image)
     seen = Image.fromarray(detector.one(image).permute(1, 2, 0).numpy())
     side = seen.width * -(-SHOWN // seen.width)

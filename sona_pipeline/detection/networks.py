@@ -31,6 +31,7 @@ class Network(nn.Module):
         self.body, self.head, self.config = body, head, config
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[B, C]` and features `[B, D]` of normalized images `[B, 3, H, W]`."""
         features = self.body(pixels)
         return self.head(features), features
 
@@ -82,7 +83,7 @@ def _residual_network(classes: int, widths: tuple[int, ...], blocks: int, stem_s
 
 
 def resnet18(classes: int, image_size: int) -> Network:
-    """torchvision's ResNet-18, untrained; up to 64 pixels with a 3 x 3 stem and no max-pooling, as OpenOOD has it."""
+    """ResNet-18 of torchvision, untrained; up to 64 pixels with a 3 x 3 stem and no max-pooling, as OpenOOD has it."""
     network = torchvision_resnet18(num_classes=classes)
     layers = OrderedDict(network.named_children())
     head = layers.pop("fc")
@@ -131,7 +132,10 @@ def build(name: str, classes: int, image_size: int, *, config: dict | None = Non
 
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation `(r, g, b)` that a pretrained network has its images in [0, 1] normalized by."""
+    """Mean and standard deviation `(r, g, b)` that a pretrained network has its images in [0, 1] normalized by.
+
+    Networks without pretrained weights have those of ImageNet.
+    """
     if name.startswith(TIMM):
         import timm
 

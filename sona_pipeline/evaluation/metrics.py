@@ -11,6 +11,10 @@ def ood_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, floa
     OpenOOD, and as there read off scikit-learn's curve, which leaves out points on a straight line); `aupr_in` and
     `aupr_out`: area under the precision-recall curve with ID and OOD as positive class, by the trapezoidal rule.
 
+    Args:
+        id_scores: of the ID images, `[N]`.
+        ood_scores: of the OOD images, `[M]`.
+
     Raises:
         ValueError: one of the two is empty, or holds a value that is not finite.
     """

@@ -215,7 +215,7 @@ def score_columns(table: ScoreTable) -> list[str]:
 
 
 def by_set(table: ScoreTable, score: str, group: str) -> dict[str, np.ndarray]:
-    """The scores `[N]` of each set of a group."""
+    """The scores `[N]` of each set of a group: "id", "covariate", "near_ood" or "far_ood"."""
     rows = table[table["group"] == group]
     return {name: part[score].to_numpy() for name, part in rows.groupby("set", sort=False)}
 

@@ -25,6 +25,10 @@ class Opened(NamedTuple):
 def open_test_images(source: TestImages, scores: Sequence[str]) -> Opened:
     """What detectors are tested on; of a benchmark, also what the `scores` are fitted to if nothing else is named.
 
+    Args:
+        source: where the images lie.
+        scores: names of `detection.scores.SCORES` or of `posthoc.POST_HOC`.
+
     Raises:
         FileNotFoundError: something is not there.
         ValueError: there are no test images, or sets and a benchmark exclude each other.

@@ -399,7 +399,13 @@ or `sona score --detector {repo_id} photo.jpg`. The weights are safetensors, eve
 
 
 def results_text(runs: Sequence[Run], of_what: str, *, with_methods: bool) -> str:
-    """Measured results as a Markdown table, a row a test set, method and score; or that none are given."""
+    """Measured results as a Markdown table, a row a test set, method and score; or that none are given.
+
+    Args:
+        runs: of `sona evaluate`; those of one method are its seeds.
+        of_what: the sentence that the text begins with.
+        with_methods: whether the table says which method a row is of.
+    """
     if not runs:
         return "None are given: this card states measured results only."
     found = summary(runs)
