@@ -29,7 +29,7 @@ outlier.save("again.png")
 
 
 def code_of(trace: Trace, model: str, device: str) -> str:
-    """A program that makes the outlier of a trace again from `source.png`."""
+    """A program that makes the outlier of a trace again from `source.png`, with the model and on the device named."""
     arguments = "\n".join(f"    {name}={value!r}," for name, value in trace.request.arguments().items())
     return CODE.format(model=model, device=device, arguments=arguments, seed=trace.request.seed)
 

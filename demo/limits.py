@@ -61,7 +61,11 @@ def opened(path: str | None) -> Image.Image:
 
 
 async def refuse_address(url: str, cache_dir: str) -> str:
-    """What takes the place of gradio's download of a picture that is given by its address."""
+    """What takes the place of gradio's download of a picture that is given by its address.
+
+    Raises:
+        gr.Error: always.
+    """
     raise gr.Error("Addresses are not taken: upload the image itself.", print_exception=False)
 
 
@@ -80,7 +84,10 @@ def checked_label(text: str | None, name: str) -> str:
 
 
 def with_messages(handler: Callable) -> Callable:
-    """The event handler, with errors that a visitor can mend shown as messages on the page."""
+    """The event handler, with errors that a visitor can mend shown as messages on the page.
+
+    The new handler is a function or a generator, as the given one is, and raises `gr.Error` in place of these errors.
+    """
     mendable = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemoryError)
     if inspect.isgeneratorfunction(handler):
 

@@ -211,7 +211,23 @@ class MasksTab:
         asked: float | None,
         visit: gr.Request,
     ) -> Iterator[dict]:
-        """Make an outlier, and update the page while it is made."""
+        """Make an outlier, and update the page while it is made.
+
+        Args:
+            path: of the uploaded image.
+            id_label, ood_label: what it shows, and what it shall mean.
+            is_random: draw the strength by the seed instead of taking `strength`.
+            strength, steps, guidance_scale, mask_threshold, mask_granularity: see `tracing.Request`.
+            terms: those of `TERMS` that are on.
+            seed: 0 or more.
+            compares: also make what `Runner.compare` does.
+            over: one of `OVERS`.
+            asked: time of the monotonic clock when the button was pressed; None is now.
+            visit: whose request it is.
+
+        Yields:
+            New values of some components.
+        """
         is_stopped = self.runner.stops(visit.session_hash, asked or time.monotonic())
         request = Request(
             id_label=checked_label(id_label, "ID label"),

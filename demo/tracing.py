@@ -84,7 +84,12 @@ class Trace:
         return min(map(len, self.masks.values()))
 
     def add(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Keep what a callback was given after the step `step`, counted down to 1."""
+        """Keep what a callback was given after a step.
+
+        Args:
+            step: counted down to 1.
+            tensors: "latents" and the masks of `MASKS`, each `[1, C, h, w]`.
+        """
         self.stop_step = self.stop_step or step
         for name, shares in self.masks.items():
             shares.append(tensors[name][0].float().mean(dim=0).cpu().numpy())
@@ -121,6 +126,14 @@ class Runner:
         """Run the pipeline; gives the growing trace after each step, and at the end with the outlier.
 
         A run that was stopped ends without an outlier, and without any step if it was so before its turn.
+
+        Args:
+            source: at the model's size.
+            request: what was asked for.
+            is_stopped: asked before each step.
+
+        Raises:
+            ValueError, TypeError: the pipeline refuses the request.
         """
         trace = Trace(source, request)
         generator = torch.Generator().manual_seed(request.seed)
@@ -133,6 +146,9 @@ class Runner:
 
         Both are made in one call. The second is text-to-image with classifier-free guidance: its "source" are latents
         of zeros, noised up to the first step of the schedule. A stop leaves out both.
+
+        Returns:
+            An image for each name of `COMPARISONS`, or none.
         """
         prepared = self._worker.submit(self._latents_and_nothing, source, request).result()
         made = list(self._run(is_stopped, request, None, **prepared, strength=None, global_guidance=True))[-1:]
