@@ -12,7 +12,7 @@ LOG_VARIANCE = -30.0
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin, AutoencoderMixin):
-    """Principal components of square patches, whitened; encoding and decoding are a 1 x 1 convolution each.
+    """Principal components of square patches, scaled; encoding and decoding are a 1 x 1 convolution each.
 
     Stands where a pipeline of Stable Diffusion has its `AutoencoderKL`. Of a pipeline that was saved with this file in
     the folder `vae/`, diffusers finds the class by itself.
@@ -21,7 +21,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin, AutoencoderMixin):
         in_channels: channels of the images.
         latent_channels: components that are kept of a patch, at most `in_channels` x side x side.
         block_out_channels: as in `AutoencoderKL`; only its length n counts, the side of a patch is 2^(n - 1) pixels.
-        scaling_factor: of the latents, which have unit variance by themselves.
+        scaling_factor: of the latents, for unit variance over all channels; whitened ones have it by themselves.
         sample_size: side in pixels of the images it was made for, as some pipelines want to know.
     """
 
@@ -43,16 +43,20 @@ class PatchAutoencoder(ModelMixin, ConfigMixin, AutoencoderMixin):
         self.decoder = nn.Conv2d(latent_channels, values, 1)
 
     @torch.no_grad()
-    def fit(self, images: torch.Tensor) -> None:
-        """Take the first principal components of the patches of images `[N, C, H, W]` in [-1, 1]."""
+    def fit(self, images: torch.Tensor, whitening: float = 1.0) -> None:
+        """Take the first principal components of the patches of images `[N, C, H, W]` in [-1, 1].
+
+        A component is divided by its standard deviation to the power of `whitening`: 1 gives all of them unit variance;
+        with less, noise hides fine components before coarse ones, and errors of coarse ones weigh more in training.
+        """
         patches = pixel_unshuffle(images, self.side).transpose(0, 1).flatten(1).double()
         mean = patches.mean(dim=1)
         variances, components = torch.linalg.eigh(torch.cov(patches))
-        deviations = variances[-self.config.latent_channels :].flip(0).sqrt()[:, None]
+        scales = variances[-self.config.latent_channels :].flip(0).sqrt()[:, None] ** whitening
         rows = components[:, -self.config.latent_channels :].flip(1).T
-        self.encoder.weight.copy_((rows / deviations)[..., None, None])
-        self.encoder.bias.copy_(-(rows / deviations) @ mean)
-        self.decoder.weight.copy_((rows * deviations).T[..., None, None])
+        self.encoder.weight.copy_((rows / scales)[..., None, None])
+        self.encoder.bias.copy_(-(rows / scales) @ mean)
+        self.decoder.weight.copy_((rows * scales).T[..., None, None])
         self.decoder.bias.copy_(mean)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:

@@ -9,17 +9,22 @@ Stable Diffusion checkpoint in miniature, in fp16 safetensors, that `StableDiffu
     python examples/train_latent_diffusion.py --data photos/ --output model/ --autoencoder patches
 
 Killed and started again with the same arguments, it goes on from the last checkpoint. `--output` receives the model,
-`checkpoints/` the state to resume from, `samples/` sheets of reconstructions and of generated images.
+written anew at each checkpoint of the UNet with averaged weights, `checkpoints/` the state to resume from, `samples/`
+sheets of reconstructions and of generated images.
 
 An autoencoder for small colour images takes hours on two cores. With `--autoencoder patches` there is none to train:
 latents are the principal components of 4 x 4 patches. Their code, `patch_autoencoder.py`, is saved with the model, and
 is loaded by `sona generate --trust-remote-code` or `from_pretrained(..., trust_remote_code=True)`.
+
+Small colour images profit from `--flips --prediction-type v_prediction --snr-gamma 5` (Salimans and Ho 2022; Hang et
+al. 2023). On processors that multiply bfloat16, `--bfloat16` trains 1.6 times as many images a second with one thread.
 
 The embedded model of the package was made by (two cores, about two hours):
 
     python examples/train_latent_diffusion.py --data fashion-mnist/diffusion.parquet --output tiny
 """
 
+import copy
 import inspect
 import json
 import math
@@ -33,7 +38,8 @@ import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import EMAModel, compute_snr
 from patch_autoencoder import PatchAutoencoder
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
@@ -45,8 +51,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from sona_pipeline import ImageSet, fit, is_grey, open_images
 
 TEMPLATES = ["a photo of a {}", "a photo of the {}", "an image of a {}", "{}"]
-LATENT_CHANNELS = {"learned": 4, "patches": 12}
-"""Of either kind of autoencoder; both scale down by 4."""
+LEARNED_CHANNELS = 4
+"""Latent channels of the learned autoencoder."""
+
+
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 class Images(torch.utils.data.Dataset):
@@ -84,7 +93,7 @@ def build_autoencoder(channels: int, resolution: int, width: int) -> Autoencoder
     return AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
-        latent_channels=LATENT_CHANNELS["learned"],
+        latent_channels=LEARNED_CHANNELS,
         block_out_channels=(width, 2 * width, 4 * width),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -125,9 +134,18 @@ def build_models(tokenizer: CLIPTokenizer, latent_channels: int, latent_size: in
     return unet, text_encoder
 
 
-def make_scheduler() -> DDIMScheduler:
+def multiply_in_bfloat16(unet: UNet2DConditionModel) -> None:
+    """Make a UNet fast under autocast to bfloat16 on CPUs, where norms and fused attention are slow in bfloat16."""
+    unet.set_attn_processor(AttnProcessor())
+    for module in unet.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+def make_scheduler(prediction_type: PredictionType = "epsilon") -> DDIMScheduler:
     """The noise schedule of Stable Diffusion, sampled by DDIM."""
     return DDIMScheduler(
+        prediction_type=prediction_type,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -251,24 +269,41 @@ class Autoencoding(torch.nn.Module):
 
 
 class Denoising(torch.nn.Module):
-    """Loss of UNet and text encoder: the noise that was added, from noisy latents, time step and prompt."""
+    """Loss of UNet and text encoder: noise or velocity, from noisy latents, time step and prompt.
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+    Args:
+        unet: is trained.
+        text_encoder: is trained.
+        scheduler: its `prediction_type` says what is predicted.
+        snr_gamma: bound of the signal-to-noise ratio that weights the error of the clean latents (min-SNR weighting);
+            with 0, errors of the prediction itself count alike.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDIMScheduler, snr_gamma: float = 0
+    ):
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.scheduler, self.snr_gamma = unet, text_encoder, scheduler, snr_gamma
 
-    def forward(self, noisy, timesteps, prompt_ids, noise) -> torch.Tensor:
+    def forward(self, clean, noise, timesteps, prompt_ids) -> torch.Tensor:
         distinct, which = torch.unique(prompt_ids, dim=0, return_inverse=True)
         prompts = self.text_encoder(distinct)[0][which]
-        return F.mse_loss(self.unet(noisy, timesteps, prompts).sample, noise)
+        is_velocity = self.scheduler.config.prediction_type == "v_prediction"
+        target = self.scheduler.get_velocity(clean, noise, timesteps) if is_velocity else noise
+        predicted = self.unet(self.scheduler.add_noise(clean, noise, timesteps), timesteps, prompts).sample.float()
+        if not self.snr_gamma:
+            return F.mse_loss(predicted, target)
+        ratio = compute_snr(self.scheduler, timesteps)
+        weights = ratio.clamp(max=self.snr_gamma) / (ratio + 1 if is_velocity else ratio)
+        return ((predicted - target).square().flatten(1).mean(dim=1) * weights).mean()
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, loader, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latent mean and standard deviation of every image, in half precision on the CPU."""
+def encode_all(vae: AutoencoderKL, loader, device, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latent mean and standard deviation of every image, or of its mirror image, in half precision on the CPU."""
     rows = []
     for pixels, _ in loader:
-        posterior = vae.encode(pixels.to(device)).latent_dist
+        posterior = vae.encode((pixels.flip(-1) if flip else pixels).to(device)).latent_dist
         rows.append(torch.stack([posterior.mean, posterior.std], dim=1).half().cpu())
     latents = torch.cat(rows)
     return latents[:, 0], latents[:, 1]
@@ -299,9 +334,12 @@ def train_vae(stage: Stage, vae: AutoencoderKL, images: Images, batch_size: int,
 
 
 def train_unet(
-    stage, pipe: StableDiffusionPipeline, latents, labels, prompt_ids, names, batch_size, every, samples
+    stage, pipe: StableDiffusionPipeline, latents, labels, prompt_ids, names, batch_size, every, output
 ) -> None:
-    """Stage two: `latents` are (mean, standard deviation), `prompt_ids` is `[classes + 1, templates, length]`."""
+    """Stage two: `latents` are (mean, standard deviation), `prompt_ids` is `[classes + 1, templates, length]`.
+
+    At each checkpoint a sheet and the model, with averaged weights, are written to `output`.
+    """
     device, scheduler, scale = stage.accelerator.device, pipe.scheduler, pipe.vae.config.scaling_factor
     mean, deviation = latents
 
@@ -313,23 +351,23 @@ def train_unet(
         empty = torch.rand(batch_size, generator=generator) < 0.1
         classes = torch.where(empty, len(prompt_ids) - 1, labels[rows])
         ids = prompt_ids[classes, torch.randint(prompt_ids.shape[1], (batch_size,), generator=generator)]
-        noisy = scheduler.add_noise(clean * scale, noise, timesteps)
-        return stage.model(noisy.to(device), timesteps.to(device), ids.to(device), noise.to(device))
+        return stage.model((clean * scale).to(device), noise.to(device), timesteps.to(device), ids.to(device))
 
     def show(step):
         prompts = [TEMPLATES[0].format(name) for name in names[:12] for _ in range(8)]
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)
         drawn = pipe(prompts, num_inference_steps=25, guidance_scale=3.0, generator=generator, output_type="pt").images
-        save_image(drawn, samples / f"unet-{step:06d}.png", nrow=8)
+        save_image(drawn, output / "samples" / f"unet-{step:06d}.png", nrow=8)
+        save_model(copy.deepcopy(pipe), output)
 
     stage.run(loss_of, every, show)
 
 
-def fit_patches(vae: PatchAutoencoder, loader, samples: Path) -> float:
+def fit_patches(vae: PatchAutoencoder, loader, whitening: float, samples: Path) -> float:
     """Stage one without training: principal components of all images; the mean absolute error on [0, 1]."""
     images = torch.cat([pixels for pixels, _ in loader])
-    vae.fit(images)
+    vae.fit(images, whitening)
     with torch.no_grad():
         decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
     save_image(torch.cat([images[:16], decoded[:16]]) / 2 + 0.5, samples / "vae-fitted.png", nrow=16)
@@ -337,7 +375,7 @@ def fit_patches(vae: PatchAutoencoder, loader, samples: Path) -> float:
 
 
 def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
-    """Write the checkpoint in fp16 beside its place and move it there.
+    """Write the checkpoint in fp16, which turns `pipe` to fp16, beside its place and move it there.
 
     transformers loads a model in the precision its config names, diffusers in float32: the config is made to say that.
     """
@@ -361,13 +399,29 @@ def main(
     autoencoder: Annotated[
         Literal["learned", "patches"], typer.Option(help="Train one, or take principal components of patches.")
     ] = "learned",
+    components: Annotated[int, typer.Option(min=1, help="Principal components of a patch that are kept.")] = 12,
+    whitening: Annotated[
+        float, typer.Option(min=0, max=1, help="Scale of components: 1 for unit variance, 0 for that of the pixels.")
+    ] = 1,
     resolution: Annotated[int, typer.Option(help="Side of the images in pixels, a multiple of 8.")] = 32,
     vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 4000,
     unet_steps: Annotated[int, typer.Option(help="Training steps of UNet and text encoder.")] = 12000,
     batch_size: Annotated[int, typer.Option(help="Images a step and process.")] = 64,
     vae_width: Annotated[int, typer.Option(help="Channels of the autoencoder's first level, a multiple of 8.")] = 16,
     unet_width: Annotated[int, typer.Option(help="Channels of the UNet's first level, a multiple of 96.")] = 96,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    learning_rate: Annotated[
+        float, typer.Option(help="Highest learning rate of the autoencoder; the UNet's is half of it.")
+    ] = 1e-3,
+    flips: Annotated[bool, typer.Option("--flips", help="Train on mirror images as well.")] = False,
+    prediction_type: Annotated[
+        PredictionType, typer.Option(help="What the UNet predicts: the noise, or the velocity.")
+    ] = "epsilon",
+    snr_gamma: Annotated[
+        float, typer.Option(min=0, help="Gamma of min-SNR weighting of the UNet's loss, 5 as a rule; 0 for none.")
+    ] = 0,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Multiply in bfloat16 in training; weights and sums stay in float32.")
+    ] = False,
     sample_every: Annotated[int, typer.Option(help="Steps between checkpoints and sample sheets.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
 ) -> None:
@@ -382,7 +436,7 @@ def main(
     if not images.labels:
         raise typer.BadParameter(f"{data} has no classes: put the images into one sub-folder a class")
     names = list(images.classes)
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="bf16" if bfloat16 else None)
     torch.manual_seed(seed)
     samples = output / "samples"
     samples.mkdir(parents=True, exist_ok=True)
@@ -394,8 +448,9 @@ def main(
     tokenizer = train_tokenizer([text for some in prompts for text in some], vocabulary_size=2048, length=32)
     loader = torch.utils.data.DataLoader(pixels, batch_size=256)
     if autoencoder == "patches":
-        vae = PatchAutoencoder(channels, LATENT_CHANNELS[autoencoder], sample_size=resolution)
-        accelerator.print(f"patches: mean absolute error {fit_patches(vae, loader, samples):.4f} on [0, 1]")
+        vae = PatchAutoencoder(channels, components, sample_size=resolution)
+        error = fit_patches(vae, loader, whitening, samples)
+        accelerator.print(f"patches: mean absolute error {error:.4f} on [0, 1]")
     else:
         vae = build_autoencoder(channels, resolution, vae_width).to(memory_format=torch.channels_last)
         stage = Stage("vae", accelerator, Autoencoding(vae), vae_steps, learning_rate, seed, output)
@@ -403,30 +458,35 @@ def main(
         train_vae(stage, vae, pixels, batch_size, sample_every, samples)
     vae.to(accelerator.device).requires_grad_(False)
 
-    mean, deviation = encode_all(vae, loader, accelerator.device)
+    sides = [encode_all(vae, loader, accelerator.device, flip) for flip in ((False, True) if flips else (False,))]
+    mean, deviation = (torch.cat(parts) for parts in zip(*sides))
     spread = (mean.float().var() + deviation.float().square().mean()).sqrt().item()
     vae.register_to_config(scaling_factor=1 / spread)
     unet, text_encoder = build_models(tokenizer, vae.config.latent_channels, resolution // 4, unet_width)
     unet.to(memory_format=torch.channels_last)
+    if bfloat16:
+        multiply_in_bfloat16(unet)
+    scheduler = make_scheduler(prediction_type)
     pipe = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
     ids = [
         tokenizer(p, padding="max_length", max_length=32, truncation=True, return_tensors="pt").input_ids
         for p in prompts
     ]
-    stage = Stage("unet", accelerator, Denoising(unet, text_encoder), unet_steps, learning_rate / 2, seed + 1, output)
+    denoising = Denoising(unet, text_encoder, scheduler, snr_gamma)
+    stage = Stage("unet", accelerator, denoising, unet_steps, learning_rate / 2, seed + 1, output)
     stage.resume()
     train_unet(
         stage,
         pipe,
         (mean, deviation),
-        torch.tensor(images.labels),
+        torch.tensor(images.labels).repeat(len(sides)),
         torch.stack(ids),
         names,
         batch_size,
         sample_every,
-        samples,
+        output,
     )
     if accelerator.is_main_process:
         save_model(pipe, output)

@@ -1,5 +1,6 @@
 """The example scripts, run as a reader would run them."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -152,6 +153,67 @@ def test_resumed_training_equals_undisturbed_training(tmp_path):
     assert torch.equal(train(tmp_path / "two"), undisturbed)
 
 
+@pytest.fixture(scope="module")
+def denoising():
+    """Loss of an untrained model, by kind of prediction and gamma; and a batch for it."""
+    script = load("train_latent_diffusion")
+    tokenizer = script.train_tokenizer(["a photo of a cat"], 600, 32)
+    torch.manual_seed(0)
+    unet, text_encoder = script.build_models(tokenizer, latent_channels=4, latent_size=4, unet_width=96)
+    ids = tokenizer(["a photo of a cat"] * 3, padding="max_length", return_tensors="pt").input_ids
+    batch = (torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4), torch.tensor([3, 400, 990]), ids)
+
+    def make(prediction_type="epsilon", snr_gamma=0.0):
+        return script.Denoising(unet, text_encoder, script.make_scheduler(prediction_type), snr_gamma)
+
+    return make, batch, script
+
+
+def errors_of_clean_latents(loss, clean, noise, timesteps, ids) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared errors `[B]` of the latents that follow from a prediction, and the signal-to-noise ratio."""
+    alphas = loss.scheduler.alphas_cumprod[timesteps]
+    a, b = alphas.sqrt()[:, None, None, None], (1 - alphas).sqrt()[:, None, None, None]
+    noisy = a * clean + b * noise
+    predicted = loss.unet(noisy, timesteps, loss.text_encoder(ids)[0]).sample
+    is_velocity = loss.scheduler.config.prediction_type == "v_prediction"
+    latents = a * noisy - b * predicted if is_velocity else (noisy - b * predicted) / a
+    return (latents - clean).square().mean(dim=(1, 2, 3)), alphas / (1 - alphas)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_loss_weighs_errors_of_the_clean_latents(denoising, kind):
+    make, batch, _ = denoising
+    with torch.no_grad():
+        errors, ratio = errors_of_clean_latents(make(kind), *batch)
+        plain, weighted = make(kind)(*batch), make(kind, 5.0)(*batch)
+    weights = ratio if kind == "epsilon" else ratio + 1
+    torch.testing.assert_close(plain, (errors * weights).mean(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(weighted, (errors * ratio.clamp(max=5)).mean(), rtol=1e-3, atol=0)
+
+
+def test_training_in_bfloat16_has_almost_the_same_loss(denoising):
+    make, batch, script = denoising
+    loss = make()
+    exact = loss(*batch)
+    loss.unet = copy.deepcopy(loss.unet)
+    script.multiply_in_bfloat16(loss.unet)
+    torch.testing.assert_close(loss(*batch), exact, rtol=1e-5, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(*batch)
+    assert half.dtype == torch.float32 and half != exact
+    torch.testing.assert_close(half, exact, rtol=2e-2, atol=0)
+
+
+def test_mirror_images_have_latents_of_their_own(colours):
+    script = load("train_latent_diffusion")
+    images = script.Images(open_images(colours), 16, "RGB")
+    loader = torch.utils.data.DataLoader(images, batch_size=16)
+    vae = script.PatchAutoencoder()
+    mean, _ = script.encode_all(vae, loader, "cpu", flip=True)
+    expected = vae.encode(images[5][0].flip(-1)[None]).latent_dist.mean
+    torch.testing.assert_close(mean[5].float(), expected[0], rtol=0, atol=2e-3)
+
+
 def test_learned_tokenizer_round_trips_any_text():
     tokenizer = load("train_latent_diffusion").train_tokenizer(["a photo of a cat", "a photo of a dog"], 600, 32)
     assert tokenizer.decode(tokenizer("a photo of a cat").input_ids, skip_special_tokens=True) == "a photo of a cat"
@@ -162,10 +224,12 @@ def test_learned_tokenizer_round_trips_any_text():
 
 def test_model_on_patches_is_loaded_where_its_code_is_trusted(colours, tmp_path):
     steps = ("--autoencoder", "patches", "--unet-steps", 2, "--batch-size", 4, "--resolution", 16)
-    run("train_latent_diffusion.py", "--data", colours, "--output", tmp_path, *steps)
+    recipe = ("--flips", "--prediction-type", "v_prediction", "--snr-gamma", 5, "--bfloat16", "--components", 16)
+    run("train_latent_diffusion.py", "--data", colours, "--output", tmp_path, *steps, *recipe, "--whitening", 0.5)
     image = Image.open(next((colours / "lime").iterdir())).resize((16, 16))
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         load_pipeline(str(tmp_path), "cpu")
     pipe = load_pipeline(str(tmp_path), "cpu", trust_remote_code=True)
+    assert pipe.scheduler.config.prediction_type == "v_prediction" and pipe.unet.config.in_channels == 16
     output = pipe(image, "a photo of a lime", "a photo of a red apple", stop_step=1, num_inference_steps=4)
     assert output.images[0].size == (16, 16)

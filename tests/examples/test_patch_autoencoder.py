@@ -35,6 +35,18 @@ def test_round_trips_are_those_of_principal_components(images):
     assert torch.allclose(flat.mean(dim=1), torch.zeros(5), atol=1e-4)
 
 
+def test_with_less_whitening_round_trips_stay_and_coarse_components_are_larger(images):
+    vae, half = PatchAutoencoder(latent_channels=5), PatchAutoencoder(latent_channels=5)
+    vae.fit(images)
+    half.fit(images, whitening=0.5)
+    latents = half.encode(images).latent_dist.mode()
+    whole = vae.decode(vae.encode(images).latent_dist.mode()).sample
+    assert torch.allclose(half.decode(latents).sample, whole, atol=1e-4)
+    variances = PCA(5).fit(patches_of(images, 4)).explained_variance_
+    expected = torch.from_numpy(np.sqrt(variances))
+    assert torch.allclose(torch.cov(latents.transpose(0, 1).flatten(1)), torch.diag(expected), atol=1e-3)
+
+
 def test_all_components_lose_nothing(images):
     vae = PatchAutoencoder(latent_channels=48)
     vae.fit(images)
