@@ -26,7 +26,7 @@ import inspect
 import json
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +233,7 @@ class SONAPipeline(
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
         safety_checker: StableDiffusionSafetyChecker = None,
-        feature_extractor: CLIPImageProcessor = None,
+        feature_extractor: CLIPImageProcessor = None,  # type: ignore[assignment] # the form that `from_pipe` matches
         requires_safety_checker: bool = False,
     ):
         super().__init__()
@@ -370,7 +370,7 @@ class SONAPipeline(
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        regions = {
+        regions: dict[str, Any] = {
             "mask_threshold": mask_threshold,
             "mask_granularity": mask_granularity,
             "remove_id_semantics": remove_id_semantics,
@@ -379,68 +379,36 @@ class SONAPipeline(
             "filter_ood_by_nuisance": filter_ood_by_nuisance,
             "global_guidance": global_guidance,
         }
-        check_mask_options(mask_threshold, mask_granularity)
-        image = self.preprocess_image(image)
-        prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
-        embeds = {
-            "uncond_prompt": uncond_prompt_embeds,
-            "id_prompt": id_prompt_embeds,
-            "ood_prompt": ood_prompt_embeds,
-        }
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        self.check_inputs(
-            len(image), prompts, embeds, generator, num_inference_steps, output_type, callback_on_step_end_tensor_inputs
-        )
+        prompts = _Prompts(id_prompt, ood_prompt, uncond_prompt_embeds, id_prompt_embeds, ood_prompt_embeds)
+        options = num_inference_steps, output_type, callback_on_step_end_tensor_inputs
+        image, generator = self.check_inputs(image, prompts, generator, mask_threshold, mask_granularity, *options)
         stop_steps = self.get_stop_steps(len(image), strength, stop_step, num_inference_steps, generator)
         self._interrupt = False
-        device = self._execution_device
-        timesteps = self.set_timesteps(num_inference_steps, device)
 
-        lora_scale = (cross_attention_kwargs or {}).get("scale")
-        prompt_embeds = self.encode_prompts(len(image), prompts, embeds, device, clip_skip, lora_scale)
+        device, lora_scale = self._execution_device, (cross_attention_kwargs or {}).get("scale")
+        timesteps = self.set_timesteps(num_inference_steps, device)
+        prompt_embeds = self.encode_prompts(len(image), *prompts.as_dicts(), device, clip_skip, lora_scale)
         source = self.encode_image(image, prompt_embeds.dtype, device, generator)
         noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
-
-        batch = _Batch(source, noise, prompt_embeds, stop_steps, generator)
-        joins = [(num_inference_steps - steps) * self.scheduler.order for steps in batch.stop_steps]
-        batch.latents = self.scheduler.add_noise(batch.latents, batch.noise, timesteps[joins])
-        noise_units = _noise_units(self.scheduler, timesteps)
+        batch = _Batch(self.scheduler, timesteps, source, noise, prompt_embeds, stop_steps, generator)
         sega = _Sega(warmup_steps, cooldown_steps, momentum_scale, momentum_beta, source)
         runs = self.plan_runs(batch.stop_steps)
-        self._num_timesteps = sum(len(timesteps) - joins[first] for first, _ in runs)
+        self._num_timesteps = sum(len(timesteps) - batch.joins[first] for first, _ in runs)
+
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for first, end in runs:
-                self.set_timesteps(num_inference_steps, device, begin=joins[first])
-                for index in range(joins[first], len(timesteps)):
-                    if self.interrupt:
-                        break
-                    i, t = index // self.scheduler.order, timesteps[index]
-                    active = slice(first, first + sum(join <= index for join in joins[first:end]))
-
-                    latents = batch.latents[active].clone()  # some schedulers keep it for their next step
-                    noise_uncond, noise_id, noise_ood = self.predict_noise(
-                        latents, t, batch.prompt_embeds[:, active], cross_attention_kwargs
-                    )
-
-                    guidance, id_semantic_mask, id_nuisance_mask, ood_semantic_mask, ood_unfiltered_mask = (
-                        sona_guidance(noise_uncond, noise_id, noise_ood, **regions)
-                    )
-                    masks = id_semantic_mask, id_nuisance_mask, ood_semantic_mask
-                    guidance = sega(guidance, masks, i, active, noise_units[index])
-                    noise_pred = noise_uncond + guidance_scale * guidance
-                    extra = self.step_kwargs(eta, batch.generator, active)
-                    batch.latents[active] = self.scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
-                    batch.watch(active, i)
-
-                    if callback_on_step_end is not None:
-                        latents, guidance = batch.latents, guidance * noise_units[index]
-                        tensors = {}
-                        for name in callback_on_step_end_tensor_inputs:
-                            tensors[name] = batch.in_caller_order(locals()[name], active)
-                        replaced = callback_on_step_end(self, i, t, tensors) or {}
-                        if "latents" in replaced:
-                            batch.latents = replaced["latents"][batch.order].to(batch.latents)
-                    progress_bar.update()
+            for i, t, active, noise_unit in self.steps_of(batch, runs, num_inference_steps, timesteps):
+                latents = batch.latents[active].clone()  # some schedulers keep it for their next step
+                predictions = self.predict_noise(latents, t, batch.prompt_embeds[:, active], cross_attention_kwargs)
+                found = sega(sona_guidance(*predictions, **regions), i, active, noise_unit)
+                noise_pred = predictions[0] + guidance_scale * found.guidance
+                extra = self.step_kwargs(eta, batch.generator, active)
+                batch.latents[active] = self.scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
+                batch.watch(active, i)
+                if callback_on_step_end is not None:
+                    tensors = {**found._asdict(), "noise_pred": noise_pred, "guidance": found.guidance * noise_unit}
+                    asked = batch.told(tensors, callback_on_step_end_tensor_inputs, active)
+                    batch.take(callback_on_step_end(self, i, t, asked) or {})
+                progress_bar.update()
 
         batch.raise_if_bad()
         images, nsfw_content_detected = self.decode(batch.in_caller_order(batch.latents), output_type)
@@ -492,41 +460,26 @@ class SONAPipeline(
 
     def check_inputs(
         self,
-        batch_size: int,
-        prompts: dict[str, str | list[str] | None],
-        embeds: dict[str, torch.Tensor | None],
-        generator: torch.Generator | list[torch.Generator] | None,
+        image: PipelineImageInput,
+        prompts: "_Prompts",
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        mask_threshold: float,
+        mask_granularity: str,
         num_inference_steps: int,
         output_type: str,
         callback_tensor_inputs: Sequence[str],
-    ) -> None:
-        """Raise ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with."""
-        for name, prompt in prompts.items():
-            if (prompt is None) == (embeds[name] is None):
-                raise ValueError(f"Give either `{name}` or `{name}_embeds`, and not both.")
-            texts = [prompt] if isinstance(prompt, str) else prompt
-            if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
-                raise TypeError(f"`{name}` has to be a string or a list of strings, but is {prompt!r}.")
-            if isinstance(prompt, list) and len(prompt) != batch_size:
-                raise ValueError(
-                    f"`{name}` has {len(prompt)} entries for {batch_size} images: give one, or one an image."
-                )
-        given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
-        width = self.unet.config.cross_attention_dim
-        for name, value in given.items():
-            if value.ndim != 3 or len(value) not in (1, batch_size) or value.shape[2] != width:
-                raise ValueError(
-                    f"`{name}` has the shape {tuple(value.shape)}, but [1 or {batch_size}, length, {width}] is needed."
-                )
-        lengths = {value.shape[1] for value in given.values()}
-        if len(given) < 3:
-            lengths.add(self.tokenizer.model_max_length)
-        if len(lengths) > 1:
-            raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
+    ) -> tuple[torch.Tensor, torch.Generator | list[torch.Generator] | None]:
+        """The image as `preprocess_image` gives it, and the generator or a list of them.
 
-        if isinstance(generator, list) and len(generator) != batch_size:
+        Raises ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with.
+        """
+        check_mask_options(mask_threshold, mask_granularity)
+        tensor = self.preprocess_image(image)
+        prompts.check(len(tensor), self.unet.config.cross_attention_dim, self.tokenizer.model_max_length)
+        sources = list(generator) if isinstance(generator, Sequence) else generator
+        if isinstance(sources, list) and len(sources) != len(tensor):
             raise ValueError(
-                f"`generator` has {len(generator)} entries for {batch_size} images: give one, or one an image."
+                f"`generator` has {len(sources)} entries for {len(tensor)} images: give one, or one an image."
             )
         most = self.scheduler.config.num_train_timesteps
         if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
@@ -541,6 +494,7 @@ class SONAPipeline(
             )
         if isinstance(self.scheduler, PNDMScheduler):
             raise ValueError("PNDM cannot start within its schedule: set `pipe.scheduler` to a `DDIMScheduler`, say.")
+        return tensor, sources
 
     def get_stop_steps(
         self,
@@ -556,9 +510,9 @@ class SONAPipeline(
         if strength is None and stop_step is None:
             sources = generator if isinstance(generator, list) else [generator] * batch_size
             return [_draw_step(num_inference_steps, source) for source in sources]
-        name, value = ("strength", strength) if stop_step is None else ("stop_step", stop_step)
+        name, value = "strength" if stop_step is None else "stop_step", strength if stop_step is None else stop_step
         value = value.tolist() if isinstance(value, (np.ndarray, torch.Tensor)) else value
-        values = list(value) if isinstance(value, Sequence) else [value] * batch_size
+        values: list[Any] = list(value) if isinstance(value, Sequence) else [value] * batch_size
         if len(values) != batch_size:
             raise ValueError(f"`{name}` has {len(values)} entries for {batch_size} images: give one, or one an image.")
         if stop_step is None:
@@ -580,7 +534,7 @@ class SONAPipeline(
 
         As in img2img, `clip_skip` leaves the empty prompt alone.
         """
-        texts = {"uncond_prompt": [""]} | {k: [v] if isinstance(v, str) else v for k, v in prompts.items()}
+        texts = {"uncond_prompt": [""]} | {k: [v] if isinstance(v, str) else v or [] for k, v in prompts.items()}
         wanted = {name: texts[name] for name, given in embeds.items() if given is None}
         row = {text: k for k, text in enumerate(dict.fromkeys(text for some in wanted.values() for text in some))}
         if row:
@@ -614,8 +568,8 @@ class SONAPipeline(
         )
         if clip_skip is None:
             return outputs[0], outputs[0]
-        norm = getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm
-        return outputs[0], norm(outputs.hidden_states[-(clip_skip + 1)])
+        encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return outputs[0], encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])
 
     def encode_image(self, image: torch.Tensor, dtype: torch.dtype, device: torch.device, generator) -> torch.Tensor:
         """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1]; latents are passed through."""
@@ -652,6 +606,19 @@ class SONAPipeline(
         firsts = [k for k, step in enumerate(stop_steps) if k == 0 or step != stop_steps[k - 1]]
         return list(zip(firsts, [*firsts[1:], len(stop_steps)]))
 
+    def steps_of(
+        self, batch: "_Batch", runs: list[tuple[int, int]], num_inference_steps: int, timesteps: torch.Tensor
+    ) -> "Iterator[_Step]":
+        """The steps t = T~ .. 1 of every run, which each image joins at its own; ends when the call is interrupted."""
+        noise_units, order = _noise_units(self.scheduler, timesteps), self.scheduler.order
+        for first, end in runs:
+            self.set_timesteps(num_inference_steps, timesteps.device, begin=batch.joins[first])
+            for index in range(batch.joins[first], len(timesteps)):
+                if self.interrupt:
+                    return
+                active = slice(first, first + sum(join <= index for join in batch.joins[first:end]))
+                yield _Step(index // order, timesteps[index], active, noise_units[index])
+
     def set_timesteps(self, num_inference_steps: int, device: torch.device, begin: int | None = None) -> torch.Tensor:
         """Reset the scheduler, to start at the index `begin` of the full schedule, whose time steps are returned."""
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -664,7 +631,7 @@ class SONAPipeline(
 
     def step_kwargs(self, eta: float, generator, active: slice) -> dict[str, Any]:
         """The arguments `eta` and `generator`, for the active images, as far as `scheduler.step` has them."""
-        wanted = _step_parameters(type(self.scheduler))
+        wanted = _parameters_of(type(self.scheduler).step)
         if isinstance(generator, list):
             generator = generator[active]
         return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in wanted}
@@ -683,19 +650,66 @@ class SONAPipeline(
         return self.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
 
 
+class _Prompts(NamedTuple):
+    """The prompts of a call, each as text or as embeddings; the empty one has no text to be given."""
+
+    id_prompt: str | list[str] | None
+    ood_prompt: str | list[str] | None
+    uncond_embeds: torch.Tensor | None
+    id_embeds: torch.Tensor | None
+    ood_embeds: torch.Tensor | None
+
+    def as_dicts(self) -> tuple[dict[str, str | list[str] | None], dict[str, torch.Tensor | None]]:
+        """Texts and embeddings by name, as `encode_prompts` takes them."""
+        texts = {"id_prompt": self.id_prompt, "ood_prompt": self.ood_prompt}
+        names = "uncond_prompt", "id_prompt", "ood_prompt"
+        return texts, dict(zip(names, (self.uncond_embeds, self.id_embeds, self.ood_embeds)))
+
+    def check(self, batch_size: int, width: int, length: int) -> None:
+        """Raise ValueError or TypeError unless there is one prompt, or one an image, of each kind, of fitting shape."""
+        texts, embeds = self.as_dicts()
+        for name, prompt in texts.items():
+            if (prompt is None) == (embeds[name] is None):
+                raise ValueError(f"Give either `{name}` or `{name}_embeds`, and not both.")
+            listed = [prompt] if isinstance(prompt, str) else prompt
+            if listed is not None and not (isinstance(listed, list) and all(isinstance(text, str) for text in listed)):
+                raise TypeError(f"`{name}` has to be a string or a list of strings, but is {prompt!r}.")
+            if isinstance(prompt, list) and len(prompt) != batch_size:
+                raise ValueError(
+                    f"`{name}` has {len(prompt)} entries for {batch_size} images: give one, or one an image."
+                )
+        given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
+        for name, value in given.items():
+            if value.ndim != 3 or len(value) not in (1, batch_size) or value.shape[2] != width:
+                raise ValueError(
+                    f"`{name}` has the shape {tuple(value.shape)}, but [1 or {batch_size}, length, {width}] is needed."
+                )
+        lengths = {value.shape[1] for value in given.values()} | ({length} if len(given) < 3 else set())
+        if len(lengths) > 1:
+            raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
+
+
+class _Step(NamedTuple):
+    """One call of the UNet: step of the full schedule, time step, images that take part, and `_noise_units`."""
+
+    number: int
+    t: torch.Tensor
+    active: slice
+    noise_unit: float
+
+
 class _Batch:
     """What a call keeps of each image, sorted by falling stop step: those being denoised always come first."""
 
-    def __init__(self, source, noise, prompt_embeds, stop_steps: list[int], generator):
+    def __init__(self, scheduler, timesteps, source, noise, prompt_embeds, stop_steps: list[int], generator):
         order = sorted(range(len(stop_steps)), key=lambda k: -stop_steps[k])
         self.order = torch.tensor(order, device=source.device)
         self.stop_steps = [stop_steps[k] for k in order]
         self.generator = [generator[k] for k in order] if isinstance(generator, list) else generator
-        self.latents, self.noise, self.prompt_embeds = (
-            source[self.order],
-            noise[self.order],
-            prompt_embeds[:, self.order],
-        )
+        full = -(-len(timesteps) // scheduler.order)  # a last step of second order needs one time step only
+        self.joins = [(full - steps) * scheduler.order for steps in self.stop_steps]
+        self.latents = scheduler.add_noise(source[self.order], noise[self.order], timesteps[self.joins])
+        self.prompt_embeds = prompt_embeds[:, self.order]
         self._first_bad_step = torch.full((len(order),), -1, device=source.device)
 
     def in_caller_order(self, value: torch.Tensor, active: slice = slice(None)) -> torch.Tensor:
@@ -705,6 +719,16 @@ class _Batch:
         restored = value.new_zeros(len(self.order), *value.shape[1:])
         restored[self.order[active]] = value
         return restored
+
+    def told(self, tensors: dict[str, torch.Tensor], names: Sequence[str], active: slice) -> dict[str, torch.Tensor]:
+        """What a callback asks for: the latents, and tensors of the active images, in the order of the input images."""
+        tensors = {**tensors, "latents": self.latents}
+        return {name: self.in_caller_order(tensors[name], active) for name in names}
+
+    def take(self, replaced: dict[str, torch.Tensor]) -> None:
+        """Take the latents that a callback gives back, if it does."""
+        if "latents" in replaced:
+            self.latents = replaced["latents"][self.order].to(self.latents)
 
     def watch(self, active: slice, step: int) -> None:
         """Note, on the device, the first step after which the latents of an image are not finite."""
@@ -729,19 +753,20 @@ class _Sega:
         self.warmup_steps, self.cooldown_steps, self.scale, self.beta = warmup_steps, cooldown_steps, scale, beta
         self.momentum = torch.zeros_like(like, dtype=torch.float32) if scale else None
 
-    def __call__(self, guidance: torch.Tensor, masks: tuple, step: int, active: slice, noise_unit: float):
+    def __call__(self, found: SONAGuidance, step: int, active: slice, noise_unit: float) -> SONAGuidance:
         """Guidance of the active images at a step of the full schedule; momentum builds up in the warm-up, too."""
+        guidance = found.guidance
         if self.momentum is not None:
-            anywhere = masks[0] | masks[1] | masks[2]
+            anywhere = found.id_semantic_mask | found.id_nuisance_mask | found.ood_semantic_mask
             moved, self.momentum[active] = add_momentum(
                 guidance * noise_unit, self.momentum[active], anywhere, scale=self.scale, beta=self.beta
             )
             guidance = (moved / noise_unit).to(guidance.dtype)
         is_off = step < self.warmup_steps or (self.cooldown_steps is not None and step >= self.cooldown_steps)
-        return torch.zeros_like(guidance) if is_off else guidance
+        return found._replace(guidance=torch.zeros_like(guidance) if is_off else guidance)
 
 
-def _before_prompts(unet: torch.nn.Module) -> list[torch.nn.Module]:
+def _before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
     """The modules of a UNet that work before its first cross-attention, and so without the prompt.
 
     None of a compiled UNet, which is compiled as it is, nor of one that is conditioned otherwise, too.
@@ -790,9 +815,9 @@ def _computed_once(modules: list[torch.nn.Module], rows: int):
 
 
 @functools.cache
-def _step_parameters(scheduler: type) -> frozenset[str]:
-    """Names of the arguments of a scheduler's `step`."""
-    return frozenset(inspect.signature(scheduler.step).parameters)
+def _parameters_of(function: Callable) -> frozenset[str]:
+    """Names of the arguments of a function."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _step_of_strength(strength: float, num_inference_steps: int) -> int:
