@@ -54,6 +54,7 @@ SCHEDULERS_WITHOUT_HISTORY = frozenset(
     {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 )
 MASK_GRANULARITIES = ("channel", "all", "spatial")
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 class SONAGuidance(NamedTuple):
@@ -269,7 +270,7 @@ class SONAPipeline(
         """UNet calls of the current run."""
         return self._num_timesteps
 
-    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `model_index.json` and this file beside it, so that `trust_remote_code=True` loads the pipeline.
 
         Called by `save_pretrained` and `push_to_hub`.
@@ -287,7 +288,7 @@ class SONAPipeline(
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def _dict_from_json_file(cls, json_file):
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict:
         """Take the list form for the class that is being asked, which needs no remote code."""
         config = super()._dict_from_json_file(json_file)
         if isinstance(config.get("_class_name"), list):
@@ -316,7 +317,7 @@ class SONAPipeline(
         momentum_scale: float = 0.0,
         momentum_beta: float = 0.4,
         eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         id_prompt_embeds: torch.Tensor | None = None,
         ood_prompt_embeds: torch.Tensor | None = None,
         uncond_prompt_embeds: torch.Tensor | None = None,
@@ -468,7 +469,7 @@ class SONAPipeline(
         num_inference_steps: int,
         output_type: str,
         callback_tensor_inputs: Sequence[str],
-    ) -> tuple[torch.Tensor, torch.Generator | list[torch.Generator] | None]:
+    ) -> tuple[torch.Tensor, Generators]:
         """The image as `preprocess_image` gives it, and the generator or a list of them.
 
         Raises ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with.
@@ -502,7 +503,7 @@ class SONAPipeline(
         strength: float | Sequence[float] | None,
         stop_step: int | Sequence[int] | None,
         num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
     ) -> list[int]:
         """Stop step of every image: as given, `int(num_inference_steps * strength)`, or drawn from 1 .. T."""
         if strength is not None and stop_step is not None:
@@ -552,7 +553,7 @@ class SONAPipeline(
             stacked.append(given.to(device=device, dtype=self.unet.dtype).expand(batch_size, -1, -1))
         return torch.stack(stacked)
 
-    def _encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None):
+    def _encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None) -> tuple:
         """Hidden states `[N, L, D]` of the last layer, and of the one `clip_skip` layers before it."""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
         length = self.tokenizer.model_max_length
@@ -571,7 +572,9 @@ class SONAPipeline(
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return outputs[0], encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])
 
-    def encode_image(self, image: torch.Tensor, dtype: torch.dtype, device: torch.device, generator) -> torch.Tensor:
+    def encode_image(
+        self, image: torch.Tensor, dtype: torch.dtype, device: torch.device, generator: Generators
+    ) -> torch.Tensor:
         """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1]; latents are passed through."""
         if image.shape[1] == self.vae.config.latent_channels:
             return image.to(device=device, dtype=dtype)
@@ -629,7 +632,7 @@ class SONAPipeline(
             self.scheduler.set_begin_index(begin)
         return timesteps
 
-    def step_kwargs(self, eta: float, generator, active: slice) -> dict[str, Any]:
+    def step_kwargs(self, eta: float, generator: Generators, active: slice) -> dict[str, Any]:
         """The arguments `eta` and `generator`, for the active images, as far as `scheduler.step` has them."""
         wanted = _parameters_of(type(self.scheduler).step)
         if isinstance(generator, list):
@@ -701,7 +704,16 @@ class _Step(NamedTuple):
 class _Batch:
     """What a call keeps of each image, sorted by falling stop step: those being denoised always come first."""
 
-    def __init__(self, scheduler, timesteps, source, noise, prompt_embeds, stop_steps: list[int], generator):
+    def __init__(
+        self,
+        scheduler: Any,
+        timesteps: torch.Tensor,
+        source: torch.Tensor,
+        noise: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        stop_steps: list[int],
+        generator: Generators,
+    ):
         order = sorted(range(len(stop_steps)), key=lambda k: -stop_steps[k])
         self.order = torch.tensor(order, device=source.device)
         self.stop_steps = [stop_steps[k] for k in order]
@@ -789,18 +801,18 @@ def _before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def _computed_once(modules: list[torch.nn.Module], rows: int):
+def _computed_once(modules: list[torch.nn.Module], rows: int) -> Iterator[None]:
     """Let this thread's calls of modules compute the first third of `rows` rows, of three equal ones, for all."""
     thread = threading.get_ident()
 
-    def first(value):
+    def first(value: Any) -> Any:
         is_batch = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
         return value[: rows // 3] if is_batch else value
 
-    def before(module, arguments, named):
+    def before(module: torch.nn.Module, arguments: tuple, named: dict) -> Any:
         return tree_map(first, (arguments, named)) if threading.get_ident() == thread else None
 
-    def after(module, arguments, output):
+    def after(module: torch.nn.Module, arguments: tuple, output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
         return tree_map(lambda value: torch.cat([value] * 3) if isinstance(value, torch.Tensor) else value, output)
@@ -837,7 +849,7 @@ def _draw_step(num_inference_steps: int, generator: torch.Generator | None) -> i
     return int(torch.randint(1, num_inference_steps + 1, (1,), generator=generator, device=device))
 
 
-def _noise_units(scheduler, timesteps: torch.Tensor) -> list[float]:
+def _noise_units(scheduler: Any, timesteps: torch.Tensor) -> list[float]:
     """The factor that turns a difference of predictions into a difference of noise estimates, at each time step.
 
     With x_t = a x_0 + b noise: noise = a v + b x_t for velocities v, and noise = (x_t - a x_0) / b for samples.
@@ -850,7 +862,7 @@ def _noise_units(scheduler, timesteps: torch.Tensor) -> list[float]:
     return (a if kind == "v_prediction" else -a / b).tolist()
 
 
-def _usable_scheduler(scheduler):
+def _usable_scheduler(scheduler: Any) -> Any:
     """The scheduler with the settings of Stable Diffusion; PNDM as DDIM, since its counter cannot start mid-way."""
     if scheduler is None:
         return None

@@ -14,6 +14,7 @@ from sona_pipeline.common import figures
 from sona_pipeline.common.files import settle_settings, write_text
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data import sample
+from sona_pipeline.data.images import ImageSet
 from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets
@@ -22,6 +23,7 @@ from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.masks_figure import masks_figure
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
+from sona_pipeline.pipeline import SONAPipeline
 from sona_pipeline.training.settings import RECIPES, Running
 from sona_pipeline.training.train import train_detector
 
@@ -84,7 +86,7 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     return results
 
 
-def draw(folder: Path, pipe, images, outliers, settings: GenerationSettings) -> None:
+def draw(folder: Path, pipe: SONAPipeline, images: ImageSet, outliers: ImageSet, settings: GenerationSettings) -> None:
     """Write `pairs.png` and `masks-*.png`."""
     plan = plan_outliers(images, settings)
     by_step = sorted(plan, key=lambda item: item.stop_step)

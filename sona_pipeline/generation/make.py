@@ -147,7 +147,7 @@ class OutlierMaker:
         return [settings.id_prompt_of(n) for n in names], [settings.ood_prompt_of(item.ood_label) for item in items]
 
     def denoised(
-        self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options
+        self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options: Any
     ) -> torch.Tensor:
         """Latents of outliers of the source latents; `options` of the pipeline's call go before what is planned."""
         id_prompts, ood_prompts = self.prompts_of(items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ def masks_figure(
     stop_step: int,
     seed: int,
     columns: int = 8,
-    **options,
+    **options: Any,
 ) -> Figure:
     """The masks of one image over its denoising steps, as in figure 4 of the paper.
 
@@ -37,7 +39,7 @@ def masks_figure(
     """
     seen: list[tuple[int, dict[str, torch.Tensor]]] = []
 
-    def record(_, step, __, tensors):
+    def record(_: SONAPipeline, step: int, __: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
         seen.append((step, {name: value[0].float().cpu() for name, value in tensors.items()}))
         return {}
 
@@ -55,10 +57,17 @@ def masks_figure(
     latents = torch.stack([tensors["latents"] for _, tensors in shown]).to(pipe.device, pipe.vae.dtype)
     with torch.no_grad():
         images, _ = pipe.decode(latents, "pil")
-    return _draw_masks(source, labels, stop_step, len(seen), [step for step, _ in shown], images, [t for _, t in shown])
+    return _draw_masks(source, labels, stop_step, [step for step, _ in shown], images, [t for _, t in shown])
 
 
-def _draw_masks(source, labels, stop_step, count, steps, images, tensors) -> Figure:
+def _draw_masks(
+    source: Image.Image,
+    labels: tuple[str, str],
+    stop_step: int,
+    steps: list[int],
+    images: list[Image.Image],
+    tensors: list[dict[str, torch.Tensor]],
+) -> Figure:
     rows = ["denoised", *MASKS.values()]
     figure = Figure(figsize=(1.25 * (len(images) + 1) + 0.8, 1.35 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), len(images) + 1, squeeze=False)

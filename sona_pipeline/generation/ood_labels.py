@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,12 +158,12 @@ def text_encoder(name: str) -> Encode:
     return _encoder(AutoTokenizer.from_pretrained(name), model, _mean_of_tokens)
 
 
-def _mean_of_tokens(outputs, mask: torch.Tensor) -> torch.Tensor:
+def _mean_of_tokens(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
     weights = mask[..., None].to(outputs.last_hidden_state.dtype)
     return (outputs.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def _encoder(tokenizer, model, pool: Callable, batch_size: int = 256) -> Encode:
+def _encoder(tokenizer: Any, model: Any, pool: Callable, batch_size: int = 256) -> Encode:
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> torch.Tensor:
         pooled = []

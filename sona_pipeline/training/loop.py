@@ -114,6 +114,7 @@ class Training:
 
     @property
     def detector(self) -> Detector:
+        """What is trained, without what accelerate has wrapped around it."""
         return self.accelerator.unwrap_model(self.model)
 
     def run(self, title: str) -> Detector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,7 +27,7 @@ def load_state(path: Path) -> dict:
         return _put_together(plan, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
-def _taken_apart(value, tensors: dict[str, torch.Tensor]):
+def _taken_apart(value: Any, tensors: dict[str, torch.Tensor]) -> dict:
     """`value` as JSON, with its tensors moved to `tensors`; dictionaries become lists, as JSON keys are texts only."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
@@ -39,7 +40,7 @@ def _taken_apart(value, tensors: dict[str, torch.Tensor]):
     return {"value": value}
 
 
-def _put_together(plan: dict, tensors: dict[str, torch.Tensor]):
+def _put_together(plan: dict, tensors: dict[str, torch.Tensor]) -> Any:
     kind, content = next(iter(plan.items()))
     if kind == "tensor":
         return tensors[content]

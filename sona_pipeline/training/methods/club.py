@@ -18,6 +18,7 @@ class Gaussian(nn.Module):
         self.log_variance = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance `[B, D]` of q(y|x) for x `[B, D]`."""
         limit = LOG_VARIANCE_LIMIT
         return self.mean(x), limit * torch.tanh(self.log_variance(x) / limit)
 

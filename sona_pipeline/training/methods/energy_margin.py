@@ -31,4 +31,5 @@ class EnergyMargin(Method):
     weight = 0.1
 
     def forward(self, step: Step) -> torch.Tensor:
+        """The energy margins between ID images and outliers."""
         return energy_margin(step.logits, step.outlier_logits)

@@ -19,6 +19,7 @@ class MixOE(Method):
     keeps_pairs = False
 
     def mix(self, images: torch.Tensor, outliers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ID images with a box of their outliers in them, and the share of the ID image in each."""
         height, width = images.shape[-2:]
         side, middle_y, middle_x = torch.rand(3, len(images), 1, 1, device=images.device)
         side = side.sqrt() / 2  # a box of half this side has a uniform share of the picture, before it is cut off
@@ -29,6 +30,7 @@ class MixOE(Method):
         return mixed, 1 - in_box.flatten(1).float().mean(dim=1)
 
     def forward(self, step: Step) -> torch.Tensor:
+        """The cross-entropy of the mixed labels."""
         log_probabilities = F.log_softmax(step.outlier_logits, dim=1)
         of_label = log_probabilities.gather(1, step.labels[step.sources].unsqueeze(1)).squeeze(1)
         return -(step.id_share * of_label + (1 - step.id_share) * log_probabilities.mean(dim=1)).mean()

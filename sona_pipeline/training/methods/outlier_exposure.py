@@ -23,4 +23,5 @@ class OutlierExposure(Method):
     """Outlier exposure to the uniform distribution: what SONA trains with, (8) of the paper."""
 
     def forward(self, step: Step) -> torch.Tensor:
+        """The cross-entropy of the uniform distribution to the predictions for outliers."""
         return outlier_exposure(step.outlier_logits)

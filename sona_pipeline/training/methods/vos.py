@@ -39,6 +39,7 @@ class VOS(Method):
         self.register_buffer("seen", torch.zeros(head.out_features, dtype=torch.long))
 
     def forward(self, step: Step) -> torch.Tensor:
+        """The loss of the logistic regression, once there are enough features."""
         is_full = bool((self.seen >= KEPT).all())
         loss = 0 * (self.class_weights.sum() + self.judge(step.logits[:1, :1]).sum())
         if is_full and step.progress >= START:
