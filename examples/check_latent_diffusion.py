@@ -9,11 +9,10 @@ images drawn from pure noise, `--count` for each label. The autoencoder's error 
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
+import cyclopts
 import numpy as np
 import torch
-import typer
 from diffusers import StableDiffusionPipeline
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
@@ -53,18 +52,32 @@ def judged(judge: Detector, images: ImageSet) -> np.ndarray:
 
 
 def main(
-    train: Annotated[Path, typer.Option(help="Real labelled images that the judge learns from.")],
-    test: Annotated[Path, typer.Option(help="Real labelled images that the judge and the autoencoder are tested on.")],
-    model: Annotated[str, typer.Option(help="Folder of the model; 'tiny' is the embedded one.")] = "tiny",
-    count: Annotated[int, typer.Option(help="Images to draw for each label.")] = 100,
-    steps: Annotated[int, typer.Option(help="DDIM steps.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance of the drawn images.")] = 3.0,
-    judge_images: Annotated[int, typer.Option(help="Training images of the judge.")] = 16000,
-    judge_epochs: Annotated[int, typer.Option(help="Passes of the judge over them.")] = 5,
-    sheet: Annotated[Path | None, typer.Option(help="Write a sheet of drawn images here.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of judge and images.")] = 0,
+    *,
+    train: Path,
+    test: Path,
+    model: str = "tiny",
+    count: int = 100,
+    steps: int = 50,
+    guidance_scale: float = 3.0,
+    judge_images: int = 16000,
+    judge_epochs: int = 5,
+    sheet: Path | None = None,
+    seed: int = 0,
 ) -> None:
-    """Print the judge's accuracy on real images and on drawn ones, and the autoencoder's error."""
+    """Print the judge's accuracy on real images and on drawn ones, and the autoencoder's error.
+
+    Args:
+        train: Real labelled images that the judge learns from.
+        test: Real labelled images that the judge and the autoencoder are tested on.
+        model: Folder of the model; 'tiny' is the embedded one.
+        count: Images to draw for each label.
+        steps: DDIM steps.
+        guidance_scale: Classifier-free guidance of the drawn images.
+        judge_images: Training images of the judge.
+        judge_epochs: Passes of the judge over them.
+        sheet: Write a sheet of drawn images here.
+        seed: Seed of judge and images.
+    """
     real, tested = open_images(train), open_images(test)
     pipe = StableDiffusionPipeline.from_pretrained(TINY_MODEL if model == "tiny" else model)
     pipe.set_progress_bar_config(disable=True)
@@ -93,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

@@ -10,11 +10,10 @@ images), `judge.parquet` (the test images of the 8 classes), and `sample/{train,
 
 import gzip
 from pathlib import Path
-from typing import Annotated
 
+import cyclopts
 import datasets
 import numpy as np
-import typer
 from PIL import Image
 
 CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -56,15 +55,26 @@ def rows_of(labels: np.ndarray, classes: list[str], count: int | None, rng: np.r
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Folder with the four .gz files of Fashion-MNIST.")],
-    output: Annotated[Path, typer.Option(help="Folder to write to.")],
-    train_count: Annotated[int, typer.Option(help="Sample: training images a class.")] = 250,
-    validation_count: Annotated[int, typer.Option(help="Sample: validation images a class.")] = 100,
-    test_count: Annotated[int, typer.Option(help="Sample: ID test images a class.")] = 300,
-    near_count: Annotated[int, typer.Option(help="Sample: near-OOD test images a class.")] = 600,
-    outlier_count: Annotated[int, typer.Option(help="Sample: real outliers to train on, a class.")] = 750,
+    *,
+    source: Path,
+    output: Path,
+    train_count: int = 250,
+    validation_count: int = 100,
+    test_count: int = 300,
+    near_count: int = 600,
+    outlier_count: int = 750,
 ) -> None:
-    """Write the parquet files described above."""
+    """Write the parquet files that this file's head describes.
+
+    Args:
+        source: Folder with the four .gz files of Fashion-MNIST.
+        output: Folder to write to.
+        train_count: Sample: training images a class.
+        validation_count: Sample: validation images a class.
+        test_count: Sample: ID test images a class.
+        near_count: Sample: near-OOD test images a class.
+        outlier_count: Sample: real outliers to train on, a class.
+    """
     rng = np.random.default_rng(0)
     images, labels = read_idx(source, "train")
     held_out = rows_of(labels, ID_CLASSES, validation_count, rng)
@@ -90,4 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

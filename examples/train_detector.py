@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import cyclopts
 
 from sona_pipeline import (
     RECIPES,
@@ -29,17 +29,26 @@ from sona_pipeline import (
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Labelled ID images.")] = sample.SAMPLE / "train.parquet",
-    outliers: Annotated[Path | None, typer.Option(help="Their outlier set (made here by default).")] = None,
-    test: Annotated[Path, typer.Option(help="Labelled ID test images.")] = sample.SAMPLE / "test.parquet",
-    near: Annotated[Path, typer.Option(help="Near-OOD test images.")] = sample.SAMPLE / "near.parquet",
-    recipe: Annotated[str, typer.Option(help="'imagenet200', 'fine-grained' or 'small'.")] = "small",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images (the recipe's by default).")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for outliers and detector.")] = Path("train-detector"),
+    *,
+    data: Path = sample.SAMPLE / "train.parquet",
+    outliers: Path | None = None,
+    test: Path = sample.SAMPLE / "test.parquet",
+    near: Path = sample.SAMPLE / "near.parquet",
+    recipe: Annotated[str, cyclopts.Parameter(choices=RECIPES)] = "small",
+    epochs: int | None = None,
+    output: Path = Path("train-detector"),
 ) -> None:
-    """Outliers, training, a verdict on ten images, and the metrics of the energy score."""
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"--recipe is {recipe!r}, but has to be one of {sorted(RECIPES)}")
+    """Outliers, training, a verdict on ten images, and the metrics of the energy score.
+
+    Args:
+        data: Labelled ID images.
+        outliers: Their outlier set (made here by default).
+        test: Labelled ID test images.
+        near: Near-OOD test images.
+        recipe: Settings of the training, by their name.
+        epochs: Passes over the images (the recipe's by default).
+        output: Folder for outliers and detector.
+    """
     images, validation = hold_out(open_images(data), 0.1, seed=0)
 
     if outliers is None:
@@ -67,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

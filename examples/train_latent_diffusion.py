@@ -29,14 +29,17 @@ import inspect
 import json
 import math
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
+import cyclopts
 import torch
 import torch.nn.functional as F
-import typer
 from accelerate import Accelerator
+from cyclopts.types import NonNegativeFloat, PositiveInt
+from cyclopts.validators import Number
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel, compute_snr
@@ -56,6 +59,7 @@ LEARNED_CHANNELS = 4
 
 
 PredictionType = Literal["epsilon", "v_prediction"]
+Flag = Annotated[bool, cyclopts.Parameter(negative=(), show_default=False)]
 
 
 class Images(torch.utils.data.Dataset):
@@ -393,48 +397,56 @@ def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Image folder with class sub-folders, or a parquet file.")],
-    output: Annotated[Path, typer.Option(help="Folder for the model, its checkpoints and sample sheets.")],
-    classes: Annotated[str, typer.Option(help="Only these classes, comma-separated (all by default).")] = "",
-    autoencoder: Annotated[
-        Literal["learned", "patches"], typer.Option(help="Train one, or take principal components of patches.")
-    ] = "learned",
-    components: Annotated[int, typer.Option(min=1, help="Principal components of a patch that are kept.")] = 12,
-    whitening: Annotated[
-        float, typer.Option(min=0, max=1, help="Scale of components: 1 for unit variance, 0 for that of the pixels.")
-    ] = 1,
-    resolution: Annotated[int, typer.Option(help="Side of the images in pixels, a multiple of 8.")] = 32,
-    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 4000,
-    unet_steps: Annotated[int, typer.Option(help="Training steps of UNet and text encoder.")] = 12000,
-    batch_size: Annotated[int, typer.Option(help="Images a step and process.")] = 64,
-    vae_width: Annotated[int, typer.Option(help="Channels of the autoencoder's first level, a multiple of 8.")] = 16,
-    unet_width: Annotated[int, typer.Option(help="Channels of the UNet's first level, a multiple of 96.")] = 96,
-    learning_rate: Annotated[
-        float, typer.Option(help="Highest learning rate of the autoencoder; the UNet's is half of it.")
-    ] = 1e-3,
-    flips: Annotated[bool, typer.Option("--flips", help="Train on mirror images as well.")] = False,
-    prediction_type: Annotated[
-        PredictionType, typer.Option(help="What the UNet predicts: the noise, or the velocity.")
-    ] = "epsilon",
-    snr_gamma: Annotated[
-        float, typer.Option(min=0, help="Gamma of min-SNR weighting of the UNet's loss, 5 as a rule; 0 for none.")
-    ] = 0,
-    bfloat16: Annotated[
-        bool, typer.Option("--bfloat16", help="Multiply in bfloat16 in training; weights and sums stay in float32.")
-    ] = False,
-    sample_every: Annotated[int, typer.Option(help="Steps between checkpoints and sample sheets.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    *,
+    data: Path,
+    output: Path,
+    classes: str = "",
+    autoencoder: Literal["learned", "patches"] = "learned",
+    components: PositiveInt = 12,
+    whitening: Annotated[float, cyclopts.Parameter(validator=Number(gte=0, lte=1))] = 1,
+    resolution: Annotated[int, cyclopts.Parameter(validator=Number(modulo=8))] = 32,
+    vae_steps: int = 4000,
+    unet_steps: int = 12000,
+    batch_size: int = 64,
+    vae_width: Annotated[int, cyclopts.Parameter(validator=Number(modulo=8))] = 16,
+    unet_width: Annotated[int, cyclopts.Parameter(validator=Number(modulo=96))] = 96,
+    learning_rate: float = 1e-3,
+    flips: Flag = False,
+    prediction_type: PredictionType = "epsilon",
+    snr_gamma: NonNegativeFloat = 0,
+    bfloat16: Flag = False,
+    sample_every: int = 1000,
+    seed: int = 0,
 ) -> None:
-    """Train tokenizer, autoencoder, UNet and text encoder on the images and labels of DATA; see the file's head."""
-    if resolution % 8:
-        raise typer.BadParameter(f"--resolution {resolution} is not a multiple of 8")
-    if vae_width % 8 or unet_width % 96:
-        raise typer.BadParameter("--vae-width must be a multiple of 8 and --unet-width a multiple of 96")
+    """Train tokenizer, autoencoder, UNet and text encoder on the images and labels of `--data`; see the file's head.
+
+    Args:
+        data: Image folder with class sub-folders, or a parquet file.
+        output: Folder for the model, its checkpoints and sample sheets.
+        classes: Only these classes, comma-separated (all by default).
+        autoencoder: Train one, or take principal components of patches.
+        components: Principal components of a patch that are kept, at least 1.
+        whitening: Scale of components, from 0 for that of the pixels to 1 for unit variance.
+        resolution: Side of the images in pixels, a multiple of 8.
+        vae_steps: Training steps of the autoencoder.
+        unet_steps: Training steps of UNet and text encoder.
+        batch_size: Images a step and process.
+        vae_width: Channels of the autoencoder's first level, a multiple of 8.
+        unet_width: Channels of the UNet's first level, a multiple of 96.
+        learning_rate: Highest learning rate of the autoencoder; the UNet's is half of it.
+        flips: Train on mirror images as well.
+        prediction_type: What the UNet predicts: the noise, or the velocity.
+        snr_gamma: Gamma of min-SNR weighting of the UNet's loss, 5 as a rule; 0 for none.
+        bfloat16: Multiply in bfloat16 in training; weights and sums stay in float32.
+        sample_every: Steps between checkpoints and sample sheets.
+        seed: Seed of weights and batches.
+    """
     images = open_images(data)
     if classes:
         images = images.with_classes([name.strip() for name in classes.split(",")])
     if not images.labels:
-        raise typer.BadParameter(f"{data} has no classes: put the images into one sub-folder a class")
+        print(f"{data} has no classes: put the images into one sub-folder a class", file=sys.stderr)
+        sys.exit(2)
     names = list(images.classes)
     accelerator = Accelerator(mixed_precision="bf16" if bfloat16 else None)
     torch.manual_seed(seed)
@@ -494,4 +506,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

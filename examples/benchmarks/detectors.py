@@ -16,9 +16,9 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import cyclopts
+from cyclopts.types import PositiveInt
 
 from sona_pipeline import (
     RECIPES,
@@ -45,11 +45,13 @@ METHODS = {
 """What each is trained on, and its settings beside those of the recipe."""
 
 
-def main(
-    output: Annotated[Path, typer.Option(help="Folder for outliers, detectors and results.")] = Path("detectors"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
-) -> None:
-    """Generate, train and evaluate; the tables say mean and standard deviation over the seeds."""
+def main(*, output: Path = Path("detectors"), seeds: PositiveInt = 3) -> None:
+    """Generate, train and evaluate; the tables say mean and standard deviation over the seeds.
+
+    Args:
+        output: Folder for outliers, detectors and results.
+        seeds: How many seeds, from 0 on; at least 1.
+    """
     started = time.monotonic()
     images, validation = sample.id_images("train"), sample.id_images("validation")
     detectors = []
@@ -86,4 +88,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

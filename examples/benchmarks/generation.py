@@ -13,20 +13,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-import typer
+import cyclopts
 
 from sona_pipeline import sample
 
 REPORT = """
 import atexit, pathlib, re, sys
+place = pathlib.Path(sys.argv.pop())
 def report():
     peak = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 2**10
-    pathlib.Path(sys.argv[-1]).write_text(str(peak))
+    place.write_text(str(peak))
 atexit.register(report)
 """
-GENERATING = "from sona_pipeline.cli.app import app\napp(sys.argv[1:-1])"
+GENERATING = "import runpy\nrunpy.run_module('sona_pipeline', run_name='__main__')"
 PLANNING = """
 import time
+from sona_pipeline import GenerationSettings, open_images, plan_outliers
 started = time.perf_counter()
 plan = plan_outliers(open_images(sys.argv[1]), GenerationSettings(tuple(f"label {k}" for k in range(800))))
 count = len(plan.batches(64))
@@ -79,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

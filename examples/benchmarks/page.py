@@ -13,16 +13,20 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Annotated
 
-import typer
+import cyclopts
+from cyclopts.types import PositiveInt
 from gradio_client import Client, handle_file
 
 from sona_pipeline import sample
 
 
-def main(rounds: Annotated[int, typer.Option(min=1, help="Runs of each kind, after one to warm up.")] = 7) -> None:
-    """Print medians and ranges in seconds."""
+def main(*, rounds: PositiveInt = 7) -> None:
+    """Print medians and ranges in seconds.
+
+    Args:
+        rounds: Runs of each kind, at least 1, after one to warm up.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,4 +70,4 @@ def seconds(client: Client, path: Path, compares: bool) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

@@ -15,30 +15,43 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated
 
-import typer
+import cyclopts
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 from rich.filesize import decimal
 
 from sona_pipeline import RECIPES, GenerationSettings, open_images, plan_outliers
 
 
 def main(
-    data: Annotated[str, typer.Option(help="ID images, as for `sona generate`.")],
-    rows_per_second: Annotated[float, typer.Option(help="UNet rows a second of one device, as --dry-run prints.")],
-    training_rate: Annotated[
-        float, typer.Option(help="ID images a second of `sona train` with outliers on one device.")
-    ],
-    baseline_rate: Annotated[float, typer.Option(help="The same without outliers.")],
-    image_root: Annotated[Path | None, typer.Option(help="Folder that paths of an image list start from.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
-    sample: Annotated[Path | None, typer.Option(help="Outlier set of some of the images, for the bytes.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Outlier sets, detectors and baselines.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the full schedule.")] = 50,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the ID images.")] = RECIPES["imagenet200"].epochs,
-    nodes: Annotated[
-        list[int] | None, typer.Option(min=2, help="Nodes of eight GPUs; may be repeated (2 and 4 by default).")
-    ] = None,
+    *,
+    data: str,
+    rows_per_second: float,
+    training_rate: float,
+    baseline_rate: float,
+    image_root: Path | None = None,
+    split: str = "train",
+    sample: Path | None = None,
+    seeds: PositiveInt = 5,
+    steps: PositiveInt = 50,
+    epochs: PositiveInt = RECIPES["imagenet200"].epochs,
+    nodes: Annotated[tuple[int, ...], cyclopts.Parameter(validator=Number(gte=2), negative=())] = (2, 4),
 ) -> None:
-    """Count, divide, and print a table."""
+    """Count, divide, and print a table.
+
+    Args:
+        data: ID images, as for `sona generate`.
+        rows_per_second: UNet rows a second of one device, as `--dry-run` prints.
+        training_rate: ID images a second of `sona train` with outliers on one device.
+        baseline_rate: The same without outliers.
+        image_root: Folder that paths of an image list start from.
+        split: Split of a Hub data set.
+        sample: Outlier set of some of the images, for the bytes.
+        seeds: Outlier sets, detectors and baselines; at least 1.
+        steps: Steps of the full schedule, at least 1.
+        epochs: Passes over the ID images, at least 1.
+        nodes: Nodes of eight GPUs, at least 2; may be repeated.
+    """
     images = open_images(data, split=split, image_root=image_root)
     rows = [unet_rows(images, steps, seed) for seed in range(seeds)]
     seen = seeds * epochs * len(images)
@@ -51,7 +64,7 @@ def main(
     if sample:
         each = bytes_of_an_image(sample)
         print(f"{each:.0f} bytes an image, with its round trip: {decimal(round(each * len(images) * seeds))} in all\n")
-    counts = {"1 GPU": 1, "8 GPUs": 8} | {f"{count} x 8 GPUs": 8 * count for count in nodes or (2, 4)}
+    counts = {"1 GPU": 1, "8 GPUs": 8} | {f"{count} x 8 GPUs": 8 * count for count in nodes}
     print(table(work, counts))
 
 
@@ -78,4 +91,4 @@ def table(work: dict[str, float], devices: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.App(default_command=main, version_flags=())()

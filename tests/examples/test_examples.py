@@ -69,6 +69,14 @@ def test_trained_model_loads_and_makes_outliers_of_its_images(colours, tmp_path)
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_images_without_classes_train_no_model(colours, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        load("train_latent_diffusion").main(data=colours / "lime", output=tmp_path / "model")
+    assert ended.value.code == 2
+    assert "has no classes: put the images into one sub-folder a class" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.fixture(scope="module")
 def clothes(tmp_path_factory):
     """Folders `id` and `near` of some images of the bundled sample."""
@@ -95,7 +103,7 @@ def test_recipe_that_is_not_there_is_a_message(tmp_path):
     command = [sys.executable, str(EXAMPLES / "train_detector.py"), "--recipe", "mine", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "--recipe is 'mine', but has to be one of" in done.stderr
+    assert 'Invalid value "mine" for --recipe. Choose from: "imagenet200", "fine-grained", "small"' in done.stderr
 
 
 def test_training_example_uses_nothing_but_exports():
@@ -117,7 +125,7 @@ def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch):
         monkeypatch.setattr(sample, part, cut)
     monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], epochs=1, batch_size=16))
     monkeypatch.setattr(script, "GenerationSettings", partial(GenerationSettings, num_inference_steps=4))
-    script.main(tmp_path, seeds=1)
+    script.main(output=tmp_path, seeds=1)
     table = pd.read_csv(tmp_path / "results" / "results.csv")
     assert set(table["method"]) == set(script.METHODS)
     assert set(table["score"]) >= {*SCORES, *POST_HOC} - {"she"}  # which needs a right answer in every class

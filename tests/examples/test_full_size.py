@@ -196,7 +196,7 @@ def test_estimate_counts_the_work_and_divides_it(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("full_size_estimate", FOLDER / "estimate.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(str(tmp_path / "list.txt"), **rates, sample=tmp_path, seeds=2, epochs=10, nodes=[3])
+    module.main(data=str(tmp_path / "list.txt"), **rates, sample=tmp_path, seeds=2, epochs=10, nodes=(3,))
     printed = capsys.readouterr().out
     assert f"3 images; {3 * sum(stops[:3])} UNet rows with seed 0" in printed
     assert "1300 bytes an image, with its round trip: 7.8 kB in all" in printed

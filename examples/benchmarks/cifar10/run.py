@@ -12,8 +12,10 @@ Stopped, each goes on where it was. See README.md beside this file.
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from benchmark import Benchmark
+from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 from data import open_data, write_diffusion_set
 from judge import Judge
 from model import draw_sheet, load_model
@@ -21,50 +23,63 @@ from outcome import describe_run, describe_sets, write_outcome
 from reasons import describe_reasons
 from rows import NEAR_TEST, REMEDIES_TABLE, SETS, TABLES
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App(help="The paper's comparisons on CIFAR-10, at a size that two cores can run.", version_flags=())
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
-FolderOption = Annotated[Path, typer.Option(help="Folder of everything that is made.")]
-DataOption = Annotated[Path, typer.Option(help="Folder with the parquet files that README.md lists.")]
-ResultsOption = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
-CountOption = Annotated[int, typer.Option(min=2, help="ID training images of each class, and as many outliers.")]
+ALL_TABLES = (*TABLES, NEAR_TEST)
 
 
-@app.command()
-def prepare(data: DataOption, output: FolderOption = Path("cifar10")) -> None:
-    """Write the images that the diffusion model is trained on as one file."""
+@app.command
+def prepare(*, data: Path, output: Path = Path("cifar10")) -> None:
+    """Write the images that the diffusion model is trained on as one file.
+
+    Args:
+        data: Folder with the parquet files that README.md lists.
+        output: Folder of everything that is made.
+    """
     output.mkdir(parents=True, exist_ok=True)
     print(f"{write_diffusion_set(data, output / 'diffusion.parquet')} images in {output / 'diffusion.parquet'}")
 
 
-@app.command()
+@app.command
 def model(
-    judge: Annotated[Path, typer.Option(help="Weights of a ResNet of CIFAR-10, as README.md says.")],
-    output: FolderOption = Path("cifar10"),
-    results: ResultsOption = RESULTS,
-    per_class: Annotated[int, typer.Option(min=1, help="Images drawn of each class.")] = 100,
+    *, judge: Path, output: Path = Path("cifar10"), results: Path = RESULTS, per_class: PositiveInt = 100
 ) -> None:
-    """Draw images of the ID classes with the diffusion model, and let the judge say what they show."""
+    """Draw images of the ID classes with the diffusion model, and let the judge say what they show.
+
+    Args:
+        judge: Weights of a ResNet of CIFAR-10, as README.md says.
+        output: Folder of everything that is made.
+        results: Folder for tables and plots.
+        per_class: Images drawn of each class, at least 1.
+    """
     print(draw_sheet(load_model(output / "model"), Judge(judge), results / "model", per_class))
 
 
-@app.command()
+@app.command
 def table(
-    names: Annotated[list[str], typer.Argument(help=f"Of {', '.join([*TABLES, NEAR_TEST])}, or 'all'.")],
-    data: DataOption,
-    output: FolderOption = Path("cifar10"),
-    results: ResultsOption = RESULTS,
-    judge: Annotated[
-        Path | None, typer.Option(help="Weights of a ResNet of CIFAR-10, to say what the outliers show.")
-    ] = None,
-    per_class: CountOption = 300,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each row; those of the table by default.")] = None,
+    names: Annotated[list[str], Parameter(choices=(*ALL_TABLES, "all"))],
+    /,
+    *,
+    data: Path,
+    output: Path = Path("cifar10"),
+    results: Path = RESULTS,
+    judge: Path | None = None,
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = 300,
+    seeds: PositiveInt | None = None,
 ) -> None:
-    """Generate, train and evaluate whatever a table needs, and write it."""
-    known = [*TABLES, NEAR_TEST]
-    if unknown := [name for name in names if name not in [*known, "all"]]:
-        raise typer.BadParameter(f"no table {unknown}: choose from {known}, or 'all'")
+    """Generate, train and evaluate whatever a table needs, and write it.
+
+    Args:
+        names: Tables to make.
+        data: Folder with the parquet files that README.md lists.
+        output: Folder of everything that is made.
+        results: Folder for tables and plots.
+        judge: Weights of a ResNet of CIFAR-10, to say what the outliers show.
+        per_class: ID training images of each class, and as many outliers; at least 2.
+        seeds: Seeds of each row, at least 1; those of the table by default.
+    """
     benchmark, weights = Benchmark(open_data(data, per_class), output, per_class), judge and Judge(judge)
-    for name in known if "all" in names else names:
+    for name in ALL_TABLES if "all" in names else names:
         make_table(benchmark, name, seeds, results / name, weights)
 
 

@@ -15,13 +15,14 @@ from typing import Annotated
 
 import bare_unet
 import cpu_settings
+import cyclopts
 import data_set
 import four_rows
 import mask_routes
 import scoring
 import sega
 import training_step
-import typer
+from cyclopts.types import PositiveInt
 from report import environment, part_table, tables
 from timing import SEED
 
@@ -40,14 +41,21 @@ TITLES = {letter: module.__doc__.splitlines()[0].rstrip(".") for letter, module 
 LIST = "; ".join(f"{letter}: {title}" for letter, title in TITLES.items())
 
 
-def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"A part to run; all by default. {LIST}")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, after one to warm up.")] = 5,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = OUTPUT,
-) -> None:
-    """Run the parts, and print and write their results one by one."""
-    if unknown := sorted(set(only or ()) - set(PARTS)):
-        raise typer.BadParameter(f"{unknown} are no parts: choose among {list(PARTS)}", param_hint="--only")
+PartNames = Annotated[
+    list[str],
+    cyclopts.Parameter(choices=PARTS, negative=(), help=f"A part to run; may be repeated. All by default. {LIST}"),
+]
+app = cyclopts.App(version_flags=())
+
+
+@app.default
+def main(*, only: PartNames | None = None, rounds: PositiveInt = 5, output: Path = OUTPUT) -> None:
+    """Run the parts, and print and write their results one by one.
+
+    Args:
+        rounds: Rounds that count, at least 1, after one to warm up.
+        output: Folder of the results.
+    """
     for letter in sorted(set(only or PARTS)):
         part = run_part(letter, rounds)
         print(part_table(letter, part), end="\n\n", flush=True)
@@ -79,4 +87,4 @@ def keep(output: Path, letter: str, part: dict) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
