@@ -23,6 +23,7 @@ pipeline does:
 
 import functools
 import inspect
+import itertools
 import json
 import shutil
 import threading
@@ -216,15 +217,7 @@ class SONAPipeline(
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
-    _callback_tensor_inputs = [
-        "latents",
-        "id_semantic_mask",
-        "id_nuisance_mask",
-        "ood_semantic_mask",
-        "ood_unfiltered_mask",
-        "noise_pred",
-        "guidance",
-    ]
+    _callback_tensor_inputs = ["latents", *SONAGuidance._fields[1:], "noise_pred", "guidance"]
 
     def __init__(
         self,
@@ -369,8 +362,7 @@ class SONAPipeline(
             ValueError, TypeError: an argument breaks one of the rules above; before any model is run.
             FloatingPointError: the latents of an image became NaN or infinite.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        call_back = _Callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         regions: dict[str, Any] = {
             "mask_threshold": mask_threshold,
             "mask_granularity": mask_granularity,
@@ -380,43 +372,39 @@ class SONAPipeline(
             "filter_ood_by_nuisance": filter_ood_by_nuisance,
             "global_guidance": global_guidance,
         }
-        prompts = _Prompts(id_prompt, ood_prompt, uncond_prompt_embeds, id_prompt_embeds, ood_prompt_embeds)
-        options = num_inference_steps, output_type, callback_on_step_end_tensor_inputs
-        image, generator = self.check_inputs(image, prompts, generator, mask_threshold, mask_granularity, *options)
+        prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
+        embeds = {"uncond_prompt": uncond_prompt_embeds, "id_prompt": id_prompt_embeds, "ood_prompt": ood_prompt_embeds}
+        image, generator = self.check_inputs(
+            image, prompts, embeds, regions, generator, num_inference_steps, output_type, call_back.names
+        )
         stop_steps = self.get_stop_steps(len(image), strength, stop_step, num_inference_steps, generator)
         self._interrupt = False
-
-        device, lora_scale = self._execution_device, (cross_attention_kwargs or {}).get("scale")
+        device = self._execution_device
         timesteps = self.set_timesteps(num_inference_steps, device)
-        prompt_embeds = self.encode_prompts(len(image), *prompts.as_dicts(), device, clip_skip, lora_scale)
+
+        lora_scale = (cross_attention_kwargs or {}).get("scale")
+        prompt_embeds = self.encode_prompts(len(image), prompts, embeds, device, clip_skip, lora_scale)
         source = self.encode_image(image, prompt_embeds.dtype, device, generator)
         noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
-        batch = _Batch(self.scheduler, timesteps, source, noise, prompt_embeds, stop_steps, generator)
+        joins = [(num_inference_steps - steps) * self.scheduler.order for steps in stop_steps]
+        latents = self.scheduler.add_noise(source, noise, timesteps[joins])
+        batch = _Batch(latents, prompt_embeds, joins, generator)
         sega = _Sega(warmup_steps, cooldown_steps, momentum_scale, momentum_beta, source)
-        runs = self.plan_runs(batch.stop_steps)
-        self._num_timesteps = sum(len(timesteps) - batch.joins[first] for first, _ in runs)
 
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for i, t, active, noise_unit in self.steps_of(batch, runs, num_inference_steps, timesteps):
-                latents = batch.latents[active].clone()  # some schedulers keep it for their next step
-                predictions = self.predict_noise(latents, t, batch.prompt_embeds[:, active], cross_attention_kwargs)
-                found = sega(sona_guidance(*predictions, **regions), i, active, noise_unit)
-                noise_pred = predictions[0] + guidance_scale * found.guidance
-                extra = self.step_kwargs(eta, batch.generator, active)
-                batch.latents[active] = self.scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
-                batch.watch(active, i)
-                if callback_on_step_end is not None:
-                    tensors = {**found._asdict(), "noise_pred": noise_pred, "guidance": found.guidance * noise_unit}
-                    asked = batch.told(tensors, callback_on_step_end_tensor_inputs, active)
-                    batch.take(callback_on_step_end(self, i, t, asked) or {})
-                progress_bar.update()
+        for step in self.denoising_steps(num_inference_steps, device, batch.joins):
+            latents, conditions, generators = batch.take(step.active)
+            noise_uncond, noise_id, noise_ood = self.predict_noise(latents, step.t, conditions, cross_attention_kwargs)
+            found = sega(sona_guidance(noise_uncond, noise_id, noise_ood, **regions), step)
+            noise_pred = noise_uncond + guidance_scale * found.guidance
+            extra = self.step_kwargs(eta, generators)
+            batch.put(self.scheduler.step(noise_pred, step.t, latents, **extra, return_dict=False)[0], step)
+            call_back(self, step, batch, found, noise_pred)
 
         batch.raise_if_bad()
         images, nsfw_content_detected = self.decode(batch.in_caller_order(batch.latents), output_type)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, stop_steps, nsfw_content_detected
-        return SONAPipelineOutput(images=images, stop_steps=stop_steps, nsfw_content_detected=nsfw_content_detected)
+        output = images, stop_steps, nsfw_content_detected
+        return SONAPipelineOutput(*output) if return_dict else output
 
     def preprocess_image(self, image: PipelineImageInput) -> torch.Tensor:
         """Images of any accepted form as a tensor `[B, C, H, W]` in [-1, 1], or latents as they are.
@@ -462,10 +450,10 @@ class SONAPipeline(
     def check_inputs(
         self,
         image: PipelineImageInput,
-        prompts: "_Prompts",
+        prompts: dict[str, str | list[str] | None],
+        embeds: dict[str, torch.Tensor | None],
+        regions: dict[str, Any],
         generator: torch.Generator | Sequence[torch.Generator] | None,
-        mask_threshold: float,
-        mask_granularity: str,
         num_inference_steps: int,
         output_type: str,
         callback_tensor_inputs: Sequence[str],
@@ -474,9 +462,9 @@ class SONAPipeline(
 
         Raises ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with.
         """
-        check_mask_options(mask_threshold, mask_granularity)
+        check_mask_options(regions["mask_threshold"], regions["mask_granularity"])
         tensor = self.preprocess_image(image)
-        prompts.check(len(tensor), self.unet.config.cross_attention_dim, self.tokenizer.model_max_length)
+        self._check_prompts(len(tensor), prompts, embeds)
         sources = list(generator) if isinstance(generator, Sequence) else generator
         if isinstance(sources, list) and len(sources) != len(tensor):
             raise ValueError(
@@ -496,6 +484,32 @@ class SONAPipeline(
         if isinstance(self.scheduler, PNDMScheduler):
             raise ValueError("PNDM cannot start within its schedule: set `pipe.scheduler` to a `DDIMScheduler`, say.")
         return tensor, sources
+
+    def _check_prompts(
+        self, batch_size: int, prompts: dict[str, str | list[str] | None], embeds: dict[str, torch.Tensor | None]
+    ) -> None:
+        for name, prompt in prompts.items():
+            if (prompt is None) == (embeds[name] is None):
+                raise ValueError(f"Give either `{name}` or `{name}_embeds`, and not both.")
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+                raise TypeError(f"`{name}` has to be a string or a list of strings, but is {prompt!r}.")
+            if isinstance(prompt, list) and len(prompt) != batch_size:
+                raise ValueError(
+                    f"`{name}` has {len(prompt)} entries for {batch_size} images: give one, or one an image."
+                )
+        given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
+        width = self.unet.config.cross_attention_dim
+        for name, value in given.items():
+            if value.ndim != 3 or len(value) not in (1, batch_size) or value.shape[2] != width:
+                raise ValueError(
+                    f"`{name}` has the shape {tuple(value.shape)}, but [1 or {batch_size}, length, {width}] is needed."
+                )
+        lengths = {value.shape[1] for value in given.values()}
+        if len(given) < 3:
+            lengths.add(self.tokenizer.model_max_length)
+        if len(lengths) > 1:
+            raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
     def get_stop_steps(
         self,
@@ -599,28 +613,26 @@ class SONAPipeline(
                 return_dict=False,
             )[0].chunk(3)
 
-    def plan_runs(self, stop_steps: list[int]) -> list[tuple[int, int]]:
-        """Ranges (first, end) of the sorted images that share a run of the scheduler.
+    def denoising_steps(self, num_inference_steps: int, device: torch.device, joins: list[int]) -> "Iterator[_Step]":
+        """The steps t = T~ .. 1, one for each UNet call, until a callback interrupts.
 
-        All at once for schedulers without history; images of one stop step for the others.
+        Images, sorted by the index on the full schedule at which they join, share one run of a scheduler without
+        history; with the others each stop step has a run of its own.
         """
-        if type(self.scheduler).__name__ in SCHEDULERS_WITHOUT_HISTORY:
-            return [(0, len(stop_steps))]
-        firsts = [k for k, step in enumerate(stop_steps) if k == 0 or step != stop_steps[k - 1]]
-        return list(zip(firsts, [*firsts[1:], len(stop_steps)]))
-
-    def steps_of(
-        self, batch: "_Batch", runs: list[tuple[int, int]], num_inference_steps: int, timesteps: torch.Tensor
-    ) -> "Iterator[_Step]":
-        """The steps t = T~ .. 1 of every run, which each image joins at its own; ends when the call is interrupted."""
-        noise_units, order = _noise_units(self.scheduler, timesteps), self.scheduler.order
-        for first, end in runs:
-            self.set_timesteps(num_inference_steps, timesteps.device, begin=batch.joins[first])
-            for index in range(batch.joins[first], len(timesteps)):
-                if self.interrupt:
-                    return
-                active = slice(first, first + sum(join <= index for join in batch.joins[first:end]))
-                yield _Step(index // order, timesteps[index], active, noise_units[index])
+        order, noise_units = self.scheduler.order, _noise_units(self.scheduler)
+        share = type(self.scheduler).__name__ in SCHEDULERS_WITHOUT_HISTORY
+        runs = [joins] if share else [list(run) for _, run in itertools.groupby(joins)]
+        self._num_timesteps, first = sum(len(noise_units) - run[0] for run in runs), 0
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for run in runs:
+                timesteps = self.set_timesteps(num_inference_steps, device, begin=run[0])
+                for index in range(run[0], len(timesteps)):
+                    if self.interrupt:
+                        return
+                    active = slice(first, first + sum(join <= index for join in run))
+                    yield _Step(index // order, timesteps[index], active, noise_units[index])
+                    progress_bar.update()
+                first += len(run)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device, begin: int | None = None) -> torch.Tensor:
         """Reset the scheduler, to start at the index `begin` of the full schedule, whose time steps are returned."""
@@ -632,11 +644,9 @@ class SONAPipeline(
             self.scheduler.set_begin_index(begin)
         return timesteps
 
-    def step_kwargs(self, eta: float, generator: Generators, active: slice) -> dict[str, Any]:
-        """The arguments `eta` and `generator`, for the active images, as far as `scheduler.step` has them."""
+    def step_kwargs(self, eta: float, generator: Generators) -> dict[str, Any]:
+        """The arguments `eta` and `generator`, as far as `scheduler.step` has them."""
         wanted = _parameters_of(type(self.scheduler).step)
-        if isinstance(generator, list):
-            generator = generator[active]
         return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in wanted}
 
     def decode(self, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
@@ -653,45 +663,6 @@ class SONAPipeline(
         return self.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
 
 
-class _Prompts(NamedTuple):
-    """The prompts of a call, each as text or as embeddings; the empty one has no text to be given."""
-
-    id_prompt: str | list[str] | None
-    ood_prompt: str | list[str] | None
-    uncond_embeds: torch.Tensor | None
-    id_embeds: torch.Tensor | None
-    ood_embeds: torch.Tensor | None
-
-    def as_dicts(self) -> tuple[dict[str, str | list[str] | None], dict[str, torch.Tensor | None]]:
-        """Texts and embeddings by name, as `encode_prompts` takes them."""
-        texts = {"id_prompt": self.id_prompt, "ood_prompt": self.ood_prompt}
-        names = "uncond_prompt", "id_prompt", "ood_prompt"
-        return texts, dict(zip(names, (self.uncond_embeds, self.id_embeds, self.ood_embeds)))
-
-    def check(self, batch_size: int, width: int, length: int) -> None:
-        """Raise ValueError or TypeError unless there is one prompt, or one an image, of each kind, of fitting shape."""
-        texts, embeds = self.as_dicts()
-        for name, prompt in texts.items():
-            if (prompt is None) == (embeds[name] is None):
-                raise ValueError(f"Give either `{name}` or `{name}_embeds`, and not both.")
-            listed = [prompt] if isinstance(prompt, str) else prompt
-            if listed is not None and not (isinstance(listed, list) and all(isinstance(text, str) for text in listed)):
-                raise TypeError(f"`{name}` has to be a string or a list of strings, but is {prompt!r}.")
-            if isinstance(prompt, list) and len(prompt) != batch_size:
-                raise ValueError(
-                    f"`{name}` has {len(prompt)} entries for {batch_size} images: give one, or one an image."
-                )
-        given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
-        for name, value in given.items():
-            if value.ndim != 3 or len(value) not in (1, batch_size) or value.shape[2] != width:
-                raise ValueError(
-                    f"`{name}` has the shape {tuple(value.shape)}, but [1 or {batch_size}, length, {width}] is needed."
-                )
-        lengths = {value.shape[1] for value in given.values()} | ({length} if len(given) < 3 else set())
-        if len(lengths) > 1:
-            raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
-
-
 class _Step(NamedTuple):
     """One call of the UNet: step of the full schedule, time step, images that take part, and `_noise_units`."""
 
@@ -704,25 +675,13 @@ class _Step(NamedTuple):
 class _Batch:
     """What a call keeps of each image, sorted by falling stop step: those being denoised always come first."""
 
-    def __init__(
-        self,
-        scheduler: Any,
-        timesteps: torch.Tensor,
-        source: torch.Tensor,
-        noise: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        stop_steps: list[int],
-        generator: Generators,
-    ):
-        order = sorted(range(len(stop_steps)), key=lambda k: -stop_steps[k])
-        self.order = torch.tensor(order, device=source.device)
-        self.stop_steps = [stop_steps[k] for k in order]
+    def __init__(self, latents: torch.Tensor, prompt_embeds: torch.Tensor, joins: list[int], generator: Generators):
+        order = sorted(range(len(joins)), key=joins.__getitem__)
+        self.order = torch.tensor(order, device=latents.device)
+        self.joins = [joins[k] for k in order]
         self.generator = [generator[k] for k in order] if isinstance(generator, list) else generator
-        full = -(-len(timesteps) // scheduler.order)  # a last step of second order needs one time step only
-        self.joins = [(full - steps) * scheduler.order for steps in self.stop_steps]
-        self.latents = scheduler.add_noise(source[self.order], noise[self.order], timesteps[self.joins])
-        self.prompt_embeds = prompt_embeds[:, self.order]
-        self._first_bad_step = torch.full((len(order),), -1, device=source.device)
+        self.latents, self.prompt_embeds = latents[self.order], prompt_embeds[:, self.order]
+        self._first_bad_step = torch.full((len(order),), -1, device=latents.device)
 
     def in_caller_order(self, value: torch.Tensor, active: slice = slice(None)) -> torch.Tensor:
         """Values of all images, or of the active ones with zeros for the others, in the order of the input images."""
@@ -732,20 +691,17 @@ class _Batch:
         restored[self.order[active]] = value
         return restored
 
-    def told(self, tensors: dict[str, torch.Tensor], names: Sequence[str], active: slice) -> dict[str, torch.Tensor]:
-        """What a callback asks for: the latents, and tensors of the active images, in the order of the input images."""
-        tensors = {**tensors, "latents": self.latents}
-        return {name: self.in_caller_order(tensors[name], active) for name in names}
+    def take(self, active: slice) -> tuple[torch.Tensor, torch.Tensor, Generators]:
+        """Latents, prompt embeddings and generators of the active images."""
+        generator = self.generator[active] if isinstance(self.generator, list) else self.generator
+        latents = self.latents[active].clone()  # some schedulers keep it for their next step
+        return latents, self.prompt_embeds[:, active], generator
 
-    def take(self, replaced: dict[str, torch.Tensor]) -> None:
-        """Take the latents that a callback gives back, if it does."""
-        if "latents" in replaced:
-            self.latents = replaced["latents"][self.order].to(self.latents)
-
-    def watch(self, active: slice, step: int) -> None:
-        """Note, on the device, the first step after which the latents of an image are not finite."""
-        bad = ~self.latents[active].isfinite().flatten(1).all(dim=1) & (self._first_bad_step[active] < 0)
-        self._first_bad_step[active] = self._first_bad_step[active].masked_fill(bad, step)
+    def put(self, latents: torch.Tensor, step: _Step) -> None:
+        """Replace the latents of the active images; note, on the device, the first step that leaves one not finite."""
+        self.latents[step.active] = latents
+        bad = ~self.latents[step.active].isfinite().flatten(1).all(dim=1) & (self._first_bad_step[step.active] < 0)
+        self._first_bad_step[step.active] = self._first_bad_step[step.active].masked_fill(bad, step.number)
 
     def raise_if_bad(self) -> None:
         """Raise FloatingPointError for the first image whose latents stopped being finite."""
@@ -758,6 +714,28 @@ class _Batch:
                 )
 
 
+class _Callback:
+    """The caller's `callback_on_step_end`, if there is one, and the names of the tensors that it asks for."""
+
+    def __init__(self, function: Callable[..., dict] | None, names: Sequence[str]):
+        self.function, self.names = function, names
+        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
+            self.names = function.tensor_inputs
+
+    def __call__(
+        self, pipe: SONAPipeline, step: _Step, batch: _Batch, found: SONAGuidance, noise_pred: torch.Tensor
+    ) -> None:
+        """Hand over the tensors in the order of the input images, and take the latents that come back."""
+        if self.function is None:
+            return
+        tensors = {**found._asdict(), "guidance": found.guidance * step.noise_unit, "noise_pred": noise_pred}
+        tensors["latents"] = batch.latents
+        asked = {name: batch.in_caller_order(tensors[name], step.active) for name in self.names}
+        replaced = self.function(pipe, step.number, step.t, asked) or {}
+        if "latents" in replaced:
+            batch.latents = replaced["latents"][batch.order].to(batch.latents)
+
+
 class _Sega:
     """SEGA's options (Brack et al. 2023): steps of the full schedule without guidance, and momentum in noise units."""
 
@@ -765,17 +743,17 @@ class _Sega:
         self.warmup_steps, self.cooldown_steps, self.scale, self.beta = warmup_steps, cooldown_steps, scale, beta
         self.momentum = torch.zeros_like(like, dtype=torch.float32) if scale else None
 
-    def __call__(self, found: SONAGuidance, step: int, active: slice, noise_unit: float) -> SONAGuidance:
+    def __call__(self, found: SONAGuidance, step: _Step) -> SONAGuidance:
         """Guidance of the active images at a step of the full schedule; momentum builds up in the warm-up, too."""
         guidance = found.guidance
         if self.momentum is not None:
             anywhere = found.id_semantic_mask | found.id_nuisance_mask | found.ood_semantic_mask
-            moved, self.momentum[active] = add_momentum(
-                guidance * noise_unit, self.momentum[active], anywhere, scale=self.scale, beta=self.beta
+            moved, self.momentum[step.active] = add_momentum(
+                guidance * step.noise_unit, self.momentum[step.active], anywhere, scale=self.scale, beta=self.beta
             )
-            guidance = (moved / noise_unit).to(guidance.dtype)
-        is_off = step < self.warmup_steps or (self.cooldown_steps is not None and step >= self.cooldown_steps)
-        return found._replace(guidance=torch.zeros_like(guidance) if is_off else guidance)
+            guidance = (moved / step.noise_unit).to(guidance.dtype)
+        is_on = self.warmup_steps <= step.number and (self.cooldown_steps is None or step.number < self.cooldown_steps)
+        return found._replace(guidance=guidance if is_on else torch.zeros_like(guidance))
 
 
 def _before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
@@ -849,12 +827,12 @@ def _draw_step(num_inference_steps: int, generator: torch.Generator | None) -> i
     return int(torch.randint(1, num_inference_steps + 1, (1,), generator=generator, device=device))
 
 
-def _noise_units(scheduler: Any, timesteps: torch.Tensor) -> list[float]:
+def _noise_units(scheduler: Any) -> list[float]:
     """The factor that turns a difference of predictions into a difference of noise estimates, at each time step.
 
     With x_t = a x_0 + b noise: noise = a v + b x_t for velocities v, and noise = (x_t - a x_0) / b for samples.
     """
-    kind = scheduler.config.prediction_type
+    kind, timesteps = scheduler.config.prediction_type, scheduler.timesteps
     if kind == "epsilon":
         return [1.0] * len(timesteps)
     alphas = scheduler.alphas_cumprod.cpu()[timesteps.cpu().round().long().clamp(0, len(scheduler.alphas_cumprod) - 1)]
