@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input ends with a message and exit code 2, Ctrl-C with exit code 130."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(arguments)
+        app(sys.argv[1:] if arguments is None else arguments)
     except (CycloptsError, ValueError, OSError, FloatingPointError, MemoryError) as error:
         Console(stderr=True).print(f"[bold red]sona:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

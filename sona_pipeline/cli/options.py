@@ -62,6 +62,7 @@ def _parameter(setting: Setting, group: Group) -> inspect.Parameter:
         group=group,
         help=" ".join(filter(None, notes)),
         choices=setting.choices or None,
+        allow_repeating=True,  # the last one counts
         negative=None if setting.type is bool and setting.default is not False else (),
         show_default=not any(setting.default is unsaid for unsaid in (MISSING, None, False, ())),
     )

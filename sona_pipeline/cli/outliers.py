@@ -105,8 +105,7 @@ def generate(given: Given) -> None:
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)
     console.print(f"Outliers of {len(images)} images: {escape(str(job.output / 'outliers'))}")
     if rejected := sum(1 for _ in read_rejects(job.output)):
-        why = escape(str(job.output / "rejects.jsonl"))
-        console.print(f"[yellow]{rejected} images have no outlier, for reasons in {why}[/]")
+        console.print(f"[yellow]{rejected} images have no outlier: see {escape(str(job.output))}/rejects.jsonl[/]")
 
 
 def inspect(given: Given) -> None:
