@@ -73,8 +73,8 @@ def _parameter(setting: Setting, group: Group) -> inspect.Parameter:
 
 
 def _keyword(name: str, kind: Any, default: Any, parameter: Parameter) -> inspect.Parameter:
-    it = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, it, default=default, annotation=Annotated[kind, parameter])
+    annotation = Annotated[kind | None if default is None else kind, parameter]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _is_mapping(setting: Setting) -> bool:

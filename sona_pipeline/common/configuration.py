@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ import yaml
 from sona_pipeline.common.settings import Setting, check_ranges, settings_of
 
 T = TypeVar("T")
+UNIONS = (typing.Union, types.UnionType)
 
 
 class Given(dict[str, Any]):
@@ -73,7 +75,7 @@ def _converted(setting: Setting, value: Any, path: Path) -> Any:
     """A value of a file as the setting has it."""
     if (value is None and setting.is_optional) or (isinstance(value, str) and value in setting.words):
         return value
-    parts = typing.get_args(setting.type) if typing.get_origin(setting.type) is typing.Union else (setting.type,)
+    parts = typing.get_args(setting.type) if typing.get_origin(setting.type) in UNIONS else (setting.type,)
     kinds = [typing.get_origin(part) or part for part in parts]
     if isinstance(value, dict) and Mapping in kinds:
         return {str(key): str(word) for key, word in value.items()}
