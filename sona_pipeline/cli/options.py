@@ -73,8 +73,9 @@ def _parameter(setting: Setting, group: Group) -> inspect.Parameter:
 
 
 def _keyword(name: str, kind: Any, default: Any, parameter: Parameter) -> inspect.Parameter:
-    annotation = Annotated[kind | None if default is None else kind, parameter]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    hint: Any = kind | None if default is None else kind
+    it = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, it, default=default, annotation=Annotated[hint, parameter])
 
 
 def _is_mapping(setting: Setting) -> bool:
