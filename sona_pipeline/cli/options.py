@@ -79,5 +79,4 @@ def _keyword(name: str, kind: Any, default: Any, parameter: Parameter) -> inspec
 
 
 def _is_mapping(setting: Setting) -> bool:
-    """Whether the values are such as only a file can have."""
     return getattr(setting.type, "__origin__", None) is Mapping
