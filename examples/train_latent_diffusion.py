@@ -16,8 +16,8 @@ An autoencoder for small colour images takes hours on two cores. With `--autoenc
 latents are the principal components of 4 x 4 patches. Their code, `patch_autoencoder.py`, is saved with the model, and
 is loaded by `sona generate --trust-remote-code` or `from_pretrained(..., trust_remote_code=True)`.
 
-Colour images come out better with `--flips --prediction-type v_prediction --snr-gamma 5` (Salimans and Ho 2022; Hang et
-al. 2023). Where the processor multiplies bfloat16 in hardware, `--bfloat16` makes training faster, with one thread too.
+`--prediction-type v_prediction` (Salimans and Ho 2022), `--snr-gamma 5` (Hang et al. 2023), `--flips` and `--bfloat16`
+can be tried; what each gives has not been measured here yet.
 
 The embedded model of the package was made by (two cores, about two hours):
 
