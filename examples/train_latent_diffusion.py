@@ -135,7 +135,7 @@ def build_models(tokenizer: CLIPTokenizer, latent_channels: int, latent_size: in
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    return unet, text_encoder
+    return unet.to(memory_format=torch.channels_last), text_encoder
 
 
 def multiply_in_bfloat16(unet: UNet2DConditionModel) -> None:
@@ -396,6 +396,32 @@ def save_model(pipe: StableDiffusionPipeline, output: Path) -> None:
             part.rename(target)
 
 
+def open_labelled(data: Path, classes: str) -> ImageSet:
+    """The images of the classes that are named, or of all; ends the program if they have none."""
+    images = open_images(data)
+    if classes:
+        images = images.with_classes([name.strip() for name in classes.split(",")])
+    if not images.labels:
+        print(f"{data} has no classes: put the images into one sub-folder a class", file=sys.stderr)
+        sys.exit(2)
+    return images
+
+
+def scaled_latents(vae, loader, device, flips: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latent mean and deviation of every image, then of mirror images; sets the scaling factor by their spread."""
+    sides = [encode_all(vae, loader, device, flip) for flip in ((False, True) if flips else (False,))]
+    mean, deviation = (torch.cat(parts) for parts in zip(*sides))
+    spread = (mean.float().var() + deviation.float().square().mean()).sqrt().item()
+    vae.register_to_config(scaling_factor=1 / spread)
+    return mean, deviation
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[list[str]]) -> torch.Tensor:
+    """Tokens `[classes, templates, length]` of the prompts."""
+    options = {"padding": "max_length", "max_length": 32, "truncation": True, "return_tensors": "pt"}
+    return torch.stack([tokenizer(some, **options).input_ids for some in prompts])
+
+
 def main(
     *,
     data: Path,
@@ -441,19 +467,13 @@ def main(
         sample_every: Steps between checkpoints and sample sheets.
         seed: Seed of weights and batches.
     """
-    images = open_images(data)
-    if classes:
-        images = images.with_classes([name.strip() for name in classes.split(",")])
-    if not images.labels:
-        print(f"{data} has no classes: put the images into one sub-folder a class", file=sys.stderr)
-        sys.exit(2)
-    names = list(images.classes)
+    images = open_labelled(data, classes)
     accelerator = Accelerator(mixed_precision="bf16" if bfloat16 else None)
     torch.manual_seed(seed)
-    samples = output / "samples"
-    samples.mkdir(parents=True, exist_ok=True)
+    (samples := output / "samples").mkdir(parents=True, exist_ok=True)
     channels = 1 if is_grey(images) else 3
     pixels = Images(images, resolution, "L" if channels == 1 else "RGB")
+    names = list(images.classes)
     accelerator.print(f"{len(images)} images of {len(names)} classes, {channels} channel(s), {resolution} px")
 
     prompts = [[template.format(name) for template in TEMPLATES] for name in names] + [[""] * len(TEMPLATES)]
@@ -468,38 +488,18 @@ def main(
         stage = Stage("vae", accelerator, Autoencoding(vae), vae_steps, learning_rate, seed, output)
         stage.resume()
         train_vae(stage, vae, pixels, batch_size, sample_every, samples)
-    vae.to(accelerator.device).requires_grad_(False)
+    latents = scaled_latents(vae.to(accelerator.device).requires_grad_(False), loader, accelerator.device, flips)
 
-    sides = [encode_all(vae, loader, accelerator.device, flip) for flip in ((False, True) if flips else (False,))]
-    mean, deviation = (torch.cat(parts) for parts in zip(*sides))
-    spread = (mean.float().var() + deviation.float().square().mean()).sqrt().item()
-    vae.register_to_config(scaling_factor=1 / spread)
     unet, text_encoder = build_models(tokenizer, vae.config.latent_channels, resolution // 4, unet_width)
-    unet.to(memory_format=torch.channels_last)
     if bfloat16:
         multiply_in_bfloat16(unet)
-    scheduler = make_scheduler(prediction_type)
-    pipe = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    ids = [
-        tokenizer(p, padding="max_length", max_length=32, truncation=True, return_tensors="pt").input_ids
-        for p in prompts
-    ]
-    denoising = Denoising(unet, text_encoder, scheduler, snr_gamma)
+    parts = vae, text_encoder, tokenizer, unet, make_scheduler(prediction_type), None, None
+    pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
+    denoising = Denoising(unet, text_encoder, pipe.scheduler, snr_gamma)
     stage = Stage("unet", accelerator, denoising, unet_steps, learning_rate / 2, seed + 1, output)
     stage.resume()
-    train_unet(
-        stage,
-        pipe,
-        (mean, deviation),
-        torch.tensor(images.labels).repeat(len(sides)),
-        torch.stack(ids),
-        names,
-        batch_size,
-        sample_every,
-        output,
-    )
+    labels = torch.tensor(images.labels).repeat(len(latents[0]) // len(images))
+    train_unet(stage, pipe, latents, labels, token_ids(tokenizer, prompts), names, batch_size, sample_every, output)
     if accelerator.is_main_process:
         save_model(pipe, output)
         accelerator.print(f"saved to {output}")

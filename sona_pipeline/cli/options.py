@@ -21,7 +21,7 @@ CONFIG = (
 
 
 def add_command(
-    app: App, function: Command, panels: Mapping[str, type], settings_in: Callable[[dict], dict] = dict
+    app: App, function: Command, panels: Mapping[str, type], settings_in: Callable[[dict], dict] | None = None
 ) -> None:
     """Make a function a command with an option for every setting, and `--config`; it takes what was given.
 
@@ -29,7 +29,7 @@ def add_command(
         app: that gets the command.
         function: what it does; its name and docstring are the command's.
         panels: dataclasses of settings, by the headings that their options have. Of two of one name, the first counts.
-        settings_in: finds the settings in what an earlier run recorded.
+        settings_in: finds the settings in what an earlier run recorded, if runs leave a record.
     """
     options: dict[str, Setting] = {}
     parameters: list[inspect.Parameter] = []

@@ -37,24 +37,26 @@ class Given(dict[str, Any]):
 
 
 def read_configuration(
-    path: Path, known: Mapping[str, Setting], settings_in: Callable[[dict], dict] = dict
+    path: Path, known: Mapping[str, Setting], settings_in: Callable[[dict], dict] | None = None
 ) -> dict[str, Any]:
     """The values of settings in a YAML file, by the names of the settings.
-
-    A file with `notes` in it is the record of an earlier run: what no setting is called like is passed over there.
 
     Args:
         path: of the file, whose keys are names of settings, in Python or on the command line.
         known: the settings by their names.
-        settings_in: finds the settings in the record of an earlier run.
+        settings_in: finds the settings in the record of an earlier run, which is a file with `notes` in it; None if
+            runs leave no record. What it gives beside known settings is passed over.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no YAML file with settings, a name is not known, or a value is of another type.
     """
     values = _read(path)
-    if "notes" in values:
-        values = {key: value for key, value in settings_in(values).items() if key in known}
+    if settings_in and "notes" in values:
+        try:
+            values = {key: value for key, value in settings_in(values).items() if key in known}
+        except KeyError as error:
+            raise ValueError(f"{path} was recorded by another command or version: it has no {error}") from error
     by_key = {key: setting for setting in known.values() for key in (setting.name, setting.option[2:])}
     if unknown := [key for key in values if key not in by_key]:
         raise ValueError(f"{path} has {unknown[0]!r}, but there is no such option: see `--help`")

@@ -93,7 +93,7 @@ class Setting:
         return tuple(word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part))
 
     def obeys(self, value: Any) -> bool:
-        """Whether a value keeps to the rules; None does if the default is None."""
+        """Whether a value keeps to the rules; None does if the value may be None."""
         if value in self.words or (value is None and self.is_optional):
             return True
         if self.bounds and not isinstance(value, int | float):

@@ -90,7 +90,8 @@ class TrainingSettings:
     score: Annotated[str, OneOf(SCORES)] = "energy"
     """Of the detector."""
     id_rate: Annotated[float, Gt(0), Lt(1)] | None = 0.95
-    """Share of the ID validation images that the threshold accepts; None leaves the detector without one."""
+    """Share of the ID validation images that the threshold accepts; None (null in a file) leaves the detector without
+    one."""
     keep: Annotated[str, OneOf(KEPT)] = "best"
     """Weights of the 'best' epoch by validation accuracy (the later of equals), or the 'last' ones."""
     seed: int = 0
@@ -149,5 +150,5 @@ def check_settings(settings: TrainingSettings) -> None:
 
 def settings_in(record: dict) -> dict:
     """The settings in the training.json of an earlier run; of its images there are digests only."""
-    names = {setting.name for kind in (TrainingSettings, Running) for setting in settings_of(kind)}
-    return {name: value for name, value in record.items() if name in names}
+    names = [setting.name for setting in settings_of(TrainingSettings)]
+    return {name: record[name] for name in (*names, "mixed_precision", "workers")}

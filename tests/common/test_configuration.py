@@ -67,8 +67,14 @@ def test_other_values_are_refused(tmp_path, text, message):
         read(tmp_path, text)
 
 
-def test_of_what_an_earlier_run_recorded_the_rest_is_passed_over(tmp_path):
-    assert read(tmp_path, '{"count": 2, "model_revision": "x", "notes": {}}') == {"count": 2}
+def test_of_what_an_earlier_run_recorded_the_settings_are_taken(tmp_path):
+    (tmp_path / "it.json").write_text('{"count": 2, "model_revision": "x", "how_fast": 0.5, "notes": {}}')
+    found = read_configuration(tmp_path / "it.json", KNOWN, lambda record: record | {"rate": record["how_fast"]})
+    assert found == {"count": 2, "rate": 0.5}
+    with pytest.raises(ValueError, match="recorded by another command or version: it has no 'speed'"):
+        read_configuration(tmp_path / "it.json", KNOWN, lambda record: {"rate": record["speed"]})
+    with pytest.raises(ValueError, match="has 'model_revision', but there is no such option"):
+        read_configuration(tmp_path / "it.json", KNOWN)
 
 
 def test_settings_are_made_of_what_was_given():
