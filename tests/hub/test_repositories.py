@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -370,11 +371,13 @@ def test_a_failure_half_way_leaves_nothing(sets, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", ["sona_pipeline.hub.cards.pipeline_card", "huggingface_hub.HfApi.upload_folder"])
-def test_a_push_that_is_stopped_leaves_nothing(number, step, pushed, tmp_path, monkeypatch, capsys):
+def test_a_push_that_is_stopped_leaves_nothing(number, step, pushed, tmp_path, monkeypatch, capsys, request):
     def stop(*arguments, **options):
         assert list(tmp_path.iterdir())
         signal.raise_signal(number)
 
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background does not hear it otherwise
     monkeypatch.setattr(step, stop)
     arguments = ["pipeline", "user/stopped", "--model", "user/base", "--pointer"]
     code = exit_code(arguments, pushed[2], tmp_path, monkeypatch)
