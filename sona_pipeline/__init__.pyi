@@ -15,12 +15,12 @@ from .data.class_names import (
     imagenet_labels as imagenet_labels,
     spoken as spoken,
 )
-from .data.images import (
+from .data.image_set import (
     ImageSet as ImageSet,
     hold_out as hold_out,
     is_grey as is_grey,
-    open_images as open_images,
 )
+from .data.images import open_images as open_images
 from .data.imaging import (
     decoded as decoded,
     fit as fit,

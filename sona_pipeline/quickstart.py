@@ -14,7 +14,7 @@ from sona_pipeline.common import figures
 from sona_pipeline.common.files import settle_settings, write_text
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data import sample
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 
 SIDE = 16

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from sona_pipeline.common.files import json_lines, read_json_lines, write_bytes, write_lines, write_text, write_with
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded, upright
 from sona_pipeline.data.settings import PACKINGS
 from sona_pipeline.data.shards import Sample

@@ -7,7 +7,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from sona_pipeline.common.assets import SAMPLE
-from sona_pipeline.data.images import ImageSet, open_images
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_images
 
 OOD_LABELS = ("bag", "sandal")
 SIDE = 32

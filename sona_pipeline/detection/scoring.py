@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sona_pipeline.common.files import png, write_bytes
-from sona_pipeline.data.images import image_files
+from sona_pipeline.data.folders import image_files
 from sona_pipeline.data.imaging import upright
 from sona_pipeline.detection.detector import Detection, Detector
 from sona_pipeline.detection.gradcam import draw_cam, require_captum

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector, load_detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.posthoc import POST_HOC

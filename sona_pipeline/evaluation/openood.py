@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from sona_pipeline.common.files import write_with
-from sona_pipeline.data.images import ImageSet, list_classes, open_list
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.lists import list_classes, open_list
 from sona_pipeline.data.outlier_set import IMAGE_LIST
 from sona_pipeline.detection.detector import Detector
 

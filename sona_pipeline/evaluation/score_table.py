@@ -15,7 +15,7 @@ import torch
 
 from sona_pipeline.common.files import write_with
 from sona_pipeline.common.progress import Track
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sona_pipeline.data.images import ImageSet, open_images
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_images
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation import openood
 from sona_pipeline.evaluation.score_table import TestSets

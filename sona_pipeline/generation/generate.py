@@ -20,7 +20,7 @@ from sona_pipeline.common.files import only_run, settle_settings, versions
 from sona_pipeline.common.progress import Track
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.common.stages import ahead
-from sona_pipeline.data.images import ImageSet, is_grey
+from sona_pipeline.data.image_set import ImageSet, is_grey
 from sona_pipeline.data.outlier_set import SETTINGS, OutlierWriter, read_settings
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sona_pipeline.common import figures
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import FINGERPRINT, open_outliers, read_rejects, read_rows, read_settings
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sona_pipeline.common.settings import check_ranges
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.generation.checks import Bound
 from sona_pipeline.generation.label_rules import RULES
 from sona_pipeline.generation.settings import GenerationSettings

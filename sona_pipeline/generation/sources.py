@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sona_pipeline.data.class_names import Names, names_of_classes
-from sona_pipeline.data.images import ImageSet, open_source
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_source
 from sona_pipeline.generation.generate import check_output, process_state
 from sona_pipeline.generation.ood_labels import Collision, labels_of
 from sona_pipeline.generation.plan import check_settings

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 from torchvision.transforms import v2
 
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 
 CACHE_BYTES = 2 << 30

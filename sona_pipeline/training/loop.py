@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from sona_pipeline.common.files import json_lines, write_text
 from sona_pipeline.common.progress import Track
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.detector import Detector

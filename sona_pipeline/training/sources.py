@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sona_pipeline.data.images import ImageSet, hold_out, is_image_list, open_images, open_source
+from sona_pipeline.data.image_set import ImageSet, hold_out
+from sona_pipeline.data.images import open_images, open_source
+from sona_pipeline.data.lists import is_image_list
 from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.settings import TrainingImages

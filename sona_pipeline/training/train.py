@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from sona_pipeline.common.files import digest_of, only_run, settle_settings, versions
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.training.items import TrainingSets

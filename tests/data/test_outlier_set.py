@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from sona_pipeline.common.files import png
-from sona_pipeline.data.images import ImageSet, open_images
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_images
 from sona_pipeline.data.outlier_set import (
     OutlierWriter,
     open_outlier_set,

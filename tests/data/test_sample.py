@@ -1,7 +1,7 @@
 import numpy as np
 
 from sona_pipeline.data import sample
-from sona_pipeline.data.images import is_grey
+from sona_pipeline.data.image_set import is_grey
 
 ID_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "shirt", "sneaker")
 

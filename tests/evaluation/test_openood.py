@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize, to_tensor
 
-from sona_pipeline.data.images import ImageSet, open_images
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_images
 from sona_pipeline.data.outlier_set import OutlierWriter
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.detection.detector import Detector

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import sona_pipeline
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics

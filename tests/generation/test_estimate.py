@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from sona_pipeline.data import sample
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.estimate import estimate
 from sona_pipeline.generation.generate import generate_outliers

@@ -12,7 +12,8 @@ from torchvision.datasets import ImageFolder
 
 from sona_pipeline.common.files import only_run, settle_settings
 from sona_pipeline.data import sample
-from sona_pipeline.data.images import ImageSet, open_images
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_images
 from sona_pipeline.data.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import check_run, generate_outliers, make_plan, through_stages

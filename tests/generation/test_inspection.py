@@ -9,7 +9,7 @@ from PIL import Image
 
 from sona_pipeline.common import figures
 from sona_pipeline.common.files import png
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierWriter
 from sona_pipeline.data.settings import FORMATS
 from sona_pipeline.data.shards import Sample

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sona_pipeline.data import sample
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import fit
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.make import OutlierMaker, PromptCache, image_form

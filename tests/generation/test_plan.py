@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from scipy.stats import chisquare
 
 from sona_pipeline.data import sample
-from sona_pipeline.data.images import ImageSet
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.generation.plan import check_settings, folder_name, plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings
 

@@ -6,7 +6,8 @@ from shapes import beside, damaged, shapes
 from torch import nn
 
 from sona_pipeline.common.files import read_json_lines
-from sona_pipeline.data.images import ImageSet, open_images
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.images import open_images
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.scores import SCORES

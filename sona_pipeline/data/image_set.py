@@ -1,0 +1,117 @@
+"""Images with keys and classes: the small interface that every source of images has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with a stable key each, and a class each where the source has classes.
+
+    Attributes:
+        keys: one unique name an image; the randomness of an outlier follows from it.
+        labels: class index of every image, in `range(len(classes))`; empty when the source has no classes.
+        classes: class names, in the order of their indices.
+    """
+
+    keys: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    _open: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` as stored, turned upright by its EXIF tag; OSError if it cannot be decoded."""
+        return self._open(index)
+
+    def label_name(self, index: int) -> str:
+        """Class name of image `index`."""
+        return self.classes[self.labels[index]]
+
+    def take(self, indices: Sequence[int]) -> ImageSet:
+        """The images at `indices`, in that order, with all class names kept."""
+        indices = list(indices)
+        return replace(
+            self,
+            keys=tuple(self.keys[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices) if self.labels else (),
+            _open=lambda i: self._open(indices[i]),
+        )
+
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """Only the images of the classes `names`, with all class names kept.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if missing := [name for name in names if name not in self.classes]:
+            raise ValueError(f"no class named {missing}; the data has {list(self.classes)}")
+        wanted = {self.classes.index(name) for name in names}
+        return self.take([i for i, label in enumerate(self.labels) if label in wanted])
+
+    def with_classes(self, names: Sequence[str]) -> ImageSet:
+        """Only the images of the classes `names`, whose order gives the new class indices."""
+        kept = self.of_classes(names)
+        number = {self.classes.index(name): new for new, name in enumerate(names)}
+        return replace(kept, labels=tuple(number[label] for label in kept.labels), classes=tuple(names))
+
+    def drawn(self, count: int) -> ImageSet:
+        """`count` images drawn at random, the same in every run; a smaller draw is part of a larger one."""
+        if count >= len(self):
+            return self
+        digests = [hashlib.sha256(key.encode()).digest() for key in self.keys]
+        return self.take(sorted(sorted(range(len(self)), key=digests.__getitem__)[:count]))
+
+
+def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Hold out a share of every class at random, at least one image and never all: (the rest, the held-out images).
+
+    Args:
+        images: labelled.
+        share: in (0, 1).
+        seed: of the draw.
+
+    Raises:
+        ValueError: a class has one image only.
+    """
+    rng = np.random.default_rng(seed)
+    held_out: list[int] = []
+    for label in sorted(set(images.labels)):
+        members = rng.permutation([i for i, other in enumerate(images.labels) if other == label])
+        if len(members) < 2:
+            raise ValueError(
+                f"class {images.classes[label]!r} has {len(members)} image: two are needed to hold one out, so add one"
+                " or leave the class out"
+            )
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        held_out += members[:count].tolist()
+    kept = sorted(set(range(len(images))) - set(held_out))
+    return images.take(kept), images.take(sorted(held_out))
+
+
+def is_grey(images: ImageSet, sample: int = 64) -> bool:
+    """Whether an even sample of the set holds grey images only (stored so, or with three equal channels).
+
+    Images that cannot be read do not count.
+
+    Args:
+        images: of any mode.
+        sample: about how many are looked at.
+    """
+    step = max(1, len(images) // sample)
+    for i in range(0, len(images), step):
+        try:
+            pixels = np.asarray(images.image(i).convert("RGB"))
+        except OSError:
+            continue
+        if not (pixels == pixels[..., :1]).all():
+            return False
+    return True
