@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
@@ -10,9 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from PIL import Image
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~name` replaced by that home folder; as it is where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such account
+        return Path(path)
 
 
 @contextmanager
@@ -68,6 +78,33 @@ def versions() -> dict[str, str]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... of {len(text)} characters"
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a text file that somebody gave, in UTF-8, or in UTF-16 if it begins with the mark of that.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is in another encoding, or no text at all.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(4096)
+    is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not head.startswith(codecs.BOM_UTF32_LE)
+    try:
+        if b"\0" in head and not is_utf16:
+            raise UnicodeError
+        return path.read_text(encoding="utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeError:
+        raise ValueError(f"{path} is no text in UTF-8: save it as UTF-8, or give the text file that is meant") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; OSError and ValueError as from `read_text`, ValueError also if it is no JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

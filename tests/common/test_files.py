@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -10,10 +11,13 @@ from PIL import Image
 
 from sona_pipeline.common.files import (
     digest,
+    expanded,
     json_lines,
     only_run,
     png,
+    read_json,
     read_json_lines,
+    read_text,
     settle_settings,
     write_bytes,
     write_text,
@@ -27,6 +31,14 @@ with only_run(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/photos") == expanded(Path("~/photos")) == tmp_path / "photos"
+    assert expanded("~") == tmp_path
+    for path in ("photos/~", "./~", "/~x", "~no such account/x", "owner/name"):
+        assert expanded(path) == Path(path)
 
 
 def test_written_files_have_their_content_and_leave_nothing_beside_them(tmp_path):
@@ -159,3 +171,26 @@ def test_digest_and_png_are_what_others_make_of_them():
     content = png(Image.new("L", (3, 2), 7))
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert content == png(Image.new("L", (3, 2), 7))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_is_read_in_utf_8_and_in_utf_16_with_a_mark(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes("Café 猫\r\nöl\rz\n".encode(encoding))
+    assert read_text(tmp_path / "a.txt") == "Café 猫\nöl\nz\n"
+    (tmp_path / "empty.txt").write_bytes("".encode(encoding))
+    assert read_text(tmp_path / "empty.txt") == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-32", "cp1252", "shift_jis", "mac_roman"])
+def test_text_in_another_encoding_is_refused_by_name(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes(("ash\n" * 2000 + ("猫" if encoding == "shift_jis" else "Café")).encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8: save it as UTF-8"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_json_that_is_damaged_is_refused_by_name(tmp_path):
+    (tmp_path / "a.json").write_bytes('{"ü": [1]}'.encode("utf-16"))
+    assert read_json(tmp_path / "a.json") == {"ü": [1]}
+    (tmp_path / "a.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"a\.json is no JSON: Expecting value"):
+        read_json(tmp_path / "a.json")
