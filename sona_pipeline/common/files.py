@@ -19,10 +19,7 @@ from PIL import Image
 
 def expanded(path: str | Path) -> Path:
     """`path` with a leading `~` or `~name` replaced by that home folder; as it is where there is no such home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # no such account
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager

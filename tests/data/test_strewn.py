@@ -2,12 +2,15 @@ import pytest
 
 from sona_pipeline.data.strewn import is_strewn
 
-SYSTEMS = """._x.png .DS_Store .Trashes .Spotlight-V100 .fseventsd .AppleDouble .ipynb_checkpoints .@__thumb .git
-__MACOSX Thumbs.db thumbs.db ehthumbs.db Thumbs.db:encryptable desktop.ini Desktop.ini $RECYCLE.BIN lost+found
-@eaDir @Recycle #recycle #snapshot @Recently-Snapshot __pycache__""".split()
+SYSTEMS = [
+    *("._x.png", ".DS_Store", ".Trashes", ".Spotlight-V100", ".AppleDouble", "__MACOSX", "Icon\r"),
+    *("Thumbs.db", "thumbs.db", "ehthumbs.db", "Thumbs.db:encryptable", "Desktop.ini", "$RECYCLE.BIN"),
+    *("System Volume Information", "lost+found", "Network Trash Folder", ".ipynb_checkpoints", "__pycache__"),
+    *("@eaDir", "@Recycle", "#recycle", "#snapshot", "@Recently-Snapshot", ".@__thumb"),
+]
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "System Volume Information", "Network Trash Folder", "Icon\r"])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_what_systems_leave_is_no_data(name):
     assert is_strewn(name)
 
