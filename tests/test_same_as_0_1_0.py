@@ -15,6 +15,8 @@ import pytest
 from sona_pipeline import sample
 
 ROOT = Path(__file__).parents[1]
+NEW = ("channel_order", "m_in", "m_out", "initial_checkpoint")
+"""Settings that 0.1.0 does not have, in the files that hold settings."""
 COMMIT = "ee43f02"
 LINES = [
     "generate --data images --model tiny --ood-labels labels.txt --steps 6 --batch-size 4 --seed 3 --output outliers",
@@ -57,11 +59,10 @@ def run(code: str, package: Path, folder: Path) -> dict[str, bytes]:
 
 
 def content(path: Path) -> bytes:
-    """What a file holds; of settings what counts, without versions."""
-    if path.name in ("settings.json", "training.json"):
-        return json.dumps(
-            {key: value for key, value in json.loads(path.read_text()).items() if key != "notes"}
-        ).encode()
+    """What a file holds; of settings what counts, without versions and without those that are new."""
+    if path.name in ("settings.json", "training.json", "config.json"):
+        settings = json.loads(path.read_text())
+        return json.dumps({key: value for key, value in settings.items() if key not in ("notes", *NEW)}).encode()
     return path.read_bytes()
 
 

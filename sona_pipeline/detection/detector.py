@@ -25,6 +25,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.data.imaging import fit, upright
 from sona_pipeline.detection import networks
+from sona_pipeline.detection.preprocessing import CHANNEL_ORDERS, IMAGENET_MEAN, IMAGENET_STD
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
 
@@ -73,9 +74,10 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         id_quantiles: the 0th, 1st, ... 100th percentile of the scores of ID validation images, to compare scores with;
             None until the detector is calibrated.
         network_config: of a transformers network, so that it can be built without looking it up.
+        channel_order: "RGB", or "BGR" for a network that is given blue first.
 
     Raises:
-        ValueError: no such network or score, or the temperature is not above 0.
+        ValueError: no such network, score or order of channels, or the temperature is not above 0.
     """
 
     mean: torch.Tensor
@@ -88,22 +90,25 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         network: str = "resnet8",
         image_size: int = 32,
         crop_pct: float = 1.0,
-        mean: Sequence[float] = networks.IMAGENET_MEAN,
-        std: Sequence[float] = networks.IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         score: str = "energy",
         temperature: float = 1.0,
         threshold: float | None = None,
         id_quantiles: list[float] | None = None,
         network_config: dict | None = None,
+        channel_order: str = "RGB",
     ):
         super().__init__()
         if score not in SCORES:
             raise ValueError(f"the score is {score!r}, but has to be one of {sorted(SCORES)}")
         if not temperature > 0:
             raise ValueError(f"the temperature is {temperature}, but has to be above 0")
+        if channel_order not in CHANNEL_ORDERS:
+            raise ValueError(f"the order of channels is {channel_order!r}, but has to be one of {CHANNEL_ORDERS}")
         self.classes, self.image_size, self.crop_pct = list(classes), image_size, crop_pct
         self.score, self.temperature, self.threshold = score, temperature, threshold
-        self.id_quantiles = id_quantiles
+        self.id_quantiles, self.channel_order = id_quantiles, channel_order
         self.network = networks.build(network, len(self.classes), image_size, config=network_config)
         self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
         for name, value in (("mean", mean), ("std", std)):
@@ -160,7 +165,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         self, pixels: torch.Tensor, with_features: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, C]` of images `[B, 3, H, W]` in [0, 1]; on demand with the features `[B, D]` before the head."""
-        logits, features = self.network((pixels - self.mean) / self.std)
+        normal = (pixels - self.mean) / self.std
+        logits, features = self.network(normal.flip(1) if self.channel_order == "BGR" else normal)
         return (logits, features) if with_features else logits
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models.resnet import BasicBlock
 
+from sona_pipeline.detection import foreign
+from sona_pipeline.detection.preprocessing import Preprocessing, of_timm, of_transformers
+
 SMALL = 64
 """Images up to this side get the stem for small images."""
 TIMM, TRANSFORMERS = "timm:", "transformers:"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
@@ -117,9 +118,13 @@ def build(name: str, classes: int, image_size: int, *, config: dict | None = Non
         ValueError: there is no such network, it has no pretrained weights, or does not take images of this size.
     """
     if name.startswith(TIMM):
-        network = _from_timm(name.removeprefix(TIMM), classes, image_size, pretrained)
+        name = name.removeprefix(TIMM)
+        body = foreign.timm_body(name, image_size, pretrained)
+        network = Network(body, nn.Linear(foreign.feature_width(body, name, image_size), classes))
     elif name.startswith(TRANSFORMERS):
-        network = _from_transformers(name.removeprefix(TRANSFORMERS), classes, image_size, config, pretrained)
+        name = name.removeprefix(TRANSFORMERS)
+        body, config = foreign.transformers_body(name, image_size, config, pretrained)
+        network = Network(body, nn.Linear(foreign.feature_width(body, name, image_size), classes), config)
     elif name not in NETWORKS:
         raise ValueError(f"no network named {name!r}: choose one of {sorted(NETWORKS)}, timm:NAME or transformers:NAME")
     elif pretrained:
@@ -131,100 +136,15 @@ def build(name: str, classes: int, image_size: int, *, config: dict | None = Non
     return network.to(memory_format=torch.channels_last)
 
 
-def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation `(r, g, b)` that a pretrained network has its images in [0, 1] normalized by.
+def preprocessing(name: str) -> Preprocessing:
+    """What a pretrained network has done to its images; that of ImageNet for networks without pretrained weights.
 
-    Networks without pretrained weights have those of ImageNet.
+    Raises:
+        FileNotFoundError: a transformers network has no image processor beside it.
+        ValueError: images are not three channels, or more is done to them than normalizing and flipping these.
     """
     if name.startswith(TIMM):
-        import timm
-
-        config = timm.get_pretrained_cfg(name.removeprefix(TIMM), allow_unregistered=True)
-        return (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+        return of_timm(name.removeprefix(TIMM))
     if name.startswith(TRANSFORMERS):
-        from transformers import AutoImageProcessor
-
-        processor = AutoImageProcessor.from_pretrained(name.removeprefix(TRANSFORMERS))
-        return tuple(processor.image_mean), tuple(processor.image_std)
-    return IMAGENET_MEAN, IMAGENET_STD
-
-
-def _from_timm(name: str, classes: int, image_size: int, pretrained: bool) -> Network:
-    import timm
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:5]}*")[:5]) or "see timm.list_models()"
-        raise ValueError(f"timm has no model named {name!r}; similar ones: {near}")
-    refusal = f"{name} has no pretrained weights in safetensors, and a pickle is not loaded: choose another network"
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
-    if pretrained:
-        config = timm.get_pretrained_cfg(name)
-        if not config or not config.hf_hub_id:
-            raise ValueError(refusal)
-        options["pretrained_cfg_overlay"] = {"hf_hub_filename": "model.safetensors", "url": ""}  # this file or none
-    try:
-        try:
-            body = timm.create_model(name, **options, img_size=image_size)
-        except TypeError:  # most convolutional networks take any size, and no such argument
-            body = timm.create_model(name, **options)
-    except LocalEntryNotFoundError:  # for want of a connection
-        raise
-    except EntryNotFoundError as error:
-        raise ValueError(refusal) from error
-    return Network(body, nn.Linear(_width(body, name, image_size), classes))
-
-
-class _Logits(nn.Module):
-    """A transformers classifier without its last layer, as a function of pixels."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pixels).logits
-
-
-def _from_transformers(name: str, classes: int, image_size: int, config: dict | None, pretrained: bool) -> Network:
-    from transformers import AutoConfig, AutoModelForImageClassification
-
-    if config is None:
-        config = AutoConfig.from_pretrained(name).to_dict()
-        config = {key: value for key, value in config.items() if key not in _OF_THE_CHECKPOINT}
-        if "image_size" in config and not pretrained:
-            config["image_size"] = image_size
-    settings = AutoConfig.for_model(**config)
-    if pretrained:
-        model = AutoModelForImageClassification.from_pretrained(
-            name, config=settings, ignore_mismatched_sizes=True, use_safetensors=True
-        )
-    else:
-        model = AutoModelForImageClassification.from_config(settings)
-    place = [
-        path for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == settings.num_labels
-    ]
-    if not place:
-        raise ValueError(f"{name} does not end in a linear layer, and cannot be the network of a detector")
-    model.set_submodule(place[-1], nn.Identity())
-    body = _Logits(model)
-    return Network(body, nn.Linear(_width(body, name, image_size), classes), config)
-
-
-_OF_THE_CHECKPOINT = ("id2label", "label2id", "architectures", "_name_or_path", "transformers_version", "dtype")
-
-
-@torch.no_grad()
-def _width(body: nn.Module, name: str, image_size: int) -> int:
-    """Number of features that the body gives for an image."""
-    body.eval()
-    try:
-        features = body(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # each library says it in its own way
-        raise ValueError(
-            f"{name} does not take images of {image_size} pixels: choose another image size or network ({error})"
-        ) from error
-    body.train()
-    if features.dim() != 2:
-        raise ValueError(f"{name} gives features of shape {list(features.shape)}, not one row an image")
-    return features.shape[1]
+        return of_transformers(name.removeprefix(TRANSFORMERS))
+    return Preprocessing()

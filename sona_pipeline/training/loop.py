@@ -266,7 +266,7 @@ class Training:
 
 def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
     """An untrained detector, or one whose body has the weights that come with its network."""
-    mean, std = networks.normalization(settings.network if settings.pretrained else "")
+    seen = networks.preprocessing(settings.network if settings.pretrained else "")
     network = None
     if settings.pretrained:
         network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
@@ -275,10 +275,11 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector
         settings.network,
         settings.image_size,
         settings.crop_pct,
-        mean,
-        std,
+        seen.mean,
+        seen.std,
         settings.score,
         network_config=None if network is None else network.config,
+        channel_order=seen.channel_order,
     )
     if network is not None:
         detector.network = network

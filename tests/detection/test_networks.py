@@ -9,10 +9,20 @@ import torchvision
 from loopback_hub import LoopbackHub
 from safetensors.torch import save_file
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    CLIPConfig,
+    HieraConfig,
+    ImageGPTConfig,
+    PPLCNetConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from sona_pipeline.detection import networks
-from sona_pipeline.detection.networks import build, normalization
+from sona_pipeline.detection.networks import build, preprocessing
+from sona_pipeline.detection.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +157,54 @@ def test_images_of_a_size_that_the_network_does_not_take_are_refused(patches):
         build(f"transformers:{patches}", 3, 20, pretrained=True)
 
 
-def test_normalization_is_that_of_the_pretrained_weights():
-    assert normalization("resnet18") == (networks.IMAGENET_MEAN, networks.IMAGENET_STD)
-    assert normalization("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+def test_preprocessing_is_that_of_the_pretrained_weights():
+    assert preprocessing("resnet18") == Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "RGB")
+    grey = (0.5, 0.5, 0.5)
+    assert preprocessing("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k") == Preprocessing(grey, grey, "RGB")
+
+
+DISTILLED = ["timm:deit_tiny_distilled_patch16_224", "timm:levit_128s"]
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_timm_networks_with_two_heads_give_one_row_an_image(name):
+    logits, features = build(name, 3, 224)(torch.rand(2, 3, 224, 224))
+    assert logits.shape == (2, 3) and features.dim() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("nest_tiny", 100), ("vit_tiny_patch16_dinov3_qkvb", 100), ("halonet_h1", 100), ("levit_128s", 100)],
+)
+def test_timm_networks_that_cannot_be_of_a_size_say_so(name, size):
+    with pytest.raises(ValueError, match=rf"{name} .*images of {size} pixels: choose another image size .*\(.+\)$"):
+        build(f"timm:{name}", 3, size)
+
+
+@pytest.mark.parametrize("output", [lambda x: x, lambda x: (x, x)])
+def test_timm_networks_that_give_no_row_an_image_are_refused(output, monkeypatch):
+    class Maps(nn.Module):
+        def forward(self, pixels):
+            return output(pixels)
+
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: Maps())
+    with pytest.raises(ValueError, match=r"resnet10t gives features of .*, not one row an image: choose another"):
+        build("timm:resnet10t", 3, 32)
+
+
+def test_sizes_of_untrained_transformers_networks_are_set_wherever_they_stand(tmp_path):
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = part | {"image_size": 64, "patch_size": 8}
+    hiera = HieraConfig(embed_dim=8, image_size=[64, 64], num_heads=[1, 2, 4, 8], depths=[1, 1, 1, 1])
+    for name, config in (("clip", CLIPConfig(vision_config=vision, text_config=part)), ("hiera", hiera)):
+        config.save_pretrained(tmp_path / name)
+        assert build(f"transformers:{tmp_path / name}", 3, 96)(torch.rand(2, 3, 96, 96))[0].shape == (2, 3)
+
+
+def test_transformers_networks_without_a_linear_head_are_refused(tmp_path):
+    PPLCNetConfig(scale=0.25).save_pretrained(tmp_path / "lcnet")
+    with pytest.raises(ValueError, match="lcnet does not end in a linear layer"):
+        build(f"transformers:{tmp_path / 'lcnet'}", 3, 64)
+    ImageGPTConfig(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt")
+    with pytest.raises(ValueError, match="gpt does not take images of 64 pixels"):
+        build(f"transformers:{tmp_path / 'gpt'}", 3, 64)
