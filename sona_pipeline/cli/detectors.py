@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 from cyclopts import App
@@ -10,7 +11,7 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, ends_explained
+from sona_pipeline.common.messages import console, ends_explained, has_all_letters, say
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training import settings as training
@@ -51,7 +52,7 @@ def train(given: Given) -> None:
     sets, left_out = open_training_sets(source, settings.seed)
     if left_out:
         count = left_out + len(sets.images)
-        console.print(f"[yellow]{left_out} of {count} images have no outlier, and are left out[/]")
+        say(f"[yellow]{left_out} of {count} images have no outlier, and are left out[/]")
     if sets.validation is None and "id_rate" not in given:
         settings = replace(settings, id_rate=None)
     with ends_explained(job.output, settings.batch_size):
@@ -66,7 +67,7 @@ def train(given: Given) -> None:
     console.quiet = not PartialState().is_main_process
     threshold = "no threshold" if detector.threshold is None else f"threshold {detector.threshold:.4g}"
     place = escape(str(job.output))
-    console.print(f"Detector of {len(detector.classes)} classes, {threshold}: {place}", highlight=False)
+    say(f"Detector of {len(detector.classes)} classes, {threshold}: {place}")
 
 
 def score(given: Given) -> None:
@@ -83,11 +84,15 @@ def score(given: Given) -> None:
 
     files = files_of(asked.images)
     said = verdicts(load_detector(asked.detector, asked.device), files, asked.batch_size, asked.cam)
+    found = []
+    for verdict in said:
+        found.append(verdict)
+        if asked.json:
+            print(json.dumps(as_row(verdict), ensure_ascii=not has_all_letters(sys.stdout)), flush=True)
     if not asked.json:
-        console.print(table_of(said))
-        return
-    for row in map(as_row, said):
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        say(table_of(found))
+    if all(isinstance(what, str) for _, what in found):
+        raise ValueError(f"none of the {len(found)} images can be read; the first: {found[0][1]}")
 
 
 def evaluate(given: Given) -> None:
@@ -102,10 +107,11 @@ def evaluate(given: Given) -> None:
     scoring, source = given.of(ScoringSettings), given.of(TestImages)
     from sona_pipeline.evaluation.evaluate import evaluate_detectors
     from sona_pipeline.evaluation.report import table
+    from sona_pipeline.evaluation.score_names import score_names
     from sona_pipeline.evaluation.sources import methods_of, open_test_images
 
     detectors = methods_of(scoring.detector)
-    opened = open_test_images(source, scoring.score)
+    opened = open_test_images(source, score_names(scoring.score), scoring.search)
     with ends_explained(scoring.output, scoring.batch_size):
         found = evaluate_detectors(
             detectors,
@@ -114,9 +120,10 @@ def evaluate(given: Given) -> None:
             scoring.score or None,
             fit_images=opened.fit,
             validation_images=opened.validation,
+            search_images=opened.search,
             batch_size=scoring.batch_size,
             workers=scoring.workers,
             device=scoring.device,
         )
-    console.print(table(found))
-    console.print(f"Tables, pictures and scores: {escape(str(scoring.output))}", highlight=False)
+    say(table(found))
+    say(f"Tables, pictures and scores: {escape(str(scoring.output))}")

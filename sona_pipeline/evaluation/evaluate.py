@@ -12,13 +12,13 @@ import pandas as pd
 from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector, load_detector
-from sona_pipeline.detection.scores import SCORES
-from sona_pipeline.evaluation.posthoc import POST_HOC
 from sona_pipeline.evaluation.report import Run, write_report
+from sona_pipeline.evaluation.score_names import ALL, score_names
 from sona_pipeline.evaluation.score_table import (
     ScoreTable,
     TestSets,
-    check_scores,
+    check_fits,
+    content_of,
     read_scores,
     results_of,
     score_images,
@@ -34,6 +34,7 @@ def evaluate_detectors(
     *,
     fit_images: ImageSet | None = None,
     validation_images: ImageSet | None = None,
+    search_images: ImageSet | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: str | None = None,
@@ -48,10 +49,13 @@ def evaluate_detectors(
         detectors: method name and folder, or Hub id, of each; those of one name are seeds of one method.
         sets: to score.
         output: folder for all of it.
-        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`; ["all"] for all that can be fitted to the detector
-            and are finite, while the others are listed in `output/rejects.jsonl`; by default the detector's own.
+        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`, see `score_names`; with "all", those that cannot be
+            fitted to the detector or are not finite are listed in `output/rejects.jsonl`; by default the detector's
+            own.
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
         validation_images: labelled ID images that were not trained on, for the few that are fitted to such.
+        search_images: OOD images that are no test images; with them, the parameters of post-hoc scores are those of
+            the highest AUROC on `validation_images` and these, and the results say which.
         batch_size: images in a batch.
         workers: threads that decode images.
         device: where the networks run; an accelerator by default, if there is one.
@@ -65,12 +69,12 @@ def evaluate_detectors(
         BlockingIOError: another run is writing to `output`.
     """
     output = Path(output)
-    is_all = list(scores or ()) == ["all"]
-    scores = [*SCORES, *POST_HOC] if is_all else scores
-    check_scores(scores or (), fit_images)
+    is_all = ALL in (scores or ())
+    scores = score_names(scores or ())
+    check_fits(scores, fit_images, validation_images, search_images)
     if bad := [name for name, _ in detectors if not name or "/" in name or name.startswith(".")]:
         raise ValueError(f"{bad[0]!r} cannot be the name of a method, since files are named by it: choose another one")
-    fits = {"fit_images": fit_images, "validation_images": validation_images, "skip_unfit": is_all}
+    fits = {"fit_images": fit_images, "validation_images": validation_images, "search_images": search_images}
     loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
     count: Counter[str] = Counter()
     runs: list[Run] = []
@@ -80,7 +84,9 @@ def evaluate_detectors(
         for method, detector in loaded:
             wanted = scores or [detector.score]
             path = output / "scores" / f"{method}-{count[method]}.parquet"
-            table = _scores(path, detector, sets, wanted, **fits, batch_size=batch_size, workers=workers)
+            table = _scores(
+                path, detector, sets, wanted, **fits, skip_unfit=is_all, batch_size=batch_size, workers=workers
+            )
             thresholds = {detector.score: detector.threshold}
             there = [score for score in wanted if score in table.columns]
             runs.append((method, {score: results_of(table, score, thresholds.get(score)) for score in there}))
@@ -126,5 +132,4 @@ def detector_identity(detector: Detector) -> str:
 
 def _content(sets: TestSets) -> dict[str, str]:
     """What each set holds, by group and name."""
-    rows = ((f"{group}/{name}", [images.keys, images.labels, images.classes]) for group, name, images in sets)
-    return {name: digest_of(content) for name, content in rows}
+    return {f"{group}/{name}": content_of(images) for group, name, images in sets}

@@ -15,9 +15,16 @@ from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.lists import list_classes, open_list
 from sona_pipeline.data.outlier_set import IMAGE_LIST
 from sona_pipeline.detection.detector import Detector
+from sona_pipeline.evaluation.prepared import PreparedSet, as_stored
 
 LISTS, CLASSIC, LARGE = "benchmark_imglist", "images_classic", "images_largescale"
 """Folders in OpenOOD's `data`: the image lists, the small images, and the large ones."""
+RESIZE = {CLASSIC: 32 / 32, LARGE: 256 / 224}
+"""To what short side OpenOOD scales the images of a benchmark, in sides of the square that it crops from them."""
+UNLABELLED = ("validation_ood", "outliers")
+"""Parts of a benchmark that have no ID images."""
+AS_THEY_ARE = ("imagenet_c",)
+"""Sets of images that OpenOOD takes as they are, since they are 224 x 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,17 @@ class Benchmark:
     """The image lists of a benchmark, as OpenOOD's evaluation API takes them.
 
     Attributes:
-        parts: "train", "validation" and "test" of the ID data; and, if there are some, "outliers": real outliers for
-            methods with outlier exposure.
+        parts: "train", "validation" and "test" of the ID data; "validation_ood", OOD images by which parameters of
+            scores are chosen; and, if there are some, "outliers": real outliers for methods with outlier exposure.
         groups: "near_ood", "far_ood" and "covariate", the test sets of each by name. The covariate-shifted sets show
             the ID classes in other circumstances (full-spectrum detection).
+        resize: see `RESIZE`.
         download: what OpenOOD's download script calls the benchmark.
     """
 
     parts: Mapping[str, ListedImages]
     groups: Mapping[str, Mapping[str, ListedImages]]
+    resize: float
     download: str
 
 
@@ -49,12 +58,12 @@ def open_part(name: str, root: str | Path, part: str) -> ImageSet:
     """One part of a benchmark's training, validation or ID test data.
 
     All ID data of a benchmark have the classes of its training list, in the order of their numbers, whatever folders
-    the images lie in.
+    the images lie in. Images are decoded, scaled and cropped as OpenOOD does it, see `PreparedSet`.
 
     Args:
         name: of `BENCHMARKS`.
         root: OpenOOD's `data` folder, which holds `benchmark_imglist` and the images.
-        part: "train", "validation", "test", or "outliers", which are unlabelled.
+        part: "train", "validation" or "test"; or "validation_ood" or "outliers", which are unlabelled.
 
     Raises:
         ValueError: there is no such benchmark or part, or a list is damaged.
@@ -63,14 +72,15 @@ def open_part(name: str, root: str | Path, part: str) -> ImageSet:
     benchmark = _benchmark(name)
     if part not in benchmark.parts:
         raise ValueError(f"{name} has no part {part!r}: choose one of {list(benchmark.parts)}")
-    names = {} if part == "outliers" else list_classes(_list_file(benchmark, root, benchmark.parts["train"]))
+    names = {} if part in UNLABELLED else list_classes(_list_file(benchmark, root, benchmark.parts["train"]))
     return _open(benchmark, root, benchmark.parts[part], names)
 
 
 def open_group(name: str, root: str | Path, group: str) -> dict[str, ImageSet]:
     """The test sets of one group of a benchmark by name.
 
-    OOD sets are unlabelled; covariate-shifted ID sets have the classes of the training list.
+    OOD sets are unlabelled; covariate-shifted ID sets have the classes of the training list. Images are decoded, scaled
+    and cropped as OpenOOD does it, see `PreparedSet`.
 
     Args:
         name: of `BENCHMARKS`.
@@ -86,7 +96,10 @@ def open_group(name: str, root: str | Path, group: str) -> dict[str, ImageSet]:
         raise ValueError(f"there is no group {group!r} of test sets: choose one of {list(benchmark.groups)}")
     is_id = group == "covariate" and benchmark.groups[group]
     names = list_classes(_list_file(benchmark, root, benchmark.parts["train"])) if is_id else {}
-    return {kind: _open(benchmark, root, listed, names) for kind, listed in benchmark.groups[group].items()}
+    return {
+        kind: _open(benchmark, root, listed, names, as_they_are=kind in AS_THEY_ARE)
+        for kind, listed in benchmark.groups[group].items()
+    }
 
 
 def resnet18_state_dict(detector: Detector) -> dict[str, torch.Tensor]:
@@ -160,7 +173,13 @@ def _list_file(benchmark: Benchmark, root: str | Path, listed: ListedImages) -> 
     return path
 
 
-def _open(benchmark: Benchmark, root: str | Path, listed: ListedImages, names: Mapping[int, str]) -> ImageSet:
+def _open(
+    benchmark: Benchmark,
+    root: str | Path,
+    listed: ListedImages,
+    names: Mapping[int, str],
+    as_they_are: bool = False,
+) -> ImageSet:
     path, folder = _list_file(benchmark, root, listed), Path(root) / listed.images
     images = open_list(path, folder, names)
     if not (folder / images.keys[0]).is_file():
@@ -168,7 +187,13 @@ def _open(benchmark: Benchmark, root: str | Path, listed: ListedImages, names: M
         how = _way_to_get(root, f"{data} --dataset_mode dataset")
         also = "; ImageNet's training images come from image-net.org (ILSVRC 2012)" if data == "imagenet_1k" else ""
         raise FileNotFoundError(f"{folder / images.keys[0]}, the first image of {path.name}, is missing: {how}{also}")
-    return images
+    return PreparedSet(
+        images.keys,
+        images.labels,
+        images.classes,
+        lambda i: as_stored(folder / images.keys[i]),
+        resize=None if as_they_are else benchmark.resize,
+    )
 
 
 def _names(detector: Detector) -> dict[str, str]:
@@ -191,6 +216,7 @@ def _lists(
     near_ood: Iterable[str],
     far_ood: Iterable[str],
     covariate: Mapping[str, str],
+    validation_ood: str,
     outliers: str | None = None,
 ) -> Benchmark:
     """A benchmark from the names of its OOD sets, which their lists have too, and the lists of the other sets."""
@@ -199,6 +225,7 @@ def _lists(
         return ListedImages(f"{LISTS}/{name}/{stem}.txt", CLASSIC if stem == "test_textures" else images)
 
     parts = {"train": f"train_{name}", "validation": f"val_{name}", "test": f"test_{name}"}
+    parts["validation_ood"] = validation_ood
     groups = {
         "near_ood": {kind: f"test_{kind}" for kind in near_ood},
         "far_ood": {kind: f"test_{kind}" for kind in far_ood},
@@ -207,6 +234,7 @@ def _lists(
     return Benchmark(
         {part: listed(stem) for part, stem in (parts | ({"outliers": outliers} if outliers else {})).items()},
         {group: {kind: listed(stem) for kind, stem in kinds.items()} for group, kinds in groups.items()},
+        RESIZE[images],
         download,
     )
 
@@ -222,6 +250,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         near_ood=("cifar100", "tin"),
         far_ood=_FAR_FROM_CIFAR,
         covariate={"cifar10c": "test_cifar10c"},
+        validation_ood="val_tin",
         outliers="train_tin597",
     ),
     "cifar100": _lists(
@@ -231,6 +260,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         near_ood=("cifar10", "tin"),
         far_ood=_FAR_FROM_CIFAR,
         covariate={},
+        validation_ood="val_tin",
         outliers="train_tin597",
     ),
     "imagenet200": _lists(
@@ -240,6 +270,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         near_ood=_NEAR_IMAGENET,
         far_ood=_FAR_FROM_IMAGENET,
         covariate={f"imagenet_{kind}": f"test_imagenet200_{kind}" for kind in ("v2", "c", "r")},
+        validation_ood="val_openimage_o",
         outliers="train_imagenet800",
     ),
     "imagenet": _lists(
@@ -248,7 +279,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "imagenet-1k",
         near_ood=_NEAR_IMAGENET,
         far_ood=_FAR_FROM_IMAGENET,
-        covariate={f"imagenet_{kind}": f"test_imagenet_{kind}" for kind in ("v2", "c", "r")},
+        covariate={f"imagenet_{kind}": f"test_imagenet_{kind}" for kind in ("v2", "c", "r", "es")},
+        validation_ood="val_openimage_o",
     ),
 }
 """The benchmarks of OpenOOD by name."""

@@ -73,8 +73,8 @@ def write_report(folder: str | Path, runs: Sequence[Run], tables: Mapping[str, S
     """Write what several runs found, each file whole or not at all.
 
     `results.json` (numbers of each run, and the summary), `results.csv` (the summary), `results.md` and `results.tex`
-    (tables to be read, a row a method and score; the LaTeX needs the package booktabs), `scores.png` (histograms) and
-    `roc.png` (ROC curves, if there are OOD sets).
+    (tables to be read, a row a method and score; the Markdown also has what a search chose, the LaTeX needs the package
+    booktabs), `scores.png` (histograms) and `roc.png` (ROC curves, if there are OOD sets).
 
     Args:
         folder: made if it is not there.
@@ -92,7 +92,7 @@ def write_report(folder: str | Path, runs: Sequence[Run], tables: Mapping[str, S
     content = {"runs": [{"method": name, "results": results} for name, results in runs], "summary": records}
     write_text(folder / "results.json", json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(folder / "results.csv", found.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / "results.md", _as_markdown(found))
+    write_text(folder / "results.md", _as_markdown(found) + _searched_as_markdown(runs))
     write_text(folder / "results.tex", _as_latex(found))
     columns = dict.fromkeys(score for table in tables.values() for score in score_columns(table))
     lines = {f"{n}, {score}": (table, score) for score in columns for n, table in tables.items() if score in table}
@@ -165,6 +165,21 @@ def _as_markdown(found: pd.DataFrame) -> str:
         lines += ["", f"## {title}", "", _markdown_row(head), "|" + "---|" * 2 + "--:|" * (len(head) - 2)]
         lines += [_markdown_row([*map(str, row), *(cells.get(c, "") for c in columns)]) for row, cells in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _searched_as_markdown(runs: Sequence[Run]) -> str:
+    """The parameters that were searched, a row a run and score; nothing if there was no search."""
+    rows = [
+        [method, score, ", ".join(f"{k}={v}" for k, v in part["parameters"].items()), f"{part['validation_auroc']:.2f}"]
+        for method, by_score in runs
+        for score, part in by_score.items()
+        if "validation_auroc" in part
+    ]
+    if not rows:
+        return ""
+    head = ["method", "score", "parameters", "AUROC on validation images"]
+    lines = ["", "## Parameters, by search on validation images", "", _markdown_row(head), "|---|---|---|--:|"]
+    return "\n".join([*lines, *map(_markdown_row, rows)]) + "\n"
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 
-from sona_pipeline.common.files import write_with
+from sona_pipeline.common.files import digest_of, write_with
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics
+from sona_pipeline.evaluation.prepared import PreparedSet, as_seen
+from sona_pipeline.evaluation.score_names import score_names
+
+if TYPE_CHECKING:
+    from sona_pipeline.evaluation.posthoc import Fitted
 
 IMAGE_COLUMNS = ("group", "set", "key", "label", "predicted", "confidence")
 """Columns of a table of scores that are no scores."""
 ScoreTable: TypeAlias = pd.DataFrame
 """One row an image, see `score_images`."""
-Scorer = Callable[[torch.Tensor], torch.Tensor]
-"""From pixels `[B, 3, S, S]` in [0, 1] to scores `[B]`, higher = more OOD."""
 KEPT_BYTES = 2 << 30
 """Images to fit scores to are decoded once if they take less memory."""
 
@@ -77,6 +80,7 @@ def score_images(
     *,
     fit_images: ImageSet | None = None,
     validation_images: ImageSet | None = None,
+    search_images: ImageSet | None = None,
     skip_unfit: bool = False,
     known: ScoreTable | None = None,
     batch_size: int = 64,
@@ -88,13 +92,15 @@ def score_images(
     Args:
         detector: in evaluation mode afterwards.
         sets: what to score.
-        scores: names of `scores.SCORES` (with the detector's temperature) or of `posthoc.POST_HOC`.
+        scores: names of `scores.SCORES` (with the detector's temperature) or of `posthoc.POST_HOC`, see `score_names`.
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
-        validation_images: labelled ID images that were not trained on, which `posthoc.ON_VALIDATION` are fitted to
-            instead.
+        validation_images: labelled ID images that were not trained on, which some scores are fitted to instead.
+        search_images: OOD images that are no test images. With them, each post-hoc score gets the parameters of the
+            highest AUROC on `validation_images` and these; without them, those of `posthoc.Method.defaults`.
         skip_unfit: leave out scores that cannot be fitted to the detector, or are not finite for some image, instead of
             raising ValueError.
-        known: table of an earlier call with the same detector and sets; only scores that it lacks are computed.
+        known: table of an earlier call with the same detector and sets; only scores that it lacks are computed, and
+            post-hoc scores that were fitted to other images or with another search.
         batch_size: images in a batch.
         workers: threads that decode a batch while the one before is scored; 0 counts as 1.
         title: what the progress bar says.
@@ -105,14 +111,20 @@ def score_images(
         (softmax probability of it, in [0, 1]), and each score, higher = more OOD. Images that cannot be read have no
         row; `table.attrs["unreadable"]` lists them as dictionaries of `group`, `set`, `key` and `reason`, those of
         `fit_images` under the group "fit". `table.attrs["unfit"]` lists the `score`s left out, with the `reason`.
+        `table.attrs["fits"]` has for each post-hoc score its `parameters`, the `validation_auroc` that they were chosen
+        by, if there was a search, and what it was fitted to.
 
     Raises:
         ValueError: no such score, images to fit are missing, the detector does not know a class, `known` is of other
             images, no image of a set can be read, or no score is left.
         OSError: the disk fails.
     """
-    scores = [score for score in dict.fromkeys(scores) if known is None or score not in score_columns(known)]
-    check_scores(scores, fit_images)
+    scores = score_names(scores)
+    fits = _Fits(fit_images, validation_images, search_images)
+    if known is not None:
+        known = fits.without_others(known, scores)
+        scores = [score for score in scores if score not in score_columns(known)]
+    check_fits(scores, *fits.sets)
     parts = [(group, name, _numbered(images, group, name, detector.classes)) for group, name, images in sets]
     unreadable: list[dict[str, str]] = []
     if known is not None:
@@ -120,19 +132,20 @@ def score_images(
         if not scores:
             return known
     detector.eval()
-    scorers: dict[str, Scorer] = {}
+    scorers: dict[str, Fitted] = {}
     unfit: list[dict[str, str]] = []
+    facts = dict(known.attrs.get("fits", {})) if known is not None else {}
     if post_hoc := [score for score in scores if score not in SCORES]:
-        fits = {
-            name: _Batches(name, _numbered(images, "fit", name, detector.classes), detector, batch_size, workers)
-            for name, images in (("fit", fit_images), ("validation", validation_images))
-            if images is not None
+        batches = {
+            name: _Batches(name, _numbered(images, group, name, detector.classes), detector, batch_size, workers)
+            for name, group, images in fits
         }
-        scorers, unfit = _fitted(post_hoc, detector, fits)
+        scorers, unfit = _fitted(post_hoc, detector, batches)
         if unfit and not skip_unfit:
             raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
         scores = [score for score in scores if score in SCORES or score in scorers]
-        unreadable += [row for fit in fits.values() for row in fit.unreadable("fit") if row not in unreadable]
+        facts |= {score: scorer.facts | {"images": fits.content} for score, scorer in scorers.items()}
+        unreadable += [row for part in batches.values() for row in part.unreadable("fit") if row not in unreadable]
         if known is not None and not scores:
             table = known.copy()
             table.attrs |= {"unreadable": unreadable, "unfit": unfit}
@@ -140,10 +153,10 @@ def score_images(
     tables = []
     with Track(title, sum(len(images) for _, _, images in parts)) as track:
         for group, name, images in parts:
-            batches = _Batches(name, images, detector, batch_size, workers)
-            rows = [_scored(detector, indices, pixels, scores, scorers) for indices, pixels in _counted(batches, track)]
+            tested = _Batches(name, images, detector, batch_size, workers)
+            rows = [_scored(detector, indices, pixels, scores, scorers) for indices, pixels in _counted(tested, track)]
             tables.append(_with_images(pd.concat(rows, ignore_index=True), group, name, images))
-            unreadable += batches.unreadable(group)
+            unreadable += tested.unreadable(group)
     table = pd.concat(tables, ignore_index=True)
     wrong = _not_finite(table, scores)
     if wrong and (not skip_unfit or (len(wrong) == len(scores) and known is None)):
@@ -153,7 +166,8 @@ def score_images(
     if known is not None:
         scores = [score for score in scores if score in table]
         table = known.merge(table[["group", "set", "key", *scores]], on=["group", "set", "key"], validate="1:1")
-    table.attrs["unreadable"], table.attrs["unfit"] = unreadable, unfit
+    table.attrs |= {"unreadable": unreadable, "unfit": unfit}
+    table.attrs["fits"] = {score: found for score, found in facts.items() if score in table}
     return table
 
 
@@ -184,7 +198,8 @@ def results_of(table: ScoreTable, score: str, threshold: float | None = None) ->
         threshold: of that score.
 
     Returns:
-        `id_accuracy`; with a threshold `id_flagged`, the share of ID images above it; `near_ood` and `far_ood`, which
+        `id_accuracy`; of a post-hoc score its `parameters` and, if they were searched, the `validation_auroc` that they
+        were chosen by; with a threshold `id_flagged`, the share of ID images above it; `near_ood` and `far_ood`, which
         map set names, and `mean`, to `auroc`, `fpr95`, `aupr_in` and `aupr_out`. Where there are covariate-shifted
         images, `full_spectrum` holds the same with ID and all shifted images together as ID, as in OpenOOD, and
         `accuracy` by name of the shifted set.
@@ -196,6 +211,8 @@ def results_of(table: ScoreTable, score: str, threshold: float | None = None) ->
         raise ValueError(f"the table has no score {score!r}: it has {score_columns(table)}")
     id_rows, shifted = table[table["group"] == "id"], table[table["group"] == "covariate"]
     results: dict[str, Any] = {"id_accuracy": _accuracy(id_rows)}
+    if facts := table.attrs.get("fits", {}).get(score, {}):
+        results |= {name: facts[name] for name in ("parameters", "validation_auroc") if facts.get(name)}
     if threshold is not None:
         results["id_flagged"] = 100 * float((id_rows[score] > threshold).mean())
     results |= _ood_results(table, id_rows, score)
@@ -220,19 +237,62 @@ def by_set(table: ScoreTable, score: str, group: str) -> dict[str, np.ndarray]:
     return {name: part[score].to_numpy() for name, part in rows.groupby("set", sort=False)}
 
 
-def check_scores(scores: Sequence[str], fit_images: ImageSet | None) -> None:
-    """Raise ValueError for names of no score, and for post-hoc scores without images to fit them to."""
-    post_hoc = [score for score in scores if score not in SCORES]
-    if not post_hoc:
-        return
-    from sona_pipeline.evaluation.posthoc import POST_HOC
+def content_of(images: ImageSet) -> str:
+    """A digest of what a set holds and how its images are brought to size; pixels do not count."""
+    resize = [images.resize] if isinstance(images, PreparedSet) else []
+    return digest_of([images.keys, images.labels, images.classes, *resize])
 
-    if unknown := [score for score in post_hoc if score not in POST_HOC]:
-        raise ValueError(f"no score named {unknown}: choose from {[*SCORES, *sorted(POST_HOC)]}")
-    if fit_images is None or not fit_images.labels:
+
+def check_fits(
+    scores: Sequence[str], fit: ImageSet | None, validation: ImageSet | None, search: ImageSet | None
+) -> None:
+    """Raise ValueError for scores that cannot be fitted to these sets of `score_images`, or not be searched."""
+    post_hoc = [score for score in scores if score not in SCORES]
+    if post_hoc and (fit is None or not fit.labels):
         raise ValueError(
             f"the scores {post_hoc} are fitted to labelled ID training images: give some (`fit_images`, --fit)"
         )
+    if search is not None and (validation is None or not validation.labels):
+        raise ValueError(
+            "a search compares OOD images with labelled ID images that were not trained on: give some"
+            " (`validation_images`, --validation)"
+        )
+
+
+class _Fits:
+    """The sets that post-hoc scores are fitted to.
+
+    Args:
+        fit, validation, search: see `score_images`.
+    """
+
+    def __init__(self, fit: ImageSet | None, validation: ImageSet | None, search: ImageSet | None) -> None:
+        self.sets = (fit, validation, search)
+
+    def __iter__(self) -> Iterator[tuple[str, str, ImageSet]]:
+        """Name, group and images of the sets that there are."""
+        for (name, group), images in zip(
+            (("fit", "fit"), ("validation", "fit"), ("search", "near_ood")), self.sets, strict=True
+        ):
+            if images is not None:
+                yield name, group, images
+
+    @property
+    def content(self) -> dict[str, str]:
+        """What each of them holds, as `content_of` has it."""
+        return {name: content_of(images) for name, _, images in self}
+
+    def without_others(self, known: ScoreTable, scores: Sequence[str]) -> ScoreTable:
+        """A known table without those of the scores that were fitted to other sets than these."""
+        if not self.content:
+            return known
+        facts = known.attrs.get("fits", {})
+        others = [
+            score
+            for score in scores
+            if score in known and score not in SCORES and facts.get(score, {}).get("images") != self.content
+        ]
+        return known.drop(columns=others)
 
 
 def _accuracy(rows: ScoreTable) -> float:
@@ -250,17 +310,23 @@ def _ood_results(table: ScoreTable, id_rows: ScoreTable, score: str) -> dict:
 
 
 def _fitted(
-    scores: list[str], detector: Detector, fits: Mapping[str, _Batches]
-) -> tuple[dict[str, Scorer], list[dict[str, str]]]:
-    """The scores fitted to the images "fit" or "validation", and those that cannot be, with the reasons."""
-    from sona_pipeline.evaluation.posthoc import fitted
+    scores: list[str], detector: Detector, batches: Mapping[str, _Batches]
+) -> tuple[dict[str, Fitted], list[dict[str, str]]]:
+    """The scores fitted to the images "fit" and "validation", and those that cannot be, with the reasons.
 
-    kept = {name: list(fit) if fit.bytes < KEPT_BYTES else fit for name, fit in fits.items()}
-    scorers: dict[str, Scorer] = {}
+    With images "search", parameters are chosen by them and the images "validation".
+    """
+    from sona_pipeline.evaluation.posthoc import Known, fitted
+    from sona_pipeline.evaluation.posthoc.search import Trial, searched
+
+    kept = {name: list(part) if part.bytes < KEPT_BYTES else part for name, part in batches.items()}
+    known = Known(detector, kept["fit"], kept.get("validation"))
+    trial = Trial(known, kept["search"]) if "search" in kept else None
+    scorers: dict[str, Fitted] = {}
     unfit: list[dict[str, str]] = []
     for score in scores:
         try:
-            scorers[score] = fitted(score, detector, kept["fit"], kept.get("validation"))
+            scorers[score] = searched(score, trial) if trial else fitted(score, known)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError) as error:  # of linear algebra, for one
@@ -348,7 +414,7 @@ class _Batches:
 
     def _one(self, index: int) -> torch.Tensor | None:
         try:
-            return self.detector.one(self.images.image(index))
+            return as_seen(self.images, index, self.detector)
         except (OSError, ValueError) as error:
             if getattr(error, "errno", None):
                 raise
@@ -365,17 +431,17 @@ def _counted(batches: _Batches, track: Track) -> Iterator[tuple[list[int], torch
 
 
 def _scored(
-    detector: Detector, indices: list[int], pixels: torch.Tensor, scores: list[str], scorers: Mapping[str, Scorer]
+    detector: Detector, indices: list[int], pixels: torch.Tensor, scores: list[str], scorers: Mapping[str, Fitted]
 ) -> pd.DataFrame:
-    """Prediction, confidence and scores of a batch. Post-hoc scores may need gradients, and so run with them."""
-    pixels = pixels.to(detector.device)
-    with torch.no_grad():
-        logits = detector(pixels)
-    confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+    """Prediction, confidence and scores of a batch, which passes the network once for all that need no gradient."""
+    from sona_pipeline.evaluation.posthoc.base import Seen
+
+    seen = Seen(detector, pixels)
+    confidence, predicted = seen.logits.float().softmax(dim=1).max(dim=1)
     columns = {"index": torch.tensor(indices), "predicted": predicted, "confidence": confidence.cpu().double()}
     for score in scores:
-        values = scorers[score](pixels) if score in scorers else SCORES[score](logits, detector.temperature)
-        columns[score] = values.detach().cpu().double()
+        values = scorers[score](seen) if score in scorers else SCORES[score](seen.logits, detector.temperature)
+        columns[score] = values.cpu().double()
     return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
 

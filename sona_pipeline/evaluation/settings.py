@@ -35,7 +35,9 @@ class TestImages:
     fit: str | None = None
     """Labelled ID training images that post-hoc scores are fitted to."""
     validation: str | None = None
-    """Labelled ID images for the post-hoc scores fitted to such."""
+    """Labelled ID images that were not trained on, for the post-hoc scores fitted to such and for SEARCH."""
+    validation_ood: str | None = None
+    """OOD images for SEARCH, none of which is a test image."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,13 @@ class ScoringSettings:
     output: Path
     """Folder for tables, pictures and the scores of every image."""
     score: tuple[str, ...] = ()
-    """'energy', 'msp', 'max_logit', a post-hoc score of pytorch-ood ('knn', 'vim', ...), or 'all'; may be repeated. The
-    detector's own by default."""
+    """'energy', 'msp', 'max_logit'; a post-hoc score: 'openmax', 'odin', 'react', 'vra', 'knn', 'dice',
+    'temperature_scaling', 'mahalanobis', 'mahalanobis_normalized', 'mahalanobis_odin', 'multi_mahalanobis',
+    'mds_ensemble', 'rmd', 'gram', 'gradnorm', 'kl_matching', 'vim', 'ash_b', 'ash_s', 'scale', 'she', 'gen', 'entropy',
+    'nnguide', 'fdbd', 'nci', 'rankfeat'; or 'all'. May be repeated. The detector's own by default."""
+    search: bool = False
+    """Choose the parameters of post-hoc scores by the AUROC on VALIDATION and VALIDATION_OOD, as in OpenOOD's
+    tables."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Images at once."""
     workers: Annotated[int, Ge(0)] = 2

@@ -11,52 +11,91 @@ from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.images import open_images
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation import openood
+from sona_pipeline.evaluation.posthoc import POST_HOC
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.evaluation.settings import TestImages
 
 
 class Opened(NamedTuple):
-    """Test sets, and the ID images that post-hoc scores are fitted to."""
+    """Test sets, the ID images that post-hoc scores are fitted to, and OOD images that parameters are chosen by."""
 
     sets: TestSets
-    fit: ImageSet | None
-    validation: ImageSet | None
+    fit: ImageSet | None = None
+    validation: ImageSet | None = None
+    search: ImageSet | None = None
 
 
-def open_test_images(source: TestImages, scores: Sequence[str]) -> Opened:
+def open_test_images(source: TestImages, scores: Sequence[str], search: bool = False) -> Opened:
     """What detectors are tested on; of a benchmark, also what the `scores` are fitted to if nothing else is named.
 
     Args:
         source: where the images lie.
         scores: names of `detection.scores.SCORES` or of `posthoc.POST_HOC`.
+        search: also open what parameters of scores are chosen by.
 
     Raises:
         FileNotFoundError: something is not there.
-        ValueError: there are no test images, or sets and a benchmark exclude each other.
+        ValueError: there are no test images, sets and a benchmark exclude each other, there is nothing to search or
+            nothing to search by, or it is test images.
     """
-    fit = open_images(source.fit, image_root=source.image_root) if source.fit else None
-    validation = open_images(source.validation, image_root=source.image_root) if source.validation else None
+    _check_search(source, scores, search)
+    fit, validation, ood = (
+        open_images(place, image_root=source.image_root) if place else None
+        for place in (source.fit, source.validation, source.validation_ood)
+    )
     if source.benchmark:
-        return _open_benchmark(source, source.benchmark, scores, fit, validation)
+        return _open_benchmark(source, source.benchmark, scores, search, (fit, validation, ood))
     if not source.id:
         raise ValueError("there are no test images: give --id with --near and --far, or --benchmark with --root")
     known = open_images(source.id, split=source.split, image_root=source.image_root)
     sets = TestSets(known, *(_named(texts, source) for texts in (source.near, source.far, source.shifted)))
-    return Opened(sets, fit, validation)
+    return Opened(sets, fit, validation, ood)
+
+
+def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> None:
+    """Raise ValueError for a search without images of its own, or without anything to search."""
+    if not search:
+        if source.validation_ood:
+            raise ValueError("--validation-ood is for --search: give that, too, or leave both away")
+        return
+    if not any(POST_HOC[score].grid for score in scores if score in POST_HOC):
+        able = [name for name, method in POST_HOC.items() if method.grid]
+        raise ValueError(f"--search finds no parameters of {list(scores)}: give --score one or more of {able}")
+    if not source.benchmark and not (source.validation and source.validation_ood):
+        raise ValueError(
+            "--search tries parameters on ID and OOD images that are no test images: give --validation and"
+            " --validation-ood"
+        )
+    tests = {source.id: "--id"} | {text.partition("=")[2]: text for text in (*source.near, *source.far)}
+    for option, place in (("--validation", source.validation), ("--validation-ood", source.validation_ood)):
+        if place and _resolved(place) in {_resolved(test): name for test, name in tests.items() if test}:
+            raise ValueError(f"{option} {place} are test images, by which nothing may be chosen: give other images")
+
+
+def _resolved(place: str) -> str:
+    return str(Path(place).resolve()) if Path(place).exists() else place
 
 
 def _open_benchmark(
-    source: TestImages, name: str, scores: Sequence[str], fit: ImageSet | None, validation: ImageSet | None
+    source: TestImages,
+    name: str,
+    scores: Sequence[str],
+    search: bool,
+    given: tuple[ImageSet | None, ImageSet | None, ImageSet | None],
 ) -> Opened:
     if source.id or source.near or source.far or source.shifted or not source.root:
         raise ValueError("--benchmark brings its own test sets: give --root with it, and no --id, --near or --far")
+    fit, validation, ood = given
     groups = ("near_ood", "far_ood", *(["covariate"] if source.full_spectrum else []))
     known = openood.open_part(name, source.root, "test")
     sets = TestSets(known, *(openood.open_group(name, source.root, group) for group in groups))
     if fit is None and not set(scores) <= set(SCORES):
         fit = openood.open_part(name, source.root, "train")
         validation = openood.open_part(name, source.root, "validation") if validation is None else validation
-    return Opened(sets, fit, validation)
+    if search:
+        validation = openood.open_part(name, source.root, "validation") if validation is None else validation
+        ood = openood.open_part(name, source.root, "validation_ood") if ood is None else ood
+    return Opened(sets, fit, validation, ood)
 
 
 def _named(texts: Sequence[str], source: TestImages) -> dict[str, ImageSet]:

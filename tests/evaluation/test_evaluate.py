@@ -6,12 +6,13 @@ import pytest
 import torch
 from shapes import damaged, shapes
 
-from sona_pipeline.detection.detector import Detector, save_detector
+from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation import score_table
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.metrics import ood_metrics
-from sona_pipeline.evaluation.posthoc import POST_HOC
+from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted
+from sona_pipeline.evaluation.posthoc.search import candidates
 from sona_pipeline.evaluation.score_table import TestSets
 
 
@@ -88,7 +89,7 @@ def test_folder_of_another_detector_or_other_images_is_refused(folders, sets, tm
 
 def test_bad_input_is_refused_before_anything_is_written(folders, sets, tmp_path):
     output = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"no score named \['dream'\]"):
+    with pytest.raises(ValueError, match="no score is named 'dream'"):
         evaluate_detectors(folders, sets, output, ["energy", "dream"])
     with pytest.raises(ValueError, match="fitted to labelled ID training images"):
         evaluate_detectors(folders, sets, output, ["knn"])
@@ -117,7 +118,7 @@ def test_all_scores_are_those_that_the_network_allows(sets, tmp_path):
         left_out = {row["score"]: row["reason"] for row in rejects if "score" in row}
         assert set(found["score"]) == {*SCORES, *POST_HOC} - set(left_out)
         by_stages = {score for score, reason in left_out.items() if "stages" in reason}
-        assert by_stages == (set() if network == "resnet8" else {"gram", "multi_mahalanobis"})
+        assert by_stages == (set() if network == "resnet8" else {"multi_mahalanobis", "mds_ensemble", "rankfeat"})
         assert len(found["score"].unique()) > 18
 
 
@@ -134,3 +135,62 @@ def test_post_hoc_scores_are_fitted_to_training_and_validation_images(folders, s
     assert (both["knn"] == alone["knn"]).all() and (both["knn"] != swapped["knn"]).any()
     assert (swapped["temperature_scaling"] == alone["temperature_scaling"]).all()
     assert (both["temperature_scaling"] != alone["temperature_scaling"]).any()
+
+
+def test_searched_parameters_are_chosen_by_validation_images_and_stand_in_the_results(folders, sets, tmp_path):
+    train, held_out = shapes(["horizontal", "vertical"], 60, seed=5), shapes(["horizontal", "vertical"], 30, seed=6)
+    unknown = shapes(["diagonal"], 30, seed=7, labelled=False)
+    fits = {"fit_images": train, "validation_images": held_out}
+    names = ["energy", "gen", "nci", "entropy"]
+    evaluate_detectors(folders[:1], sets, tmp_path, names, **fits)
+    plain = pd.read_parquet(tmp_path / "scores" / "one-0.parquet")
+    evaluate_detectors(folders[:1], sets, tmp_path, names, **fits, search_images=unknown)
+    searched = pd.read_parquet(tmp_path / "scores" / "one-0.parquet")
+    (run,) = json.loads((tmp_path / "results.json").read_text())["runs"]
+    detector = load_detector(folders[0][1], "cpu")
+
+    def batch(images):
+        return [(detector.pixels(images.image(i) for i in range(len(images))), torch.tensor(images.labels))]
+
+    known = Known(detector, batch(train), batch(held_out))
+    unknown_images = Seen(known.detector, detector.pixels(unknown.image(i) for i in range(30)))
+    for name in ("gen", "nci"):
+        aurocs = []
+        for parameters in candidates(name):
+            score = fitted(name, known, **parameters)
+            parts = [score(Seen(known.detector, batch(held_out)[0][0])), score(unknown_images)]
+            aurocs.append((ood_metrics(*(part.numpy() for part in parts))["auroc"], parameters))
+        best = max(auroc for auroc, _ in aurocs)
+        assert run["results"][name]["validation_auroc"] == pytest.approx(best)
+        assert run["results"][name]["parameters"] in [p for auroc, p in aurocs if auroc == pytest.approx(best)]
+    assert (plain["entropy"] == searched["entropy"]).all() and (plain["energy"] == searched["energy"]).all()
+    assert "validation_auroc" not in run["results"]["entropy"] and "parameters" not in run["results"]["energy"]
+    assert "by search on validation images" in (tmp_path / "results.md").read_text()
+    evaluate_detectors(folders[:1], sets, tmp_path, names, **fits)
+    again = pd.read_parquet(tmp_path / "scores" / "one-0.parquet")
+    pd.testing.assert_frame_equal(again[plain.columns], plain)
+    assert "by search" not in (tmp_path / "results.md").read_text()
+
+
+def test_scores_fitted_to_other_images_are_computed_again(folders, sets, tmp_path):
+    for seed in (5, 6):
+        train = shapes(["horizontal", "vertical"], 60, seed=seed)
+        renamed = replace(train, keys=tuple(f"{seed}/{key}" for key in train.keys))
+        evaluate_detectors(folders[:1], sets, tmp_path / "both", ["knn", "energy"], fit_images=renamed)
+    evaluate_detectors(folders[:1], sets, tmp_path / "fresh", ["knn", "energy"], fit_images=renamed)
+    both, fresh = (pd.read_parquet(tmp_path / part / "scores" / "one-0.parquet") for part in ("both", "fresh"))
+    assert (both["knn"] == fresh["knn"]).all()
+
+
+def test_a_search_without_id_validation_images_is_refused(folders, sets, tmp_path):
+    images = shapes(["horizontal", "vertical"], 60, seed=5)
+    with pytest.raises(ValueError, match="labelled ID images that were not trained on"):
+        evaluate_detectors(folders, sets, tmp_path / "x", ["gen"], fit_images=images, search_images=images)
+    assert not (tmp_path / "x").exists()
+
+
+def test_names_of_openood_are_taken_for_ours(folders, sets, tmp_path):
+    found = evaluate_detectors(
+        folders[:1], sets, tmp_path, ["ebo", "ash", "mls"], fit_images=shapes(["horizontal", "vertical"], 60, seed=5)
+    )
+    assert list(found["score"].unique()) == ["energy", "ash_b", "max_logit"]

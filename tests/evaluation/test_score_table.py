@@ -1,7 +1,4 @@
-import importlib
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +7,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-import sona_pipeline
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics
+from sona_pipeline.evaluation.posthoc import POST_HOC
+from sona_pipeline.evaluation.posthoc.base import Method
 from sona_pipeline.evaluation.score_table import (
     TestSets,
     read_scores,
@@ -70,23 +68,21 @@ def post_hoc(monkeypatch) -> list[list[torch.Tensor]]:
     """A stand-in for the post-hoc scores: `distance` to the mean of the ID images, with a gradient on the way."""
     fits = []
 
-    def fitted(name, detector, batches, validation=None):
-        passes = [list(batches) for _ in range(2)]
+    def fit(known):
+        passes = [[(seen.pixels, labels) for seen, labels in known.training_images()] for _ in range(2)]
         assert all(torch.equal(a[0], b[0]) for a, b in zip(*passes))
         fits.append([torch.cat(parts) for parts in zip(*passes[0])])
         mean = fits[-1][0].mean(dim=0)
 
-        def score(pixels):
-            pixels = pixels.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(pixels.square().sum() / 2, pixels)
+        def score(seen):
+            with torch.enable_grad():
+                pixels = seen.pixels.clone().requires_grad_()
+                (slope,) = torch.autograd.grad(pixels.square().sum() / 2, pixels)
             return (slope - mean).square().mean(dim=(1, 2, 3))
 
         return score
 
-    stub = SimpleNamespace(POST_HOC={"distance": None}, fitted=fitted)
-    monkeypatch.setitem(sys.modules, "sona_pipeline.evaluation.posthoc", stub)
-    monkeypatch.setitem(vars(sona_pipeline), "posthoc", stub)
-    assert importlib.import_module("sona_pipeline.evaluation.posthoc") is stub
+    monkeypatch.setitem(POST_HOC, "distance", Method(fit, needs_images=True))
     return fits
 
 
@@ -173,8 +169,10 @@ def test_post_hoc_scores_are_fitted_to_training_images_in_the_order_of_the_class
 
 
 def test_impossible_scores_are_refused_before_work(detector, calls, post_hoc):
-    with pytest.raises(ValueError, match=r"no score named \['enrgy'\]: choose from .*'energy'.*'distance'"):
+    with pytest.raises(ValueError, match=r"no score is named 'enrgy': did you mean 'energy'"):
         score_images(detector, sets(), ["msp", "enrgy"])
+    with pytest.raises(ValueError, match=r"no score is named '4711': choose from \['all', 'energy', .*'distance'\]"):
+        score_images(detector, sets(), ["4711"])
     with pytest.raises(ValueError, match="give some"):
         score_images(detector, sets(), ["distance"])
     assert calls == []
@@ -184,18 +182,20 @@ def test_impossible_scores_are_refused_before_work(detector, calls, post_hoc):
 def odd_scores(monkeypatch) -> None:
     """Scores that fail in a fit, or give what is not finite, besides a good one."""
 
-    def fitted(name, detector, batches, validation=None):
-        list(batches)
-        if name == "singular":
-            raise torch.linalg.LinAlgError("the matrix is singular")
-        if name == "greedy":
-            raise torch.OutOfMemoryError("no memory")
-        bad = {"good": 0.0, "nan": float("nan"), "inf": float("inf")}[name]
-        return lambda pixels: torch.where(pixels.mean(dim=(1, 2, 3)) < 0.2, bad, 1.0)
+    def method(name):
+        def fit(known):
+            list(known.training_images())
+            if name == "singular":
+                raise torch.linalg.LinAlgError("the matrix is singular")
+            if name == "greedy":
+                raise torch.OutOfMemoryError("no memory")
+            bad = {"good": 0.0, "nan": float("nan"), "inf": float("inf")}[name]
+            return lambda seen: torch.where(seen.pixels.mean(dim=(1, 2, 3)) < 0.2, bad, 1.0)
 
-    monkeypatch.setattr("sona_pipeline.evaluation.posthoc.fitted", fitted)
-    names = ("singular", "greedy", "good", "nan", "inf")
-    monkeypatch.setattr("sona_pipeline.evaluation.posthoc.POST_HOC", dict.fromkeys(names))
+        return Method(fit, needs_images=True)
+
+    for name in ("singular", "greedy", "good", "nan", "inf"):
+        monkeypatch.setitem(POST_HOC, name, method(name))
 
 
 def test_scores_that_fail_or_are_not_finite_are_left_out_or_refused(detector, calls, odd_scores):

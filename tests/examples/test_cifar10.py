@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from sona_pipeline import Detector, GenerationSettings, ImageSet, SONAPipeline, open_outlier_set
 from sona_pipeline.detection.scores.of_logits import energy
-from sona_pipeline.evaluation.posthoc import POST_HOC, fitted
+from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks" / "cifar10"
 ID = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -266,7 +267,12 @@ LABELS = torch.arange(90) % 3
 def remedy(bench, monkeypatch, detector, name: str) -> torch.Tensor:
     """The score of `SEEN`, fitted to `TRAIN`."""
     monkeypatch.setitem(POST_HOC, name, bench.remedies.REMEDIES[name])
-    return fitted(name, detector, list(zip(TRAIN.split(40), LABELS.split(40))))(SEEN)
+    return scored(name, detector, SEEN)
+
+
+def scored(name: str, detector, pixels: torch.Tensor) -> torch.Tensor:
+    known = Known(detector, list(zip(TRAIN.split(40), LABELS.split(40))))
+    return fitted(name, known)(Seen(known.detector, pixels))
 
 
 @torch.no_grad()
@@ -283,7 +289,7 @@ def test_multi_mahalanobis_normalized_is_that_of_unit_vectors(bench, monkeypatch
         expected = expected + (gaps * torch.linalg.solve(scatter, gaps)).sum(dim=1).amin(dim=1) / 2
     found = remedy(bench, monkeypatch, detector, "multi_mahalanobis_normalized")
     torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=1e-5)
-    plain = fitted("multi_mahalanobis", detector, list(zip(TRAIN.split(40), LABELS.split(40))))(SEEN)
+    plain = scored("multi_mahalanobis", detector, SEEN)
     assert not torch.allclose(found, plain.to(found.dtype), rtol=0.05)
 
 
@@ -307,12 +313,12 @@ def test_ash_pruned_keeps_a_tenth_of_the_features_as_they_are(bench, monkeypatch
 
 @torch.no_grad()
 def test_energy_and_knn_count_alike(bench, monkeypatch, detector):
-    knn = fitted("knn", detector, [(TRAIN, LABELS)])
     expected = 0
-    for score in (lambda pixels: energy(detector(pixels)), knn):
+    for score in (lambda pixels: energy(detector(pixels)), partial(scored, "knn", detector)):
         known = score(TRAIN)
         expected = expected + (score(SEEN) - known.mean()) / known.std()
-    torch.testing.assert_close(remedy(bench, monkeypatch, detector, "energy_and_knn"), expected, rtol=1e-3, atol=1e-4)
+    found = remedy(bench, monkeypatch, detector, "energy_and_knn")
+    torch.testing.assert_close(found, expected.double(), rtol=1e-3, atol=1e-4)
 
 
 def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ TABLES = {
         {"cross-entropy": CROSS_ENTROPY, "OE, real outliers": Row("real"), "OE + MI, SONA": SONA},
         scores=(
             *("energy", "mahalanobis", "mahalanobis_normalized", "multi_mahalanobis", "multi_mahalanobis_normalized"),
-            *("kl_matching", "kl_matching_sharp", "ash", "ash_pruned", "scale", "gram", "knn", "energy_and_knn"),
+            *("kl_matching", "kl_matching_sharp", "ash_s", "ash_pruned", "scale", "gram", "knn", "energy_and_knn"),
         ),
         seeds=3,
         far_validation=True,
