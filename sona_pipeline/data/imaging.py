@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
 
     Raises:
         OSError: that fails; with `name`, and without an error number if the image is to blame and not the disk.
+        FileNotFoundError, PermissionError: the image is not there, or may not be read; without an error number, too.
     """
     try:
         image = opened()
@@ -48,7 +50,16 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
     except Exception as error:  # decoders fail on damaged files in any way
         if isinstance(error, OSError) and error.errno not in _OF_THE_IMAGE:
             raise
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise FileNotFoundError(f"{name} cannot be read: {_place(error, name)} does not exist") from error
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"{name} cannot be read: {_place(error, name)} may not be read") from error
         raise OSError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _place(error: OSError, name: str) -> str:
+    """What an error is about, if that is not what `name` says anyway."""
+    return "it" if error.filename is None or os.fspath(error.filename) == name else str(error.filename)
 
 
 def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "crop") -> Image.Image:
@@ -80,6 +91,21 @@ def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "cr
     left, top = (round((size - side) / 2) for side in sides)
     padded.paste(image.resize(sides, Image.Resampling.LANCZOS), (left, top))
     return padded
+
+
+def with_short_side(image: Image.Image, size: int, longest: int) -> Image.Image:
+    """The whole of `image` in RGB, scaled as `fit` scales it, so that its short side has `size` pixels.
+
+    Args:
+        image: of any size and mode.
+        size: short side of the result in pixels.
+        longest: what the long side is cropped to around its centre, as a multiple of the short side.
+    """
+    image = _opaque(_eight_bits(image)).convert("RGB")
+    short = min(image.size)
+    sides = [min(side, longest * short) for side in image.size]
+    scaled = [round(side * size / short) for side in sides]
+    return image if image.size == tuple(scaled) else ImageOps.fit(image, tuple(scaled), Image.Resampling.LANCZOS)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

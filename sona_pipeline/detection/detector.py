@@ -23,13 +23,17 @@ from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from sona_pipeline.data.imaging import fit, upright
+from sona_pipeline.common.disk import check_readable, disk_explained, loosen, make_folder
+from sona_pipeline.common.names import expanded
+from sona_pipeline.data.imaging import fit, upright, with_short_side
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.preprocessing import CHANNEL_ORDERS, IMAGENET_MEAN, IMAGENET_STD
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
 
 Picture = Image.Image | str | Path
+LONGEST = 16
+"""Long side of a whole image as a multiple of the short one, so that a strip does not fill the memory."""
 _Model = TypeVar("_Model", bound=ModelHubMixin)
 
 
@@ -177,13 +181,13 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         """Images as the tensor `[B, 3, H, W]` in [0, 1] that `forward` takes."""
         return torch.stack([self.one(image) for image in images]).float() / 255
 
-    def scaled(self, image: Image.Image) -> torch.Tensor:
-        """The middle square of an image, scaled, as uint8 `[3, W, W]` with W = S / crop_pct."""
-        return pil_to_tensor(fit(image, round(self.image_size / self.crop_pct)))
+    def whole(self, image: Image.Image) -> torch.Tensor:
+        """An image scaled and not cropped, as uint8 `[3, H, W]` with the short side S / crop_pct; at most 16 : 1."""
+        return pil_to_tensor(with_short_side(image, round(self.image_size / self.crop_pct), LONGEST))
 
     def one(self, image: Image.Image) -> torch.Tensor:
         """An image scaled and cropped as the network sees it, uint8 `[3, S, S]`."""
-        pixels, inner = self.scaled(image), self.image_size
+        pixels, inner = pil_to_tensor(fit(image, round(self.image_size / self.crop_pct))), self.image_size
         edge = (pixels.shape[1] - inner) // 2
         return pixels[:, edge : edge + inner, edge : edge + inner]
 
@@ -256,11 +260,12 @@ def save_detector(detector: Detector, folder: str | Path) -> None:
         detector: its weights go to model.safetensors, its settings to config.json.
         folder: made if it is not there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+    folder = expanded(folder)
+    make_folder(folder)
+    with disk_explained(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         detector.save_pretrained(partial)
         for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == "config.json"):
+            loosen(path)
             os.replace(path, folder / path.name)
 
 
@@ -273,10 +278,12 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
 
     Raises:
         FileNotFoundError: there is none.
+        PermissionError: it may not be read.
         ValueError: its weights are a pickle, damaged or of another network, its settings are no settings of a
             detector, or there is no such device.
     """
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    folder = expanded(folder)
     _check_is_detector(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
@@ -300,6 +307,7 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
 def _check_is_detector(folder: str | Path) -> None:
     """Raise FileNotFoundError unless the folder, or what the Hub has under this id, has the settings of a detector."""
     path = Path(folder)
+    check_readable(path, path / "config.json", path / "model.safetensors")
     if path.exists() and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no detector: give a folder that `sona train` wrote")
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):

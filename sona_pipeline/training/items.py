@@ -83,7 +83,10 @@ class Pixels(Dataset):
     """
 
     def __init__(
-        self, images: ImageSet, read: Callable[[Image.Image], torch.Tensor], augment: v2.Transform | None = None
+        self,
+        images: ImageSet,
+        read: Callable[[Image.Image], torch.Tensor],
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         self.images, self.read, self.augment = images, read, augment
         self._kept: dict[int, torch.Tensor] = {}

@@ -96,7 +96,7 @@ class Training:
             )
         steps = AUGMENTATIONS[settings.augmentation](settings.image_size)
         augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if settings.flip else []), v2.Identity()])
-        read = detector.scaled if settings.augmentation == "resized_crop" else detector.one
+        read = detector.whole if settings.augmentation == "resized_crop" else detector.one
         items = TrainingItems(
             sets.images,
             sets.outliers,

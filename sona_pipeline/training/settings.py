@@ -60,8 +60,8 @@ class TrainingSettings:
     crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
     """Share of the short side of an image that is kept in tests."""
     augmentation: Annotated[str, OneOf(AUGMENTATIONS)] = "resized_crop"
-    """Random crops, the same for ID images, outliers and round trips: of any part of the image, of the padded image for
-    small ones, or none."""
+    """Random crops, the same for ID images, outliers and round trips: of any part of the whole image, of the padded
+    middle square for small ones, or none."""
     flip: bool = True
     """Mirror images at random, where left and right mean the same."""
     epochs: Annotated[int, Ge(1)] = 100
