@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from sona_pipeline.common.files import read_text
 
 Names = tuple[str, ...]
 """What one class is called; the first name stands in prompts, the others are its synonyms."""
@@ -30,6 +32,36 @@ def names_of_classes(classes: Sequence[str], file: str | Path | None = None) -> 
     """
     given = _read_names(Path(file), classes) if file else {}
     return {name: given.get(name) or spoken(name) for name in classes}
+
+
+def composed(name: str) -> str:
+    """The one form of a class name that names are compared in, however Unicode writes its letters.
+
+    Macs write an accent as a letter of its own, others do not; names are kept as they are, and compared in this form.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def same_names(some: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether two lists of class names are the same, in the same order."""
+    return list(map(composed, some)) == list(map(composed, others))
+
+
+def positions(names: Sequence[str]) -> dict[str, int]:
+    """The index of each class by its composed name; look a name up as `composed(name)`."""
+    return {composed(name): i for i, name in enumerate(names)}
+
+
+def check_spellings(names: Iterable[str], place: str) -> None:
+    """Raise ValueError if two classes of `place` have names that look the same."""
+    spellings: dict[str, str] = {}
+    for name in names:
+        other = spellings.setdefault(composed(name).strip(), name)
+        if other != name:
+            raise ValueError(
+                f"{place} has two spellings of the class {name.strip()!r}, {other!a} and {name!a}, which differ in"
+                " spaces or in how Unicode writes a letter: make them one"
+            )
 
 
 def spoken(name: str) -> Names:
@@ -88,19 +120,20 @@ def _wnids_by_lemma() -> dict[str, frozenset[str]]:
 
 
 def _read_names(path: Path, classes: Sequence[str]) -> dict[str, Names]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = composed(read_text(path))
+    known = list(map(composed, classes))
     if path.suffix.lower() == ".json":
         entries = _json(path, text)
-        found = dict(zip(classes, entries)) if isinstance(entries, list) and len(entries) == len(classes) else entries
-        found = {key: _joined(path, value) for key, value in found.items()} if isinstance(found, dict) else {}
+        found = dict(zip(known, entries)) if isinstance(entries, list) and len(entries) == len(known) else entries
+        found = {composed(key): _joined(path, value) for key, value in found.items()} if isinstance(found, dict) else {}
     else:
-        found = _names_in_lines([line.strip() for line in text.splitlines() if line.strip()], classes)
-    if missing := [name for name in classes if not found.get(name, "").strip()]:
+        found = _names_in_lines([line.strip() for line in text.splitlines() if line.strip()], known)
+    if missing := [name for name in known if not found.get(name, "").strip()]:
         raise ValueError(
             f"{path} has no name for the classes {missing[:5]}: give a line `class names` for each of the"
             f" {len(classes)} classes, or exactly one line a class, in the order of the classes"
         )
-    return {name: spoken(found[name].strip()) for name in classes}
+    return {name: spoken(found[composed(name)].strip()) for name in classes}
 
 
 def _json(path: Path, text: str) -> Any:

@@ -9,18 +9,91 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sona_pipeline.data.class_names import check_spellings
+from sona_pipeline.data.columns import check_image_column, check_label_column, check_rows, features_of, picture
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, Features
 
 
-def parquet_table(shards: list[Path]) -> Dataset:
-    """The rows of parquet files, one after the other."""
+class Columns:
+    """The columns of a table that images and classes are in.
+
+    Args:
+        features: of the table.
+        name: what an error calls the table.
+        image: column of the images; by default the only one that `datasets` knows to hold images, else `image`.
+        label: column of the classes; by default the only one with class names, else `label`.
+        labelled: whether classes are needed; if not, named columns that are not there are passed over, and the images
+            are unlabelled where the classes cannot be told; if None, named columns have to be there.
+
+    Raises:
+        ValueError: a column is missing, cannot be told, or is of a type that is not taken.
+    """
+
+    def __init__(self, features: Features, name: str, image: str | None, label: str | None, labelled: bool | None):
+        import datasets
+
+        self._kinds, self._name = {column: type(feature) for column, feature in features.items()}, name
+        if labelled is False:
+            image, label = (column if column in self._kinds else None for column in (image, label))
+        self.image = image or self._only(datasets.Image) or "image"
+        self._check_there(self.image, "images")
+        check_image_column(features, self.image, name)
+        try:
+            self.label = self._label(features, label, labelled)
+        except ValueError:
+            if labelled is not False:
+                raise
+            self.label = None
+
+    def _label(self, features: Features, label: str | None, labelled: bool | None) -> str | None:
+        import datasets
+
+        several = [column for column, kind in self._kinds.items() if kind is datasets.ClassLabel]
+        found = label or self._only(datasets.ClassLabel) or "label"
+        if label:
+            self._check_there(label, "classes")
+        elif found not in self._kinds and len(several) > 1:
+            raise ValueError(f"{self._name} has several columns with classes, {several}: name one as the label column")
+        elif found not in self._kinds and labelled:
+            raise ValueError(
+                f"{self._name} has no column 'label' for the classes: name the one that holds them (--label-column)"
+                f" of its columns {list(self._kinds)}"
+            )
+        elif found not in self._kinds:
+            return None
+        check_label_column(features, found, self._name)
+        return found
+
+    def _check_there(self, column: str, what: str) -> None:
+        if column not in self._kinds:
+            raise ValueError(
+                f"{self._name} has no column {column!r} for the {what}; its columns are {list(self._kinds)}"
+            )
+
+    def _only(self, kind: type) -> str | None:
+        found = [column for column, other in self._kinds.items() if other is kind]
+        return found[0] if len(found) == 1 else None
+
+
+def parquet_table(shards: list[Path], features: Features | None = None) -> Dataset:
+    """The rows of parquet files, one after the other; ValueError if they cannot be read together.
+
+    Args:
+        shards: the files.
+        features: of all of them, if they do not say so themselves.
+    """
     import datasets
 
-    return datasets.Dataset.from_parquet([str(shard) for shard in shards])
+    try:
+        return datasets.Dataset.from_parquet([str(shard) for shard in shards], features=features)
+    except (datasets.exceptions.DatasetGenerationError, TypeError, ValueError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        others = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        raise ValueError(f"{shards[0]}{others} cannot be read as a table: {cause[:300]}") from error
 
 
 def saved_table(path: Path, split: str) -> Dataset:
@@ -50,25 +123,34 @@ def _part(table: Dataset | DatasetDict, name: str, split: str) -> Dataset:
     return table[split]
 
 
-def open_table(table: Dataset, name: str, image_column: str | None, label_column: str | None) -> ImageSet:
+def open_parquet(
+    shards: list[Path],
+    features: Features | None,
+    name: str,
+    image_column: str | None,
+    label_column: str | None,
+    labelled: bool | None,
+) -> ImageSet:
+    """Open the images of parquet files, whose columns are checked before their rows are read."""
+    Columns(features or features_of(shards[0]), name, image_column, label_column, labelled)
+    return open_table(parquet_table(shards, features), name, image_column, label_column, labelled)
+
+
+def open_table(
+    table: Dataset, name: str, image_column: str | None, label_column: str | None, labelled: bool | None = None
+) -> ImageSet:
     """Open the images of a table called `name`; what is raised is told by `open_images`."""
     import datasets
 
-    kinds = {column: type(feature) for column, feature in table.features.items()}
-    if label_column and label_column not in kinds:
-        raise ValueError(f"{name} has no column {label_column!r} for the classes; its columns are {list(kinds)}")
-    image_column = image_column or _only(kinds, datasets.Image) or "image"
-    label_column = label_column or _only(kinds, datasets.ClassLabel) or "label"
-    if image_column not in kinds:
-        raise ValueError(f"{name} has no column {image_column!r} for the images; its columns are {list(kinds)}")
-    several = [column for column, kind in kinds.items() if kind is datasets.ClassLabel]
-    if label_column not in kinds and len(several) > 1:
-        raise ValueError(f"{name} has several columns with classes, {several}: name one as the label column")
+    columns = Columns(table.features, name, image_column, label_column, labelled)
     if not len(table):
         raise ValueError(f"{name} holds no images")
-    pictures = table.select_columns([image_column]).cast_column(image_column, datasets.Image())
-    labels, classes = _labels(table, label_column) if label_column in kinds else ([], [])
-    if "key" in kinds:
+    pictures, feature = table.select_columns([columns.image]), table.features[columns.image]
+    if isinstance(feature, datasets.Image):
+        pictures = pictures.cast_column(columns.image, datasets.Image(decode=False))
+    check_rows(pictures, columns.image, name)
+    labels, classes = _classes(table, columns.label, name, labelled)
+    if "key" in table.features:
         keys: Iterable[str] = map(str, table["key"][:])
     else:  # tells tables apart, so that the outliers of one are not taken for those of another
         mark = hashlib.sha256(json.dumps([len(table), labels, classes]).encode()).hexdigest()[:8]
@@ -77,22 +159,38 @@ def open_table(table: Dataset, name: str, image_column: str | None, label_column
         keys=tuple(keys),
         labels=tuple(labels),
         classes=tuple(classes),
-        _open=lambda i: decoded(lambda: pictures[i][image_column], f"row {i} of {name}"),
+        _open=lambda i: decoded(lambda: picture(pictures[i][columns.image], feature), f"row {i} of {name}"),
     )
 
 
-def _only(kinds: dict[str, type], kind: type) -> str | None:
-    found = [column for column, other in kinds.items() if other is kind]
-    return found[0] if len(found) == 1 else None
+def _classes(table: Dataset, column: str | None, name: str, labelled: bool | None) -> tuple[list[int], list[str]]:
+    if column is None:
+        return [], []
+    try:
+        labels, classes = _labels(table, column)
+        check_spellings(classes, f"column {column!r} of {name}")
+    except ValueError:
+        if labelled is not False:
+            raise
+        return [], []
+    return labels, classes
 
 
 def _labels(table: Dataset, column: str) -> tuple[list[int], list[str]]:
-    """Class indices and class names of a column of class labels, or of one of names."""
+    """Class indices and class names of a column of class labels, or of one of names or whole numbers."""
     values, feature = table[column][:], table.features[column]
-    if None in values or -1 in values:
+    if any(value is None or value == -1 or value != value for value in values):
         raise ValueError(f"column {column!r} has rows without a class: leave them out, or use another split")
     if hasattr(feature, "names"):
+        if max(values) >= len(feature.names) or min(values) < 0:
+            wrong = next(value for value in values if not 0 <= value < len(feature.names))
+            raise ValueError(
+                f"column {column!r} has the label {wrong}, but names for {len(feature.names)} classes only"
+            )
         return values, feature.names
+    if broken := [value for value in values if isinstance(value, float) and not value.is_integer()]:
+        raise ValueError(f"column {column!r} has the label {broken[0]}: labels have to be whole numbers or names")
+    values = [int(value) if isinstance(value, float) else value for value in values]
     order = sorted(set(values))
     number = {value: i for i, value in enumerate(order)}
     return [number[value] for value in values], [str(value) for value in order]

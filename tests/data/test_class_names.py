@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given, strategies as st
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from sona_pipeline.data.class_names import imagenet_labels, names_of_classes, normal, spoken, synsets
+from sona_pipeline.data.class_names import (
+    check_spellings,
+    composed,
+    imagenet_labels,
+    names_of_classes,
+    normal,
+    same_names,
+    spoken,
+    synsets,
+)
 
 CLASSES = ["n01440764", "fire_truck", "cat"]
 GIVEN = {"n01440764": ("tench", "Tinca tinca"), "fire_truck": ("fire engine", "fire truck"), "cat": ("house cat",)}
@@ -227,3 +236,30 @@ def test_normal_form_forgets_case_and_what_stands_between_words(words, mark):
 @given(st.text("abcdefghijklmnopqrtuvwxyz", min_size=3, max_size=8))
 def test_plural_is_its_singular(word):
     assert normal(word + "s") == normal(word)
+
+
+NFC, NFD = "Caf\u00e9", "Cafe\u0301"
+
+
+def test_names_are_compared_however_unicode_writes_their_letters():
+    assert composed(NFD) == NFC and same_names([NFC, "bar"], [NFD, "bar"])
+    assert not same_names([NFC, "bar"], ["bar", NFD])
+    with pytest.raises(ValueError, match=r"photos has two spellings of the class .*Caf\\xe9"):
+        check_spellings([NFC, "bar", NFD], "photos")
+    check_spellings([NFC, "bar", "Bar"], "photos")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+@pytest.mark.parametrize(("there", "here"), [(NFC, NFD), (NFD, NFC)])
+def test_class_name_files_fit_classes_in_another_normal_form(there, here, name, file):
+    content = {here: "coffee house", "bar": "pub"} if name == "a.json" else f"bar: pub\n{here}: coffee house\n"
+    assert names_of_classes([there, "bar"], file(content, name)) == {there: ("coffee house",), "bar": ("pub",)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_class_name_files_with_a_mark(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes(f"{NFC}: coffee house\n".encode(encoding))
+    assert names_of_classes([NFC], tmp_path / "a.txt") == {NFC: ("coffee house",)}
+    (tmp_path / "a.txt").write_bytes(f"{NFC}: coffee house\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8: save it as UTF-8"):
+        names_of_classes([NFC], tmp_path / "a.txt")

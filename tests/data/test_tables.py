@@ -1,13 +1,19 @@
+import datetime
+import decimal
+import io
 import json
 import os
 import subprocess
 import sys
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import pytest
 from loopback_hub import LoopbackHub
 from pictures import picture, shades
 from PIL import Image
+from pyarrow import parquet as pq
 
 from sona_pipeline.data.images import open_images
 
@@ -236,3 +242,255 @@ def test_data_set_on_the_hub(tmp_path):
     assert found["no data set"][0] == "FileNotFoundError"
     assert found["no data set"][1].startswith("user/nothing exists neither here nor as a data set on the Hub")
     assert f"GET /datasets/user/things/resolve/{commit}/data/test-00000-of-00001.parquet" in hub.requests
+
+
+# Splits
+
+
+def shard(path, shades_: list[int], features=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {"image": [picture(shade) for shade in shades_], "label": [shade % 2 for shade in shades_]}
+    kinds = {"image": IMAGE, "label": ANIMALS} if features is None else features
+    table(kinds, **rows).to_parquet(path)
+
+
+LAYOUTS = {
+    "flat": ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"],
+    "cloned": [f"data/{name}" for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")]
+    + ["data/test-00000-of-00001.parquet"],
+    "folders": ["train/0000.parquet", "train/0001.parquet", "test/0000.parquet"],
+    "converted": ["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"],
+    "words": ["training_a.parquet", "training_b.parquet", "my-eval.parquet"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shards_of_several_splits_are_told_apart(layout, tmp_path):
+    for number, name in enumerate(LAYOUTS[layout], start=1):
+        shard(tmp_path / "set" / name, [10 * number, 10 * number + 1])
+    shard(tmp_path / "alone" / "0.parquet", [10, 11, 20, 21])
+    before = sorted(tmp_path.rglob("*"))
+    train, test = (open_images(tmp_path / "set", split=split) for split in ("train", "test"))
+    assert (shades(train), shades(test)) == ([10, 11, 20, 21], [30, 31])
+    assert train.keys == open_images(tmp_path / "alone").keys
+    with pytest.raises(ValueError, match=r"set has no split 'validation'; its splits are \['train', 'test'\]"):
+        open_images(tmp_path / "set", split="validation")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_readme_of_a_cloned_data_set_tells_splits_and_names(tmp_path):
+    plain = {"image": IMAGE, "label": NUMBER}
+    shard(tmp_path / "a" / "plain_text" / "part1.parquet", [10, 11], plain)
+    shard(tmp_path / "a" / "plain_text" / "part2.parquet", [20], plain)
+    shard(tmp_path / "a" / "old" / "part1.parquet", [99], plain)
+    picture(5).save(tmp_path / "a" / "plot.png")
+    names = "{'0': cat, '1': dog}"
+    (tmp_path / "a" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
+        "  - split: train\n    path: plain_text/part1*\n  - split: hold_out\n    path: plain_text/part2*\n"
+        "dataset_info:\n  config_name: plain_text\n  features:\n  - name: image\n    dtype: image\n"
+        f"  - name: label\n    dtype:\n      class_label:\n        names: {names}\n---\nimages\n"
+    )
+    images = open_images(tmp_path / "a")
+    assert (images.classes, images.labels, shades(images)) == (("cat", "dog"), (0, 1), [10, 11])
+    assert shades(open_images(tmp_path / "a", split="hold_out")) == [20]
+    with pytest.raises(ValueError, match=r"no split 'test'; its splits are \['train', 'hold_out'\]"):
+        open_images(tmp_path / "a", split="test")
+
+
+def test_a_readme_with_several_data_sets_is_refused(tmp_path):
+    entries = ""
+    for name in ("fine", "coarse"):
+        shard(tmp_path / name / "train-0.parquet", [10])
+        entries += f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    with pytest.raises(ValueError, match=r"holds several data sets, \['fine', 'coarse'\]: give the folder"):
+        open_images(tmp_path)
+    assert shades(open_images(tmp_path / "fine")) == [10]
+
+
+def test_shards_without_split_names_are_all_read_whatever_the_split(tmp_path):
+    for number in (1, 2):
+        shard(tmp_path / "test" / f"{number}.parquet", [number])
+    assert shades(open_images(tmp_path / "test", split="validation")) == [1, 2]
+
+
+def test_a_shard_of_no_split_beside_splits_is_refused(tmp_path):
+    for name in ("train-0.parquet", "extra.parquet"):
+        shard(tmp_path / name, [1])
+    with pytest.raises(ValueError, match=r"holds the splits \['train'\], and extra.parquet belongs to none"):
+        open_images(tmp_path)
+    assert shades(open_images(tmp_path / "extra.parquet", split="test")) == [1]
+
+
+# Types of columns
+
+
+def encoded(shade: int) -> bytes:
+    content = io.BytesIO()
+    picture(shade).save(content, "PNG")
+    return content.getvalue()
+
+
+def written(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+BYTES = [encoded(1), encoded(2)]
+ROWS = [[[1] * 12] * 8, [[2] * 12] * 8]
+COLOURS = [[[[1] * 3] * 12] * 8, [[[2] * 3] * 12] * 8]
+STORED = pa.struct({"bytes": pa.large_binary(), "path": pa.large_string()})
+TAKEN = {
+    "binary": pa.array(BYTES),
+    "large_binary": pa.array(BYTES, pa.large_binary()),
+    "binary_view": pa.array(BYTES, pa.binary_view()),
+    "dictionary": pa.array(BYTES).dictionary_encode(),
+    "struct": pa.array([{"bytes": content, "path": None} for content in BYTES]),
+    "large struct": pa.array([{"bytes": content, "path": "a.png"} for content in BYTES], STORED),
+    "bytes alone": pa.array([{"bytes": content} for content in BYTES]),
+    "rows": pa.array(ROWS),
+    "rows of bytes": pa.array(ROWS, pa.list_(pa.list_(pa.uint8()))),
+    "large rows": pa.array(ROWS, pa.large_list(pa.large_list(pa.int32()))),
+    "fixed rows": pa.array(ROWS, pa.list_(pa.list_(pa.uint8(), 12), 8)),
+    "colours": pa.array(COLOURS, pa.list_(pa.list_(pa.list_(pa.uint8())))),
+    "fixed colours": pa.array(COLOURS, pa.list_(pa.list_(pa.list_(pa.int64(), 3), 12), 8)),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_images_of_many_types(kind, tmp_path):
+    images = open_images(written(tmp_path / "a.parquet", image=TAKEN[kind], label=["x", "y"]))
+    assert shades(images) == [1, 2]
+    assert {images.image(i).size for i in range(2)} == {(12, 8)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(datasets.Array2D((8, 12), "uint8"), "L"), (datasets.Array3D((8, 12, 3), "uint8"), "RGB")]
+)
+def test_images_as_arrays(kind, mode, parquet):
+    rows = ROWS if mode == "L" else COLOURS
+    images = open_images(parquet({"image": kind, "label": ANIMALS}, image=rows, label=[0, 1]))
+    assert (shades(images), images.image(0).mode) == ([1, 2], mode)
+
+
+def test_paths_of_image_files_in_a_column(tmp_path):
+    picture(7).save(tmp_path / "a.png")
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "gone.png")]
+    images = open_images(written(tmp_path / "a.parquet", image=paths, label=["x", "y"]))
+    assert shades(images.take([0])) == [7]
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        images.image(1)
+
+
+REFUSED = {
+    "flat pixels": ([[1] * 784] * 2, "list<item: int64>"),
+    "fixed flat pixels": (pa.array([[1] * 784] * 2, pa.list_(pa.uint8(), 784)), "fixed_size_list<item: uint8>"),
+    "number": ([1, 2], "int64"),
+    "fraction": ([0.5, 1.5], "double"),
+    "struct": ([{"a": 1}] * 2, "struct<a: int64>"),
+    "list of images": ([[encoded(1)]] * 2, "list<item: binary>"),
+    "decimal": ([decimal.Decimal("1.5")] * 2, "decimal128"),
+    "time": ([datetime.datetime(2020, 1, 1)] * 2, "timestamp"),
+    "map": (pa.array([[("a", 1)]] * 2, pa.map_(pa.string(), pa.int64())), "map<string, int64"),
+    "nothing": (pa.nulls(2), "null"),
+    "four lists": ([[[[[1]]]]] * 2, "list<"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_images_of_other_types_are_refused_before_anything_is_read(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", lambda *args, **options: pytest.fail("was read"))
+    values, said = REFUSED[kind]
+    with pytest.raises(ValueError, match="'image'") as raised:
+        open_images(written(tmp_path / "a.parquet", image=values, label=["x", "y"]))
+    assert f"of the type {said}" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([[[[1] * 12] * 8] * 3] * 2, "shape 3 x 8 x 12"),
+        ([[[1, 2], [3]]] * 2, "not of one length"),
+        ([[[-1, 2]]] * 2, "whole numbers in 0..65535"),
+        ([[[[300, 2, 2]]]] * 2, "whole numbers in 0..255"),
+        (["iVBORw0KGgo" * 500] * 2, "text such as 'iVBORw0KGgo"),
+        (["a cat", "a dog"], "text such as 'a cat', where no image file lies"),
+    ],
+)
+def test_columns_of_a_type_but_not_of_images_are_refused(values, said, tmp_path):
+    with pytest.raises(ValueError, match=r"column 'image' of .*a\.parquet") as raised:
+        open_images(written(tmp_path / "a.parquet", image=values, label=["x", "y"]))
+    assert said in str(raised.value) and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([True, False], ("False", "True")),
+        ([2.0, 10.0], ("2", "10")),
+        (pa.array([2, 10], pa.uint8()), ("2", "10")),
+        (pa.array(["a", "b"]).dictionary_encode(), ("a", "b")),
+        (pa.array(["a", "b"], pa.large_string()), ("a", "b")),
+        (pa.array(["a", "b"], pa.string_view()), ("a", "b")),
+        (pa.array(np.array([1, 3], np.float16)), ("1", "3")),
+    ],
+)
+def test_labels_of_many_types(labels, classes, tmp_path):
+    images = open_images(written(tmp_path / "a.parquet", image=BYTES, label=labels))
+    assert images.classes == classes
+    assert {images.label_name(i) for i in range(2)} == set(classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([[0, 1], [1, 0]], "is of the type list<item: int64>, but labels have to be names"),
+        ([{"a": 1}] * 2, "is of the type struct<a: int64>"),
+        ([decimal.Decimal("1.0")] * 2, "is of the type decimal128"),
+        ([datetime.datetime(2020, 1, 1)] * 2, "is of the type timestamp"),
+        ([b"a", b"b"], "is of the type binary"),
+        ([0.5, 1.0], "has the label 0.5: labels have to be whole numbers or names"),
+        ([1.0, float("nan")], "has rows without a class"),
+        ([1, -1], "has rows without a class"),
+        (pa.nulls(2), "has rows without a class"),
+        (["Caf\u00e9", "Cafe\u0301"], "has two spellings of the class"),
+    ],
+)
+def test_labels_that_are_refused(labels, said, tmp_path):
+    with pytest.raises(ValueError, match="column 'label'") as raised:
+        open_images(written(tmp_path / "a.parquet", image=BYTES, label=labels))
+    assert said in str(raised.value)
+
+
+def test_tables_whose_classes_are_needed_say_which_columns_there_are(tmp_path):
+    path = written(tmp_path / "a.parquet", image=BYTES, fine_label=[7, 8], coarse_label=[0, 0])
+    assert open_images(path).labels == ()
+    columns = r"\['image', 'fine_label', 'coarse_label'\]"
+    with pytest.raises(ValueError, match=rf"no column 'label' for the classes: name .*--label-column.*{columns}"):
+        open_images(path, labelled=True)
+    assert open_images(path, labelled=True, label_column="fine_label").classes == ("7", "8")
+
+
+def test_images_whose_classes_are_not_needed_stay_unlabelled(parquet):
+    places = datasets.ClassLabel(names=["home", "zoo"])
+    kinds = {"photo": IMAGE, "animal": ANIMALS, "place": places}
+    path = parquet(kinds, photo=[picture(1)], animal=[0], place=[1])
+    images = open_images(path, labelled=False, image_column="image", label_column="label")
+    assert (images.labels, shades(images)) == ((), [1])
+    path = parquet({"image": IMAGE, "label": ANIMALS}, name="b.parquet", image=[picture(1)], label=[-1])
+    assert open_images(path, labelled=False).labels == ()
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"a\.parquet is no parquet file, or a damaged one"):
+        open_images(tmp_path)
+
+
+def test_shards_that_do_not_fit_together_are_named(tmp_path):
+    written(tmp_path / "1.parquet", image=BYTES, label=[0, 1])
+    written(tmp_path / "2.parquet", image=BYTES, kind=["a", "b"])
+    with pytest.raises(ValueError, match=r"1\.parquet and 1 more cannot be read as a table: ") as raised:
+        open_images(tmp_path)
+    assert "\n" not in str(raised.value)
