@@ -12,6 +12,7 @@ import numpy as np
 from sona_pipeline import __version__
 from sona_pipeline.common import figures
 from sona_pipeline.common.files import settle_settings, write_text
+from sona_pipeline.common.names import expanded
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
@@ -43,7 +44,7 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     Raises:
         ValueError: the folder was made with another seed or version.
     """
-    output = Path(output)
+    output = expanded(output)
     started = time.monotonic()
     settle_settings(output / "settings.json", {"version": __version__, "seed": seed})
     pipe = load_pipeline("tiny", device="cpu")

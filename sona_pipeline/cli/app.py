@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from sona_pipeline import __version__
 from sona_pipeline.cli import detectors, hub, outliers
+from sona_pipeline.common.messages import print_anything
 
 app = App(
     name="sona",
@@ -28,14 +29,29 @@ for group in (outliers, detectors, hub):
     group.add_to(app)
 app.register_install_completion_command()
 
+PIPE = 13
+"""Number of the signal that ends programs whose reader has gone, which Windows lacks."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input ends with a message and exit code 2, Ctrl-C with exit code 130."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    print_anything()
     try:
         app(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to be flushed
+        sys.exit(128 + PIPE)
     except (CycloptsError, ValueError, OSError, FloatingPointError, MemoryError) as error:
-        Console(stderr=True).print(f"[bold red]sona:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]sona:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, without the number of an error of the system."""
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename} may not be read, or not be written to, by this account"
+    return str(error)

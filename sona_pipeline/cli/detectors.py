@@ -44,11 +44,12 @@ def train(given: Given) -> None:
     """
     job, source, running = given.of(training.TrainingJob), given.of(training.TrainingImages), given.of(training.Running)
     settings = given.of(training.TrainingSettings, training.RECIPES[job.recipe])
-    from accelerate import PartialState
-
+    from sona_pipeline.common.processes import process_state
     from sona_pipeline.training.sources import open_training_sets
     from sona_pipeline.training.train import train_detector
 
+    state = process_state(running.cpu)
+    console.quiet = not state.is_main_process
     sets, left_out = open_training_sets(source, settings.seed)
     if left_out:
         count = left_out + len(sets.images)
@@ -64,7 +65,6 @@ def train(given: Given) -> None:
             output=job.output,
             running=running,
         )
-    console.quiet = not PartialState().is_main_process
     threshold = "no threshold" if detector.threshold is None else f"threshold {detector.threshold:.4g}"
     place = escape(str(job.output))
     say(f"Detector of {len(detector.classes)} classes, {threshold}: {place}")

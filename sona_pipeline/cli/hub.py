@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import Command, add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, stopped_explained
+from sona_pipeline.common.messages import say, stopped_explained
 from sona_pipeline.hub.settings import (
     DetectorPush,
     OutlierPush,
@@ -42,7 +42,7 @@ def push_of(name: str, kind: type[PushSettings]) -> Command:
 
         with stopped_explained():
             done = publish(settings)
-        console.print(escape(done), highlight=False, soft_wrap=True)
+        say(escape(done))
 
     command.__name__, command.__doc__ = name, kind.__doc__
     return command
@@ -60,4 +60,4 @@ def upstream(given: Given) -> None:
 
     with stopped_explained():
         write_upstream(output)
-    console.print(f"custom_pipeline='sona' loads and makes an outlier: {escape(str(output))}", highlight=False)
+    say(f"custom_pipeline='sona' loads and makes an outlier: {escape(str(output))}")

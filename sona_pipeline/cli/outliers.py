@@ -11,7 +11,8 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, ends_explained
+from sona_pipeline.common.messages import console, ends_explained, say
+from sona_pipeline.common.names import expanded
 from sona_pipeline.demo.settings import PageSettings
 from sona_pipeline.generation.settings import (
     GenerationJob,
@@ -57,11 +58,14 @@ def quickstart(*, output: Path = Path("sona-quickstart"), seed: int = 0) -> None
     from sona_pipeline.evaluation.report import summary, table
     from sona_pipeline.quickstart import quickstart as run
 
-    results = run(output, seed)
+    output = expanded(output)
+    with ends_explained(output, 64):
+        results = run(output, seed)
+    place = escape(str(output))
     found = summary([("SONA", {"energy": results}), ("cross-entropy", {"energy": results["baseline"]})])
-    console.print(table(found))
-    console.print(f"\nPictures: {output / 'pictures'}   Outliers: {output / 'generated' / 'outliers'}")
-    console.print(f"Tables:   {output / 'results'}   Detector: {output / 'detector'}")
+    say(table(found))
+    say(f"\nPictures: {place}/pictures   Outliers: {place}/generated/outliers")
+    say(f"Tables:   {place}/results   Detector: {place}/detector")
 
 
 def generate(given: Given) -> None:
@@ -78,34 +82,42 @@ def generate(given: Given) -> None:
     job, loading, writing = given.of(GenerationJob), given.of(ModelSettings), given.of(OutputSettings)
     sources = given.of(SourceImages), given.of(LabelSettings), loading.model
     settings = given.of(GenerationSettings, ood_labels=())
-    from sona_pipeline.data.outlier_set import read_rejects
+    from sona_pipeline.common.processes import process_state
+    from sona_pipeline.data.outlier_set import may_pass, read_rejects
     from sona_pipeline.generation import generate as run
     from sona_pipeline.generation.checkpoint import load_model
     from sona_pipeline.generation.estimate import described, estimate
+    from sona_pipeline.generation.prompts import prompt_doubts
     from sona_pipeline.generation.sources import open_sources
 
-    state = run.process_state()
+    state = process_state()
     console.quiet = not state.is_main_process
     opened = open_sources(*sources, settings, writing)
     images, settings = opened.images, opened.settings
     if opened.collisions:
         whys = "; ".join(f"{c.label!r} (ID class {c.id_class!r}, {c.reason})" for c in opened.collisions)
-        console.print(f"[yellow]{len(opened.collisions)} OOD labels are left out: {escape(whys)}[/]", highlight=False)
+        say(f"[yellow]{len(opened.collisions)} OOD labels are left out: {escape(whys)}[/]")
     pipe = load_model(loading, state.device if state.num_processes > 1 else None)
     run.check_run(images, pipe, settings, writing)
+    for doubt in prompt_doubts(images.classes, pipe, settings):
+        say(f"[yellow]{escape(doubt)}[/]")
     batch_size = run.settled_batch_size(pipe, settings, writing, job.output)
     if writing.batch_size == "auto":
-        console.print(f"Batch size: {batch_size}")
+        say(f"Batch size: {batch_size}")
     if job.dry_run:
         plan = run.make_plan(images, pipe, settings)
-        console.print(*described(plan, estimate(plan, pipe, job.output, batch_size, writing.reconstructions)), sep="\n")
+        say(*described(plan, estimate(plan, pipe, job.output, batch_size, writing.reconstructions)))
         return
     with ends_explained(job.output, batch_size):
         writing = replace(writing, batch_size=batch_size)
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)
-    console.print(f"Outliers of {len(images)} images: {escape(str(job.output / 'outliers'))}")
-    if rejected := sum(1 for _ in read_rejects(job.output)):
-        console.print(f"[yellow]{rejected} images have no outlier: see {escape(str(job.output))}/rejects.jsonl[/]")
+    rejects = {row["source_key"]: row for row in read_rejects(job.output)}
+    without = [rejects[key] for key in images.keys if key in rejects]
+    say(f"Outliers of {len(images) - len(without)} images: {escape(str(job.output / 'outliers'))}")
+    if without:
+        say(f"[yellow]{len(without)} images have no outlier: see {escape(str(job.output / 'rejects.jsonl'))}[/]")
+    if again := sum(map(may_pass, without)):
+        say(f"[yellow]{again} of them are tried again when the same command is started again[/]")
 
 
 def inspect(given: Given) -> None:
@@ -117,11 +129,14 @@ def inspect(given: Given) -> None:
     from sona_pipeline.data.images import open_images
     from sona_pipeline.generation.inspection import draw_inspection, summary
 
-    images = open_images(asked.data, split=asked.split, image_root=asked.image_root) if asked.data else None
+    columns = {"image_column": asked.image_column, "label_column": asked.label_column}
+    images = None
+    if asked.data:
+        images = open_images(asked.data, split=asked.split, image_root=asked.image_root, **columns)
     path = asked.output or asked.folder / "inspection.png"
     found = draw_inspection(asked.folder, path, images)
-    console.print(*summary(found), sep="\n")
-    console.print(f"Sheet: {escape(str(path))}")
+    say(*summary(found))
+    say(f"Sheet: {escape(str(path))}")
 
 
 def demo(given: Given) -> None:

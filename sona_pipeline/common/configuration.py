@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from sona_pipeline.common.names import at_home, expanded
 from sona_pipeline.common.settings import Setting, check_ranges, settings_of
 
 T = TypeVar("T")
@@ -27,13 +28,20 @@ class Given(dict[str, Any]):
             ValueError: a value is missing or out of its range; the message names the command-line option.
         """
         known = settings_of(kind)  # type: ignore[arg-type] # a class is hashable
-        values = {setting.name: self[setting.name] for setting in known if setting.name in self} | more
+        values = {setting.name: _at_home(self[setting.name]) for setting in known if setting.name in self} | more
         missing = [setting for setting in known if setting.is_required and setting.name not in values]
         if base is None and missing:
             raise ValueError(f"{missing[0].option} is missing. {missing[0].help}")
         found = kind(**values) if base is None else replace(base, **values)  # type: ignore[type-var] # a dataclass
         check_ranges(found, lambda setting: setting.option)
         return found
+
+
+def _at_home(value: Any) -> Any:
+    """The value, with places in it that start at a home folder as they are from the root."""
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    return expanded(value) if isinstance(value, Path) else at_home(value) if isinstance(value, str) else value
 
 
 def read_configuration(
@@ -65,7 +73,7 @@ def read_configuration(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(expanded(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

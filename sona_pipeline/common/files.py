@@ -6,7 +6,9 @@ import codecs
 import hashlib
 import io
 import json
+import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,31 +18,53 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from sona_pipeline.common.disk import NAME_BYTES, DiskFullError, disk_explained, loosen, make_folder
 
-def expanded(path: str | Path) -> Path:
-    """`path` with a leading `~` or `~name` replaced by that home folder; as it is where there is no such home."""
-    return Path(os.path.expanduser(path))
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
     """Keep other runs out of `folder` while the context lasts; the lock ends with the process, however that ends.
 
+    On a disk that has no locks, as some network disks, this says so in the log and keeps nobody out.
+
     Raises:
         BlockingIOError: another run is in the folder.
+        OSError: the folder cannot be made, or not be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(
-            f"another run is writing to {folder}: wait for its end, or choose another folder"
-        ) from None
+        with disk_explained(folder):
+            lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError) as error:
+        if isinstance(error, (DiskFullError, PermissionError)):
+            raise
+        if not isinstance(error, Timeout) or _lacks_locks(folder):
+            logger.warning("the disk of %s has no file locks: see to it that no other run writes there", folder)
+        else:
+            raise BlockingIOError(
+                f"another run is writing to {folder}: wait for its end, or choose another folder"
+            ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _lacks_locks(folder: Path) -> bool:
+    """Whether locking fails on any file of the folder; older versions of filelock take that for another run."""
+    try:
+        import fcntl
+
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def settle_settings(path: Path, settings: dict, notes: dict | None = None) -> None:
@@ -126,11 +150,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a file at the place it is given, which becomes `path` when that is done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial")
+    if len(os.fsencode(partial.name)) > NAME_BYTES:
+        partial = path.with_name(f".{digest(os.fsencode(path.name))}.partial")
     try:
-        write(partial)
-        os.replace(partial, path)
+        with disk_explained(path.parent):
+            write(partial)
+            loosen(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
-import errno
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from sona_pipeline.common.disk import FULL, DiskFullError
 
 console = Console()
+WIDEST = 100_000
+"""Columns that a table may have where no screen bounds it."""
+_SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|Bus error", re.IGNORECASE)
+
+
+def say(*lines: str | Table) -> None:
+    """Print lines and tables: lines as long as they are, and tables as wide as they are where no screen bounds them."""
+    for line in lines:
+        if isinstance(line, str):
+            console.print(line, highlight=False, soft_wrap=True)
+        else:
+            console.print(line, width=None if _is_screen(console.file) else _width(line), crop=False)
+
+
+def _width(table: Table) -> int:
+    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+
+
+def _is_screen(file: object) -> bool:
+    isatty = getattr(file, "isatty", None)
+    return bool(isatty and isatty())
+
+
+def print_anything(*streams: TextIO) -> None:
+    """Let streams escape the letters that their encoding lacks, instead of raising UnicodeEncodeError."""
+    for stream in streams or (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def has_all_letters(stream: TextIO) -> bool:
+    """Whether the encoding of a stream has every letter there is."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf")
 
 
 @contextmanager
@@ -24,20 +63,25 @@ def ends_explained(output: Path, batch_size: int) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: the job was stopped.
         MemoryError: a batch was too large for the device.
-        OSError: the disk is full, or what else the job raised.
+        OSError: a disk is full, or the memory that processes share; or what else the job raised.
     """
     import torch
 
     try:
         yield
     except KeyboardInterrupt:
-        console.print("\nStopped. What is done is kept; the same command goes on from there.")
+        say("\nStopped. What is done is kept; the same command goes on from there.")
         raise
     except torch.OutOfMemoryError:
         raise MemoryError(f"no memory for batches of {batch_size} images: lower --batch-size") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"the disk of {output} is full; what is done is kept: make room, and go on") from error
+    except DiskFullError as error:
+        raise OSError(f"{error}; what is done is kept: make room in {output}, and go on") from error
+    except (OSError, RuntimeError) as error:
+        if _SHARED_MEMORY.search(str(error)) or getattr(error, "errno", None) in FULL:
+            raise OSError(
+                f"no room for what processes share, or for temporary files ({' '.join(str(error).split())[:200]}): make"
+                " /dev/shm larger, or use --workers 0; what is done is kept"
+            ) from error
         raise
 
 
@@ -48,7 +92,7 @@ def stopped_explained() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print("\nStopped. Nothing is left of it on this disk; the same command begins anew.")
+        say("\nStopped. Nothing is left of it on this disk; the same command begins anew.")
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from sona_pipeline.data.class_names import finder
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -52,16 +54,21 @@ class ImageSet:
         Raises:
             ValueError: there is no such class.
         """
-        if missing := [name for name in names if name not in self.classes]:
-            raise ValueError(f"no class named {missing}; the data has {list(self.classes)}")
-        wanted = {self.classes.index(name) for name in names}
+        wanted = set(self._indices(names))
         return self.take([i for i, label in enumerate(self.labels) if label in wanted])
 
     def with_classes(self, names: Sequence[str]) -> ImageSet:
         """Only the images of the classes `names`, whose order gives the new class indices."""
         kept = self.of_classes(names)
-        number = {self.classes.index(name): new for new, name in enumerate(names)}
+        number = {index: new for new, index in enumerate(self._indices(names))}
         return replace(kept, labels=tuple(number[label] for label in kept.labels), classes=tuple(names))
+
+    def _indices(self, names: Sequence[str]) -> list[int]:
+        find = finder({name: i for i, name in enumerate(self.classes)})
+        found = [find(name) for name in names]
+        if missing := [name for name, index in zip(names, found) if index is None]:
+            raise ValueError(f"no class named {missing}; the data has {list(self.classes)}")
+        return [index for index in found if index is not None]
 
     def drawn(self, count: int) -> ImageSet:
         """`count` images drawn at random, the same in every run; a smaller draw is part of a larger one."""
@@ -95,6 +102,29 @@ def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, Image
         held_out += members[:count].tolist()
     kept = sorted(set(range(len(images))) - set(held_out))
     return images.take(kept), images.take(sorted(held_out))
+
+
+def check_there(images: ImageSet, sample: int = 16) -> None:
+    """Raise FileNotFoundError or PermissionError if the first image, and all of an even sample, are not to be had.
+
+    A root that is wrong, or a disk that is not there, is told in this way before long work; single images that are
+    missing are not.
+    """
+    errors = []
+    for i in range(0, len(images), max(1, len(images) // sample)):
+        try:
+            images.image(i)
+        except (FileNotFoundError, PermissionError) as error:
+            errors.append(error)
+            continue
+        except (OSError, ValueError):
+            pass
+        return
+    if errors:
+        raise type(errors[0])(
+            f"none of the {len(images)} images can be had; the first: {errors[0]}. Is its disk mounted, and are the"
+            " paths and the image root right?"
+        )
 
 
 def is_grey(images: ImageSet, sample: int = 64) -> bool:

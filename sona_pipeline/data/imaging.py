@@ -103,9 +103,8 @@ def with_short_side(image: Image.Image, size: int, longest: int) -> Image.Image:
     """
     image = _opaque(_eight_bits(image)).convert("RGB")
     short = min(image.size)
-    sides = [min(side, longest * short) for side in image.size]
-    scaled = [round(side * size / short) for side in sides]
-    return image if image.size == tuple(scaled) else ImageOps.fit(image, tuple(scaled), Image.Resampling.LANCZOS)
+    width, height = (round(min(side, longest * short) * size / short) for side in image.size)
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

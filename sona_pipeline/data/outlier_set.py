@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from sona_pipeline.common.files import json_lines, read_json_lines, write_bytes, write_lines, write_text, write_with
+from sona_pipeline.common.names import expanded
+from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded, upright
 from sona_pipeline.data.settings import PACKINGS
@@ -20,7 +24,11 @@ SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "re
 SHARD_BYTES = 256 << 20
 FINGERPRINT = "fingerprint"
 """The column of `metadata.jsonl` that most outliers that look nearly the same have in common."""
+MAY_PASS = "may_pass"
+"""The column of `rejects.jsonl` that says of a reject that another run may make an outlier of the image."""
 _PARTS = ".parts"
+_PASSED_IN_0_1_0 = re.compile(r": \[Errno \d+\] |became NaN or|is not finite")
+"""Reasons of this kind that version 0.1.0 recorded without that column."""
 
 
 class OutlierWriter:
@@ -40,14 +48,20 @@ class OutlierWriter:
         self.table = _table(folder, form)
 
     def done(self, reconstructions: bool) -> set[int]:
-        """Hashes of the image keys whose outliers are there, or were rejected."""
+        """Hashes of the image keys whose outliers are there, or were rejected for good."""
         made = {row["file_name"] for row in read_rows(self.folder)}
         if self.form == "folder":
             made &= _files_under(self.folder / OUTLIERS)
             if reconstructions:
                 made &= _files_under(self.folder / RECONSTRUCTIONS)
-        rejected = {row["file_name"] for row in read_rejects(self.folder)}
-        return {int(Path(name).stem, 16) for name in made | rejected}
+        rejected = {row["file_name"] for row in read_rejects(self.folder) if not may_pass(row)}
+        return set(map(hash_of, made | rejected))
+
+    def discard(self) -> None:
+        """Take away the settings and rejects of runs that have made no outlier, so that others may be chosen."""
+        if (self.folder / SETTINGS).exists() and not any(True for _ in read_rows(self.folder)):
+            for path in (self.folder / REJECTS, *self.parts.glob("*"), self.folder / SETTINGS):
+                path.unlink(missing_ok=True)
 
     def commit(self, name: str, samples: Sequence[Sample], rejects: Sequence[dict]) -> None:
         """Bring a batch to the disk.
@@ -55,7 +69,8 @@ class OutlierWriter:
         Args:
             name: of the batch, unique in the set.
             samples: its outliers.
-            rejects: the images of which there will be none, as rows of `file_name`, `source_key` and `reason`.
+            rejects: the images of which there is none, as rows of `file_name`, `source_key` and `reason`, and with
+                `may_pass` where another run may make it.
         """
         if self.form == "folder":
             for sample in samples:
@@ -87,6 +102,8 @@ class OutlierWriter:
             rejects |= _duplicates(read_rows(self.folder), self._merged(rejects))
         if rejects:
             write_text(self.folder / REJECTS, json_lines(rejects[name] for name in sorted(rejects)))
+        else:
+            (self.folder / REJECTS).unlink(missing_ok=True)
         if self.form == "folder":
             self._remove(rejects)
         else:
@@ -180,11 +197,11 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         ValueError: no image of the set belongs to `images`, or its shards lack outliers, since it is not finished.
     """
     settings = read_settings(folder)
-    row_of = {row["source_key"]: row for row in read_rows(folder)}
-    paired = [index for index, key in enumerate(images.keys) if key in row_of]
-    if not paired:
+    row_of = finder({row["source_key"]: row for row in read_rows(folder)})
+    pairs = {index: row for index, key in enumerate(images.keys) if (row := row_of(key))}
+    if not pairs:
         raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
-    rows = [row_of[images.keys[index]] for index in paired]
+    paired, rows = list(pairs), list(pairs.values())
     outliers, reconstructions = open_outliers(folder, [row["file_name"] for row in rows])
     return OutlierPairs(
         images=images.take(paired),
@@ -201,7 +218,7 @@ def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, I
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: its shards lack one of them.
     """
-    settings, folder = read_settings(folder), Path(folder)
+    settings, folder = read_settings(folder), expanded(folder)
     kinds = (OUTLIERS, RECONSTRUCTIONS) if settings["reconstructions"] else (OUTLIERS,)
     if settings["format"] == "folder":
         found = [_open_files(folder / kind, names) for kind in kinds]
@@ -217,7 +234,7 @@ def read_samples(folder: str | Path) -> Iterator[Sample]:
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: the set is not finished.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     form = read_settings(folder)["format"]
     if (folder / _PARTS).exists() or not _table(folder, form).exists():
         raise ValueError(f"{folder} is not finished: let the same `sona generate` go on to its end")
@@ -234,7 +251,7 @@ def _sample(folder: Path, row: dict) -> Sample:
 
 def read_settings(folder: str | Path) -> dict:
     """The settings that an outlier set was made with; FileNotFoundError if `folder` is none."""
-    path = Path(folder) / SETTINGS
+    path = expanded(folder) / SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if "ood_labels" not in settings:
         raise FileNotFoundError(f"{folder} is not a set made by `sona generate`: it has no {SETTINGS} of one")
@@ -243,7 +260,7 @@ def read_settings(folder: str | Path) -> dict:
 
 def read_rows(folder: str | Path) -> Iterator[dict]:
     """The rows of a set's metadata table, and of what an unfinished run has added; one for each outlier."""
-    folder = Path(folder)
+    folder = expanded(folder)
     rejected = {row["file_name"] for row in read_rejects(folder)}
     table = read_json_lines(_table(folder, read_settings(folder)["format"]))
     rows = _each_once(row for row in chain(_part_rows(folder), table) if "reason" not in row)
@@ -252,8 +269,35 @@ def read_rows(folder: str | Path) -> Iterator[dict]:
 
 def read_rejects(folder: str | Path) -> Iterator[dict]:
     """Images of which there is no outlier: the file name it would have, the source's key, and the reason."""
-    rows = chain(_part_rows(Path(folder)), read_json_lines(Path(folder) / REJECTS))
-    yield from _each_once(row for row in rows if "reason" in row)
+    made = {row["file_name"] for row in _part_rows(expanded(folder)) if "reason" not in row}
+    rows = chain(_part_rows(expanded(folder)), read_json_lines(expanded(folder) / REJECTS))
+    rejects = (row for row in rows if "reason" in row)
+    yield from _each_once(row for row in rejects if row["file_name"] not in made or not may_pass(row))
+
+
+def hash_of(file_name: str) -> int:
+    """The hash of an image's key, which the file of its outlier is named by."""
+    return int(Path(file_name).stem, 16)
+
+
+def reasons_of(rejects: Iterable[dict]) -> Counter[str]:
+    """How many images have no outlier, by reason without file names and measured values."""
+    return Counter(_kind(row["reason"]) for row in rejects)
+
+
+def _kind(reason: str) -> str:
+    if reason.endswith("does not exist") or "[Errno 2]" in reason:
+        return "does not exist"
+    if reason.endswith("may not be read") or "[Errno 13]" in reason:
+        return "may not be read"
+    if "cannot be read" in reason:
+        return "cannot be read as an image"
+    return re.sub(r"looks like .*", "looks like another outlier", re.sub(r" [-\d.e]+ ([<>])", r" \1", reason))
+
+
+def may_pass(reject: dict) -> bool:
+    """Whether an image was rejected for a reason that may pass: a missing file, or numbers that overflowed."""
+    return reject.get(MAY_PASS, False) or bool(_PASSED_IN_0_1_0.search(reject["reason"]))
 
 
 def _each_once(rows: Iterable[dict]) -> Iterator[dict]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from sona_pipeline.common.files import png, write_bytes
-from sona_pipeline.data.folders import image_files
+from sona_pipeline.common.names import expanded, safe_name, unique_names
+from sona_pipeline.common.places import check_once
 from sona_pipeline.data.imaging import upright
+from sona_pipeline.data.walk import Walk
 from sona_pipeline.detection.detector import Detection, Detector
 from sona_pipeline.detection.gradcam import draw_cam, require_captum
 
@@ -26,19 +28,25 @@ def files_of(places: Iterable[Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a place is not there, or a folder holds no images.
+        ValueError: a place is given twice.
     """
+    places = list(places)
+    check_once([(str(place), str(place)) for place in places])
     found: list[Path] = []
-    for place in places:
+    for place in map(expanded, places):
         if not place.exists():
             raise FileNotFoundError(f"{place} does not exist: give image files, or folders of images")
-        if not place.is_dir():
-            found.append(place)
-            continue
-        images = sorted(place / name for name in image_files(place))
-        if not images:
-            raise FileNotFoundError(f"no images under {place}: give image files, or folders of images")
-        found += images
+        found += _files_in(place) if place.is_dir() else [place]
     return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    walk = Walk(folder)
+    images = sorted(folder / name for name in walk)
+    if not images:
+        raise FileNotFoundError(walk.nothing_found())
+    walk.report()
+    return images
 
 
 def verdicts(
@@ -54,6 +62,8 @@ def verdicts(
     """
     if cam_folder:
         require_captum()
+        files = list(files)
+        cams = unique_names(map(str, files), lambda path: safe_name(path.strip("/").replace("/", "-")))
     files = iter(files)
     while batch := list(islice(files, batch_size)):
         images: dict[Path, Image.Image] = {}
@@ -65,7 +75,8 @@ def verdicts(
                 said[path] = str(error)
         said |= zip(images, detector(list(images.values()), batch_size=batch_size))
         if cam_folder:
-            _draw_cams(detector, images, cam_folder)
+            for path, image in images.items():
+                write_bytes(expanded(cam_folder) / f"{cams[str(path)]}.png", png(draw_cam(detector, image)))
         yield from ((path, said[path]) for path in batch)
 
 
@@ -77,7 +88,7 @@ def as_row(verdict: Verdict) -> dict:
 
 def table_of(found: Iterable[Verdict]) -> Table:
     """Verdicts as a table for the console."""
-    table = Table("image", "label", "confidence", "energy", "verdict")
+    table = Table(*(Column(name, overflow="fold") for name in ("image", "label", "confidence", "energy", "verdict")))
     for path, said in found:
         name = escape(_printable(path))
         if isinstance(said, str):
@@ -91,9 +102,3 @@ def table_of(found: Iterable[Verdict]) -> Table:
 def _printable(path: Path) -> str:
     """A path without the bytes of a file name that are no text."""
     return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _draw_cams(detector: Detector, images: Mapping[Path, Image.Image], folder: Path) -> None:
-    for path, image in images.items():
-        name = str(path).strip("/").replace("/", "-")
-        write_bytes(folder / f"{name}.png", png(draw_cam(detector, image)))

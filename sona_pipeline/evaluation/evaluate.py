@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
+from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector, load_detector
-from sona_pipeline.evaluation.report import Run, write_report
+from sona_pipeline.evaluation.report import Run, stems, write_report
 from sona_pipeline.evaluation.score_names import ALL, score_names
 from sona_pipeline.evaluation.score_table import (
     ScoreTable,
@@ -68,7 +68,7 @@ def evaluate_detectors(
         ValueError: a score or class is unknown, or the folder holds scores of other detectors or images.
         BlockingIOError: another run is writing to `output`.
     """
-    output = Path(output)
+    output = expanded(output)
     is_all = ALL in (scores or ())
     scores = score_names(scores or ())
     check_fits(scores, fit_images, validation_images, search_images)
@@ -76,14 +76,13 @@ def evaluate_detectors(
         raise ValueError(f"{bad[0]!r} cannot be the name of a method, since files are named by it: choose another one")
     fits = {"fit_images": fit_images, "validation_images": validation_images, "search_images": search_images}
     loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
-    count: Counter[str] = Counter()
+    paths = [output / "scores" / f"{stem}.parquet" for stem in stems([name for name, _ in detectors])]
     runs: list[Run] = []
     tables: dict[str, ScoreTable] = {}
     rejects: list[dict] = []
     with only_run(output):
-        for method, detector in loaded:
+        for path, (method, detector) in zip(paths, loaded):
             wanted = scores or [detector.score]
-            path = output / "scores" / f"{method}-{count[method]}.parquet"
             table = _scores(
                 path, detector, sets, wanted, **fits, skip_unfit=is_all, batch_size=batch_size, workers=workers
             )
@@ -94,7 +93,6 @@ def evaluate_detectors(
             rejects += [
                 {"detector": path.stem, **row} for key in ("unreadable", "unfit") for row in table.attrs.get(key, [])
             ]
-            count[method] += 1
         if rejects:
             write_text(output / "rejects.jsonl", json_lines(rejects))
         else:

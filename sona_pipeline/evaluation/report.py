@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from sona_pipeline.common import figures
 from sona_pipeline.common.files import write_text
+from sona_pipeline.common.names import unique_names
 from sona_pipeline.evaluation.score_table import ScoreTable, by_set, score_columns
 
 Run = tuple[str, Mapping[str, dict]]
@@ -24,6 +26,16 @@ METRICS = {"auroc": "AUROC", "fpr95": "FPR@95", "accuracy": "accuracy"}
 """What the tables to be read show, in the order of their columns; `results.csv` has all metrics."""
 NOTE = "In %, mean ± standard deviation over runs. OOD is the positive class: FPR@95 is the share of ID images flagged"
 NOTE += " when 95 % of the OOD images are."
+
+
+def stems(methods: Sequence[str]) -> list[str]:
+    """Names, without suffix, of the files with the scores of runs: each run's method, and its number in that."""
+    names, count = unique_names(methods), Counter[str]()
+    found = []
+    for method in methods:
+        found.append(f"{names[method]}-{count[method]}")
+        count[method] += 1
+    return found
 
 
 def summary(runs: Sequence[Run]) -> pd.DataFrame:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
+from sona_pipeline.common.files import read_text
 from sona_pipeline.data.class_names import normal, spoken
 from sona_pipeline.data.outlier_set import FINGERPRINT
 from sona_pipeline.detection.detector import Detector, load_detector
@@ -116,46 +118,70 @@ def load_classifier(
 ) -> Classifier:
     """A classifier for the check `source_confidence`.
 
+    A class may stand for several of the classifier's, as "crane" does for ImageNet's bird and its machine: then its
+    probability is the sum of theirs.
+
     Args:
         name: folder of a detector that `sona train` wrote, or an image classifier of transformers (folder or Hub id).
         class_names: the ID classes, with the names that the classifier may call them by.
         device: that it runs on.
 
     Raises:
-        ValueError: the classifier does not know one of the classes.
+        ValueError: the classifier does not know one of the classes, or has no names for its own.
     """
-    if (Path(name) / "config.json").exists() and '"network"' in (Path(name) / "config.json").read_text():
+    config = Path(name) / "config.json"
+    if config.exists() and '"network"' in read_text(config):
         return _detector_confidence(load_detector(name, device), name, class_names)
     from transformers import pipeline
 
     model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
-    labels = list(map(str, model.model.config.label2id or ()))
-    label_of = _matching(labels, name, class_names)
+    labels = _labels_of(model.model.config, name)
+    indices_of = _matching(labels, name, class_names)
+    model.model.config.id2label = {index: str(index) for index in range(len(labels))}  # names need not be unique
 
     def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
         answers = model([image.convert("RGB") for image in images], top_k=len(labels))
-        shares = [{one["label"]: one["score"] for one in answer} for answer in answers]
-        return [share[label_of[one]] for share, one in zip(shares, classes)]
+        shares = [{int(one["label"]): one["score"] for one in answer} for answer in answers]
+        return [min(1.0, sum(share[i] for i in indices_of[one])) for share, one in zip(shares, classes)]
 
     return confidence
 
 
+def _labels_of(config: Any, classifier: str) -> list[str]:
+    """The names of a transformers classifier's classes by their indices; what `label2id` says does not count."""
+    labels = [str(config.id2label.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
+    if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        raise ValueError(
+            f"the classifier {classifier} has no names for its {len(labels)} classes: write them into `id2label` of its"
+            " config.json"
+        )
+    return labels
+
+
 def _detector_confidence(detector: Detector, name: str, class_names: Mapping[str, Sequence[str]]) -> Classifier:
-    label_of, device = _matching(detector.classes, name, class_names), next(detector.parameters()).device
+    indices_of, device = _matching(detector.classes, name, class_names), next(detector.parameters()).device
 
     @torch.no_grad()
     def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
         shares = detector(detector.pixels(images).to(device)).softmax(dim=1)
-        return [share[detector.classes.index(label_of[one])].item() for share, one in zip(shares, classes)]
+        return [min(1.0, share[indices_of[one]].sum().item()) for share, one in zip(shares, classes)]
 
     return confidence
 
 
-def _matching(labels: list[str], classifier: str, class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    known = {normal(part): label for label in reversed(labels) for part in (label, *spoken(label))}
-    found = {
-        name: [known[normal(x)] for x in (name, *names) if normal(x) in known] for name, names in class_names.items()
-    }
-    if unknown := [name for name, matching in found.items() if not matching]:
+def _matching(labels: Sequence[str], classifier: str, class_names: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """The classifier's classes that each ID class may be: those with all its names, else with the first one known."""
+    whole, parts = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+    for index, label in enumerate(labels):
+        for form in {normal(label), normal(", ".join(spoken(label)))}:
+            whole[form].append(index)
+        for part in {normal(part) for part in (label, *spoken(label))}:
+            parts[part].append(index)
+    found = {}
+    for name, names in class_names.items():
+        ways = [whole.get(normal(name)), whole.get(normal(", ".join(names)))]
+        ways += [parts.get(normal(word)) for word in (name, *names)]
+        found[name] = next(filter(None, ways), [])
+    if unknown := [name for name, indices in found.items() if not indices]:
         raise ValueError(f"the classifier {classifier} does not know the classes {unknown[:5]}: give one that does")
-    return {name: matching[0] for name, matching in found.items()}
+    return found

@@ -6,27 +6,37 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from sona_pipeline.common.files import only_run, settle_settings, versions
+from sona_pipeline.common.names import expanded
+from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.progress import Track
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.common.stages import ahead
-from sona_pipeline.data.image_set import ImageSet, is_grey
-from sona_pipeline.data.outlier_set import SETTINGS, OutlierWriter, read_settings
+from sona_pipeline.data.image_set import ImageSet, check_there, is_grey
+from sona_pipeline.data.outlier_set import (
+    REJECTS,
+    SETTINGS,
+    OutlierWriter,
+    hash_of,
+    may_pass,
+    read_rejects,
+    read_settings,
+    reasons_of,
+)
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
+from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 
@@ -68,12 +78,14 @@ def generate_outliers(
         The folder `output`.
 
     Raises:
-        ValueError: labels, images, model, settings or those of an earlier run do not go together.
+        ValueError: labels, images, model, settings or those of an earlier run do not go together; or nothing was made
+            of the images, with the reasons.
+        FileNotFoundError: none of the images is there.
         BlockingIOError: another run is writing to the folder.
         OSError: the disk fails or is full, or, when strict, an image cannot be read. What was written before stays.
         FloatingPointError: the latents of a whole batch became NaN or infinite.
     """
-    output, state, writing = Path(output), process_state(), writing or OutputSettings()
+    output, state, writing = expanded(output), process_state(), writing or OutputSettings()
     check_run(images, pipe, settings, writing)
     batch_size = settled_batch_size(pipe, settings, writing, output)
     writing = replace(writing, batch_size=batch_size)
@@ -88,6 +100,7 @@ def generate_outliers(
 
         def settle() -> None:
             stack.enter_context(only_run(output))
+            writer.discard()
             settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing))
 
         _on_main_process(state, settle)
@@ -102,13 +115,8 @@ def generate_outliers(
                 track.reach(min(ready, len(plan)))
             state.wait_for_everyone()
             track.reach(len(plan))
-        _on_main_process(state, lambda: _finish(writer, batches, settings.drop_duplicates))
+        _on_main_process(state, lambda: _finish(plan, writer, batches, settings.drop_duplicates))
     return output
-
-
-def process_state() -> PartialState:
-    """This process among those that `accelerate launch` started; they wait for each other as long as it takes."""
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
 
 
 def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings) -> Plan:
@@ -130,11 +138,13 @@ def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
     """Raise ValueError if images, pipeline and settings do not go together; nothing is written and no model run."""
     check_settings(images, settings)
     check_output(settings, writing)
+    check_there(images)
     if is_grey_model(pipe) and not is_grey(images):
         raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
     size, mode = image_form(pipe, settings.size)
     pipe.preprocess_image(Image.new(mode, (size, size)))
     pipe.set_timesteps(settings.num_inference_steps, pipe.device)
+    check_prompts(images.classes, pipe, settings)
 
 
 def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
@@ -192,7 +202,7 @@ def _remaining(plan: Plan, is_done: np.ndarray, batch_size: int) -> list[Batch]:
     return [batch for batch in batches if len(batch.indices)]
 
 
-def _finish(writer: OutlierWriter, batches: Sequence[Batch], drop_duplicates: bool) -> None:
+def _finish(plan: Plan, writer: OutlierWriter, batches: Sequence[Batch], drop_duplicates: bool) -> None:
     """Finish the set when all batches are in sight, which may take a while on a disk of several machines."""
     deadline = time.monotonic() + SECONDS_UNTIL_IN_SIGHT
     while missing := {batch.name for batch in batches} - writer.committed():
@@ -203,6 +213,22 @@ def _finish(writer: OutlierWriter, batches: Sequence[Batch], drop_duplicates: bo
             )
         time.sleep(1)
     writer.finish(drop_duplicates)
+    if batches:
+        _check_made(plan, writer.folder, np.concatenate([plan.hashes[batch.indices] for batch in batches]))
+
+
+def _check_made(plan: Plan, folder: Path, tried: np.ndarray) -> None:
+    """Raise ValueError if none of the images with the key hashes `tried` gave an outlier, but one should or has to."""
+    rejects = {hash_of(row["file_name"]): row for row in read_rejects(folder)}
+    failed = [rejects[int(one)] for one in tried if int(one) in rejects]
+    if len(failed) < len(tried):
+        return
+    if any(map(may_pass, failed)) or np.isin(plan.hashes, np.array(list(rejects), np.uint64)).all():
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in reasons_of(failed).most_common(5))
+        raise ValueError(
+            f"no outlier was made of {len(tried)} images: {kinds}; the first: {failed[0]['reason']}. {folder / REJECTS}"
+            " has them all; mend that, and start again"
+        )
 
 
 def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> tuple[dict, dict]:

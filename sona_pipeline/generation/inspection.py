@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from sona_pipeline.common import figures
+from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.data.outlier_set import FINGERPRINT, open_outliers, read_rejects, read_rows, read_settings
+from sona_pipeline.data.outlier_set import (
+    FINGERPRINT,
+    open_outliers,
+    read_rejects,
+    read_rows,
+    read_settings,
+    reasons_of,
+)
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
 
 QUANTILES = (1, 10, 50, 90, 99)
@@ -61,7 +68,7 @@ def inspect_outliers(folder: str | Path) -> Inspection:
         stop_steps=Counter(row["stop_step"] for row in rows),
         checks={name: np.array([row[name] for row in rows]) for name in names},
         duplicates=len(rows) - len({row[FINGERPRINT] for row in rows}),
-        rejects=Counter(_kind(row["reason"]) for row in read_rejects(folder)),
+        rejects=reasons_of(read_rejects(folder)),
         rows=rows,
     )
 
@@ -83,10 +90,11 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
     shown = [by_step[k] for k in np.unique(np.linspace(0, len(by_step) - 1, min(pairs, len(by_step))).astype(int))]
     outliers, sources = open_outliers(folder, [row["file_name"] for row in shown])
     if images is not None:
-        place = {key: index for index, key in enumerate(images.keys)}
-        if missing := [row["source_key"] for row in shown if row["source_key"] not in place]:
+        find = finder({key: index for index, key in enumerate(images.keys)})
+        places = [find(row["source_key"]) for row in shown]
+        if missing := [row["source_key"] for row, place in zip(shown, places) if place is None]:
             raise ValueError(f"the images have no {missing[0]!r}, which an outlier comes from: give the ones it has")
-        sources = images.take([place[row["source_key"]] for row in shown])
+        sources = images.take([place for place in places if place is not None])
     samples = [
         (
             sources.image(k) if sources else None,
@@ -108,7 +116,7 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
 
 def summary(found: Inspection) -> list[str | Table]:
     """What is in an outlier set, for the console."""
-    table = Table("check", *(f"{share} %" for share in QUANTILES))
+    table = Table(*(Column(name, overflow="fold") for name in ("check", *(f"{share} %" for share in QUANTILES))))
     for name, values in found.checks.items():
         table.add_row(name, *(f"{value:.3g}" for value in np.percentile(values, QUANTILES)))
     return [
@@ -117,10 +125,3 @@ def summary(found: Inspection) -> list[str | Table]:
         f"{found.duplicates} look nearly like another one",
         *(f"{count} images without an outlier: {escape(reason)}" for reason, count in found.rejects.most_common()),
     ]
-
-
-def _kind(reason: str) -> str:
-    """A reason without file names and measured values."""
-    if "cannot be read" in reason:
-        return "cannot be read as an image"
-    return re.sub(r"looks like .*", "looks like another outlier", re.sub(r" [-\d.e]+ ([<>])", r" \1", reason))

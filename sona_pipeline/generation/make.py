@@ -13,10 +13,16 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from sona_pipeline.common.files import digest, png
 from sona_pipeline.data.imaging import fit
+from sona_pipeline.data.outlier_set import MAY_PASS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.pipeline import SONAPipeline
+
+PASSING = (FileNotFoundError, PermissionError)
+"""Errors of images that are no fault of theirs."""
+_NO_PIXELS = "the decoded pixels are NaN or infinite"
+_ANOTHER = "use another --dtype, such as float32 or bfloat16"
 
 
 def _nothing() -> torch.Tensor:
@@ -90,7 +96,7 @@ class OutlierMaker:
             except (OSError, ValueError) as error:
                 if self.strict or getattr(error, "errno", None):
                     raise
-                work.rejects.append(self._reject(item, str(error)))
+                work.rejects.append(self._reject(item, str(error), isinstance(error, PASSING)))
         return work
 
     def encode(self, work: Work) -> Work:
@@ -130,7 +136,7 @@ class OutlierMaker:
                 found[k] = self.denoised([item], latents, generators)
             except FloatingPointError as error:
                 errors.append(error)
-                work.rejects.append(self._reject(item, str(error)))
+                work.rejects.append(self._reject(item, str(error), may_pass=True))
         if not found and len(work.items) > 1:
             raise errors[-1]
         work.items, kept = [work.items[k] for k in found], list(found)
@@ -149,7 +155,13 @@ class OutlierMaker:
     def denoised(
         self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options: Any
     ) -> torch.Tensor:
-        """Latents of outliers of the source latents; `options` of the pipeline's call go before what is planned."""
+        """Latents of outliers of the source latents; `options` of the pipeline's call go before what is planned.
+
+        Raises:
+            FloatingPointError: latents are, or become, NaN or infinite.
+        """
+        if not latents.isfinite().all():
+            raise FloatingPointError(f"the VAE makes NaN or infinite latents in {latents.dtype}: {_ANOTHER}")
         id_prompts, ood_prompts = self.prompts_of(items)
         planned: dict[str, Any] = {
             "id_prompt_embeds": self.prompts(id_prompts),
@@ -166,13 +178,21 @@ class OutlierMaker:
 
     @torch.no_grad()
     def decode(self, work: Work) -> Work:
-        """Latents to images, with their checks; outliers that break a bound are rejected."""
+        """Latents to images, with their checks; outliers that break a bound are rejected.
+
+        Raises:
+            FloatingPointError: pixels of a whole batch are NaN or infinite, or, when strict, those of an image.
+        """
         if not work.items:
             return work
-        outliers, flags = self.pipe.decode(work.outlier_latents, "pt")
+        outliers, flags = self._decoded(work.outlier_latents, work.pixels)
+        is_finite = _are_finite(outliers)
         round_trips, source_flags = None, None
         if self.reconstructions:
-            round_trips, source_flags = self.pipe.decode(work.source_latents, "pt")
+            round_trips, source_flags = self._decoded(work.source_latents, work.pixels)
+            is_finite = [*map(min, is_finite, _are_finite(round_trips))]
+        if not all(is_finite) and (self.strict or (not any(is_finite) and len(is_finite) > 1)):
+            raise FloatingPointError(f"{_NO_PIXELS} in {self.pipe.vae.dtype}: {_ANOTHER}")
         sources = (work.pixels / 2 + 0.5).to(outliers.device)
         results = run_checks(Made(sources, outliers.float(), work.source_latents, work.outlier_latents))
         pictures = pictures_of(outliers)
@@ -183,15 +203,26 @@ class OutlierMaker:
         others = pictures_of(round_trips) if round_trips is not None else [None] * len(pictures)
         for k, (item, row) in enumerate(zip(work.items, results)):
             reasons = [reason for bound in self.bounds if (reason := bound.reason(row))]
-            reasons += [f"{name} is not finite" for name in CHECKS if not math.isfinite(float(row[name]))]
+            strange = [f"{name} is not finite" for name in CHECKS if not math.isfinite(float(row[name]))]
+            reasons += strange if is_finite[k] else [_NO_PIXELS]
             if (flags and flags[k]) or (source_flags and source_flags[k]):
                 reasons.append("flagged by the safety checker")
             if reasons:
-                work.rejects.append(self._reject(item, ", ".join(reasons)))
+                work.rejects.append(self._reject(item, ", ".join(reasons), bool(strange) or not is_finite[k]))
             else:
                 work.made.append((item, row, pictures[k], others[k]))
         work.pixels = work.source_latents = work.outlier_latents = _nothing()
         return work
+
+    def _decoded(self, latents: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        """Pixels in [0, 1] and the safety checker's flags; NaN, like `pixels` in shape, where the pipeline has none."""
+        try:
+            return self.pipe.decode(latents, "pt")
+        except FloatingPointError:
+            if len(latents) == 1:
+                return torch.full_like(pixels[:1], math.nan, device=latents.device, dtype=latents.dtype), None
+            parts = [self._decoded(one[None], pixels) for one in latents]
+            return torch.cat([part for part, _ in parts]), [bool(flags and flags[0]) for _, flags in parts]
 
     def samples(self, work: Work) -> list[Sample]:
         """The finished outliers of a batch as files, with their rows of the metadata table."""
@@ -212,8 +243,9 @@ class OutlierMaker:
         }
         return Sample(row, content, png(other) if other else None)
 
-    def _reject(self, item: PlannedOutlier, reason: str) -> dict:
-        return {"file_name": item.file_name, "source_key": self.plan.images.keys[item.index], "reason": reason}
+    def _reject(self, item: PlannedOutlier, reason: str, may_pass: bool = False) -> dict:
+        row = {"file_name": item.file_name, "source_key": self.plan.images.keys[item.index], "reason": reason}
+        return row | ({MAY_PASS: True} if may_pass else {})
 
 
 class PromptCache:
@@ -251,6 +283,10 @@ def image_form(pipe: SONAPipeline, size: int | None) -> tuple[int, str]:
 def is_grey_model(pipe: SONAPipeline) -> bool:
     """Whether the pipeline makes grey images."""
     return pipe.vae.config.in_channels == 1
+
+
+def _are_finite(pixels: torch.Tensor) -> list[bool]:
+    return pixels.isfinite().flatten(1).all(dim=1).tolist()
 
 
 def pictures_of(pixels: torch.Tensor) -> list[Image.Image]:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from sona_pipeline.common.files import read_text
 from sona_pipeline.data import sample
-from sona_pipeline.data.class_names import Names, imagenet_labels, normal, spoken, synsets
+from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
 from sona_pipeline.generation.settings import LabelSettings
 from sona_pipeline.pipeline import SONAPipeline
 
@@ -76,7 +77,7 @@ def read_lines(source: str | Path) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a text file with one entry a line")
-    lines = list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()))
+    lines = list(dict.fromkeys(line.strip() for line in composed(read_text(path)).splitlines()))
     if not any(lines):
         raise ValueError(f"no OOD labels in {path}: give at least one, each on a line of its own")
     return [line for line in lines if line]

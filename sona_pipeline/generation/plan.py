@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from string import Formatter
 from typing import NamedTuple
 
 import numpy as np
 
+from sona_pipeline.common.names import safe_name, unique_names
 from sona_pipeline.common.settings import check_ranges
+from sona_pipeline.data.class_names import composed
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.generation.checks import Bound
 from sona_pipeline.generation.label_rules import RULES
@@ -63,11 +65,15 @@ class Plan:
     def __getitem__(self, index: int) -> PlannedOutlier:
         return PlannedOutlier(
             index=int(index),
-            file_name=f"{folder_name(self.images.label_name(index))}/{self.hashes[index]:016x}.png",
+            file_name=f"{self._folders[self.images.label_name(index)]}/{self.hashes[index]:016x}.png",
             stop_step=int(self.stop_steps[index]),
             ood_label=self.settings.ood_labels[self.labels[index]],
             seed=int(self.seeds[index]),
         )
+
+    @cached_property
+    def _folders(self) -> dict[str, str]:
+        return unique_names(self.images.classes, folder_name)
 
     def __iter__(self) -> Iterator[PlannedOutlier]:
         return (self[index] for index in range(len(self)))
@@ -129,10 +135,7 @@ def folder_name(class_name: str) -> str:
 
     `datasets` takes some words in folder names for splits; OpenOOD's image lists end a path at the first space.
     """
-    if not class_name:
-        return "%"
-    risky = r'[\x00-\x20%/\\:*?"<>|]|^\.|(?i:train|test|val|dev|eval)'
-    return re.sub(risky, lambda found: f"%{ord(found[0][0]):02x}{found[0][1:]}", class_name)
+    return safe_name(class_name, r'[\x00-\x20%/\\:*?"<>|]|(?i:train|test|val|dev|eval)')
 
 
 def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
@@ -148,8 +151,8 @@ def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
         raise ValueError("some images have the same key: give each a key of its own")
     if not settings.ood_labels or not all(label.strip() for label in settings.ood_labels):
         raise ValueError("no OOD labels, or a blank one: give at least one, and words for each")
-    names = {settings.id_label(name).casefold() for name in images.classes}
-    if clashes := [label for label in settings.ood_labels if label.casefold() in names]:
+    names = {composed(settings.id_label(name)).casefold() for name in images.classes}
+    if clashes := [label for label in settings.ood_labels if composed(label).casefold() in names]:
         raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
     for prompt in (settings.prompt, settings.ood_prompt or settings.prompt):
         _check_template(prompt)

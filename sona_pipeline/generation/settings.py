@@ -11,6 +11,7 @@ from annotated_types import Ge, Interval
 
 from sona_pipeline.common.registry import Registry
 from sona_pipeline.common.settings import Argument, Called, OneOf
+from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.settings import FORMATS, RESIZE_MODES, ImageSource
 from sona_pipeline.generation.label_rules import RULES
 
@@ -104,7 +105,7 @@ class GenerationSettings:
 
     def id_label(self, class_name: str) -> str:
         """What an ID class is called in prompts."""
-        return self.id_labels.get(class_name, class_name)
+        return self.id_labels.get(class_name) or finder(self.id_labels)(class_name) or class_name
 
     def id_prompt_of(self, class_name: str) -> str:
         """The prompt of an ID class."""
@@ -165,7 +166,11 @@ class InspectionSettings:
     data: str | None = None
     """The ID images, to show beside their outliers (else the VAE round trips)."""
     split: str = "train"
-    """Split of a Hub data set."""
+    """Split of data with several: on the Hub, of shards, or of folders."""
+    image_column: str | None = None
+    """Column of the images, if it cannot be told."""
+    label_column: str | None = None
+    """Column of the classes, if it cannot be told."""
     image_root: Path | None = None
     """Folder that the paths of an image list start from."""
     output: Path | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.class_names import Names, names_of_classes
-from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_source
-from sona_pipeline.generation.generate import check_output, process_state
+from sona_pipeline.generation.generate import check_output
 from sona_pipeline.generation.ood_labels import Collision, labels_of
 from sona_pipeline.generation.plan import check_settings
 from sona_pipeline.generation.settings import GenerationSettings, LabelSettings, OutputSettings, SourceImages
@@ -43,7 +44,7 @@ def open_sources(
         writing: what will be written.
 
     Raises:
-        FileNotFoundError: something is not there.
+        FileNotFoundError: something is not there, such as all images of a list.
         ValueError: images, labels and settings do not go together.
     """
     with process_state().main_process_first():
@@ -59,4 +60,6 @@ def open_sources(
     check_settings(images, settings)
     check_output(settings, writing)
     images = images.of_classes(source.classes) if source.classes else images
-    return Sources(images.drawn(source.limit) if source.limit else images, id_names, settings, collisions)
+    images = images.drawn(source.limit) if source.limit else images
+    check_there(images)
+    return Sources(images, id_names, settings, collisions)

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from safetensors import SafetensorError
 
 from sona_pipeline.common.assets import PACKAGE, TINY_MODEL
+from sona_pipeline.common.disk import disk_explained, loosen, make_folder
 from sona_pipeline.common.files import write_text
 
 if TYPE_CHECKING:
@@ -291,13 +292,12 @@ def read_runs(results: str | Path) -> list[Run]:
 def _run_of(detector: Detector, results: str | Path) -> Run:
     """The one of the runs that was this detector's, by what `sona evaluate` noted of each beside its scores."""
     from sona_pipeline.evaluation.evaluate import detector_identity
+    from sona_pipeline.evaluation.report import stems
 
     runs, path, mine = read_runs(results), Path(results), detector_identity(detector)
     notes = (path if path.is_dir() else path.parent) / "scores"
-    counted: dict[str, int] = {}
-    for method, by_score in runs:
-        number = counted[method] = counted.get(method, -1) + 1
-        note = notes / f"{method}-{number}.json"
+    for stem, (method, by_score) in zip(stems([method for method, _ in runs]), runs):
+        note = notes / f"{stem}.json"
         if note.exists() and json.loads(note.read_text(encoding="utf-8"))["detector"] == mine:
             return method, by_score
     raise ValueError(f"no run in {results} is of this detector: evaluate it by `sona evaluate`, and give that folder")
@@ -313,14 +313,20 @@ def laid_out(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder).resolve()
     check_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.partial-") as temporary:
-        partial = Path(temporary) / folder.name
+    make_folder(folder.parent)
+    with disk_explained(folder.parent):
+        temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-")
+    with temporary:
+        partial = Path(temporary.name) / folder.name
         partial.mkdir()
         try:
-            yield partial
-        except SafetensorError as error:  # which is what safetensors makes of a full disk
+            with disk_explained(folder):
+                yield partial
+        except SafetensorError as error:
             raise OSError(f"weights cannot be read, or cannot be written to {folder} ({error})") from error
+        for path in partial.rglob("*"):
+            if path.is_file():
+                loosen(path)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from sona_pipeline.common.files import digest_of, only_run, settle_settings, versions
+from sona_pipeline.common.names import expanded
+from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
@@ -48,9 +50,11 @@ def train_detector(
         ValueError: a setting is out of its range, or the sets do not go together.
         BlockingIOError: another run is writing to `output`.
     """
+    validation = in_order_of(validation, images.classes) if validation is not None else None
     running, sets = running or Running(), TrainingSets(images, validation, outliers)
     check_training(sets, settings)
-    folder = Path(output) if output else None
+    folder = expanded(output) if output else None
+    process_state(running.cpu)
     accelerator = Accelerator(
         cpu=running.cpu or not torch.accelerator.is_available(),
         mixed_precision=running.mixed_precision,

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -11,7 +10,6 @@ from PIL import Image
 
 from sona_pipeline.common.files import (
     digest,
-    expanded,
     json_lines,
     only_run,
     png,
@@ -31,14 +29,6 @@ with only_run(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)
 """
-
-
-def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert expanded("~/photos") == expanded(Path("~/photos")) == tmp_path / "photos"
-    assert expanded("~") == tmp_path
-    for path in ("photos/~", "./~", "/~x", "~no such account/x", "owner/name"):
-        assert expanded(path) == Path(path)
 
 
 def test_written_files_have_their_content_and_leave_nothing_beside_them(tmp_path):

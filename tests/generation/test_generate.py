@@ -185,6 +185,81 @@ def test_unreadable_image_is_recorded_and_passed_over(pipe, tmp_path):
     assert not list(read_rejects(tmp_path / "set"))
 
 
+@pytest.mark.parametrize("form", ["folder", "parquet", "webdataset"])
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_images_that_were_missing_are_made_by_the_next_run_and_damaged_ones_are_not(pipe, tmp_path, form, is_killed):
+    data, writing = tmp_path / "data" / "shirt", OutputSettings(format=form, batch_size=2)
+    data.mkdir(parents=True)
+    for shade in range(5):
+        Image.new("L", (32, 32), 50 * shade).save(data / f"{shade}.png")
+    (data / "bad.png").write_bytes(b"no image")
+    images = open_images(tmp_path / "data")
+    for name in ("1.png", "3.png", "bad.png"):
+        (data / name).rename(tmp_path / name)
+    (data / "bad.png").write_bytes(b"no image")
+    if is_killed:  # before the parts are merged
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(OutlierWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            generate_outliers(images, pipe, tmp_path / "set", SETTINGS, writing)
+    else:
+        generate_outliers(images, pipe, tmp_path / "set", SETTINGS, writing)
+    rejects = {row["source_key"]: row for row in read_rejects(tmp_path / "set")}
+    assert {key: row.get("may_pass") for key, row in rejects.items()} == {
+        "shirt/1.png": True,
+        "shirt/3.png": True,
+        "shirt/bad.png": None,
+    }
+    assert "does not exist" in rejects["shirt/1.png"]["reason"]
+    for name in ("1.png", "3.png"):
+        (tmp_path / name).rename(data / name)
+    (data / "bad.png").unlink()
+    Image.new("L", (32, 32), 7).save(data / "bad.png")
+    generate_outliers(images, pipe, tmp_path / "set", SETTINGS, writing)
+    assert [row["source_key"] for row in read_rejects(tmp_path / "set")] == ["shirt/bad.png"]
+    assert len(open_outlier_set(tmp_path / "set", images).outliers) == 5
+
+
+def test_rejects_of_0_1_0_for_missing_files_are_tried_again(images, pipe, tmp_path):
+    generate_outliers(images.take([0]), pipe, tmp_path, SETTINGS)
+    plan = plan_outliers(images, SETTINGS)
+    reasons = ["/x/a.png cannot be read as an image: [Errno 2] No such file or directory: '/x/a.png'",
+               "The latents of image 0 became NaN or infinite at step 3", "contrast is not finite",
+               "/x/a.png cannot be read as an image: cannot identify image file"]  # fmt: skip
+    rows = [{"file_name": plan[k].file_name, "source_key": images.keys[k], "reason": reason}
+            for k, reason in enumerate(reasons, start=1)]  # fmt: skip
+    (tmp_path / "rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    generate_outliers(images.take(range(5)), pipe, tmp_path, SETTINGS)
+    assert [row["source_key"] for row in read_rejects(tmp_path)] == [images.keys[4]]
+    assert len(list(read_rows(tmp_path))) == 4
+
+
+def test_a_run_that_makes_nothing_is_an_error_and_other_settings_may_follow(images, pipe, tmp_path):
+    with pytest.raises(ValueError, match=r"no outlier was made of 10 images: contrast < 9 \(10\); the first: contrast"):
+        generate_outliers(images, pipe, tmp_path, replace(SETTINGS, reject=("contrast<9",)))
+    assert generate_outliers(images, pipe, tmp_path, SETTINGS)
+    assert len(list(read_rows(tmp_path))) == 10 and not list(read_rejects(tmp_path))
+
+
+def test_a_run_that_finds_none_of_the_images_left_is_an_error(images, pipe, tmp_path):
+    def gone(index):
+        raise FileNotFoundError("a.png cannot be read: it does not exist")
+
+    generate_outliers(images.take(range(6)), pipe, tmp_path, SETTINGS)
+    others = ImageSet(images.keys, images.labels, images.classes, lambda i: gone(i) if i > 5 else images.image(i))
+    with pytest.raises(ValueError, match=r"no outlier was made of 4 images: does not exist \(4\)"):
+        generate_outliers(others, pipe, tmp_path, SETTINGS)
+    generate_outliers(images, pipe, tmp_path, SETTINGS)
+    assert len(list(read_rows(tmp_path))) == 10
+
+
+def test_nothing_is_written_where_no_image_is_to_be_had(images, pipe, tmp_path):
+    (tmp_path / "list.txt").write_text("a/1.png 0\nb/2.png 1\n")
+    lost = open_images(tmp_path / "list.txt", image_root=tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"none of the 2 images can be had; the first: .*elsewhere/a/1\.png"):
+        generate_outliers(lost, pipe, tmp_path / "set", SETTINGS)
+    assert not (tmp_path / "set").exists()
+
+
 def test_strict_run_stops_at_an_unreadable_image_and_keeps_what_is_done(pipe, tmp_path):
     data = tmp_path / "data" / "shirt"
     data.mkdir(parents=True)

@@ -228,3 +228,56 @@ def test_size_and_mode_are_the_models(pipe, tiny_components):
     assert image_form(pipe, None) == (32, "L")
     assert image_form(pipe, 64) == (64, "L")
     assert image_form(SONAPipeline(**tiny_components), None) == (32, "RGB")
+
+
+class BadPixels(BadLatents):
+    """A pipeline whose VAE overflows for the outliers of some places in the batch, or refuses to decode them."""
+
+    def __init__(self, pipe, bad, refuses):
+        super().__init__(pipe, bad)
+        self.refuses, self.seen = refuses, []
+
+    def __call__(self, latents, **options):
+        return self.pipe(latents, **options)
+
+    def decode(self, latents, output_type):
+        marks = [place for place, known in enumerate(self.seen) for one in latents if torch.equal(one, known)]
+        if not marks:
+            self.seen.extend(latents)
+            marks = list(range(len(latents)))
+        bad = [k for k, mark in enumerate(marks) if mark in self.bad]
+        if bad and self.refuses:
+            raise FloatingPointError("decoded pixels are NaN")
+        pixels, flags = self.pipe.decode(latents, output_type)
+        pixels[bad] = float("nan")
+        return pixels, flags
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_outliers_whose_pixels_overflow_are_rejected_for_this_time(pipe, images, refuses):
+    _, work = make(BadPixels(pipe, {1, 4}, refuses), images, reconstructions=False)
+    assert len(work.made) == 4
+    assert [(row["reason"], row["may_pass"]) for row in work.rejects] == [
+        ("the decoded pixels are NaN or infinite", True)
+    ] * 2
+    with pytest.raises(FloatingPointError, match=r"pixels are NaN or infinite in torch\.float32: use another --dtype"):
+        make(BadPixels(pipe, set(range(6)), refuses), images, reconstructions=False)
+    with pytest.raises(FloatingPointError, match="pixels are NaN"):
+        make(BadPixels(pipe, {1}, refuses), images, reconstructions=False, strict=True)
+
+
+def test_sources_whose_latents_overflow_are_rejected_for_this_time(pipe, images):
+    class Overflowing(BadLatents):
+        def __call__(self, latents, **options):
+            return self.pipe(latents, **options)
+
+        def encode_image(self, pixels, *arguments):
+            latents = self.pipe.encode_image(pixels, *arguments)
+            latents[pixels.mean(dim=(1, 2, 3)) > self.bad] = float("inf")
+            return latents
+
+    brightness = sorted(np.asarray(images.image(i)).mean() / 127.5 - 1 for i in range(6))
+    _, work = make(Overflowing(pipe, brightness[-1] - 1e-4), images)
+    assert len(work.made) == 5
+    assert [row["may_pass"] for row in work.rejects] == [True]
+    assert "the VAE makes NaN or infinite latents in torch.float32" in work.rejects[0]["reason"]

@@ -1,0 +1,27 @@
+"""Places of data and models that are given on a command line: which of them are one and the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sona_pipeline.common.names import expanded
+
+
+def real_place(place: str) -> str:
+    """What is the same for all spellings of a place: the file or folder that a path leads to, or a Hub id as it is."""
+    path = expanded(place)
+    return str(path.resolve()) if path.exists() else place
+
+
+def check_once(places: Iterable[tuple[str, str]]) -> None:
+    """Raise ValueError if a place is given twice.
+
+    Args:
+        places: each with how it was given, such as ("--near birds=photos/", "photos/").
+    """
+    seen: dict[str, str] = {}
+    for given, place in places:
+        other = seen.setdefault(real_place(place), given)
+        if other is not given:
+            what = f"{given} is given twice" if other == given else f"{other} and {given} are one place"
+            raise ValueError(f"{what}: give it once")
