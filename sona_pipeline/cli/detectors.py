@@ -45,9 +45,12 @@ def train(given: Given) -> None:
     job, source, running = given.of(training.TrainingJob), given.of(training.TrainingImages), given.of(training.Running)
     settings = given.of(training.TrainingSettings, training.RECIPES[job.recipe])
     from sona_pipeline.common.processes import process_state
+    from sona_pipeline.training.devices import check_running
     from sona_pipeline.training.sources import open_training_sets
     from sona_pipeline.training.train import train_detector
 
+    training.check_settings(settings)
+    check_running(running, job.output)
     state = process_state(running.cpu)
     console.quiet = not state.is_main_process
     sets, left_out = open_training_sets(source, settings.seed)

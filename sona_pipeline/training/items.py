@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
-from torchvision.transforms import v2
 
+from sona_pipeline.data.class_names import composed, same_names
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 
+Augment = Callable[[torch.Tensor], torch.Tensor]
 CACHE_BYTES = 2 << 30
 TRIES = 100
 """Random outliers of which one at least has to be readable."""
@@ -40,7 +41,7 @@ class TrainingSets:
         _check_labels(self.images, "training")
         if self.validation is not None:
             _check_labels(self.validation, "validation")
-            if self.validation.classes != self.images.classes:
+            if not same_names(self.validation.classes, self.images.classes):
                 raise ValueError(
                     f"validation classes {self.validation.classes} are not the training classes {self.images.classes}"
                 )
@@ -58,6 +59,13 @@ class TrainingSets:
                 f"no outlier has a strength of {min_strength} or more, the highest is {max(pairs.strengths):.2g}: lower"
                 " `min_strength`"
             )
+
+
+def in_order_of(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The images with their classes in the order and spelling of `classes`, if these are the same by their names."""
+    if sorted(map(composed, images.classes)) != sorted(map(composed, classes)) or images.classes == tuple(classes):
+        return images
+    return images.with_classes(classes)
 
 
 def _check_labels(images: ImageSet, kind: str) -> None:
@@ -86,7 +94,7 @@ class Pixels(Dataset):
         self,
         images: ImageSet,
         read: Callable[[Image.Image], torch.Tensor],
-        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        augment: Augment | None = None,
     ):
         self.images, self.read, self.augment = images, read, augment
         self._kept: dict[int, torch.Tensor] = {}

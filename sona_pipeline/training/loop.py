@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from sona_pipeline.common.files import json_lines, write_text
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
-from sona_pipeline.detection import networks
 from sona_pipeline.detection.detector import Detector
+from sona_pipeline.training.devices import check_shared_memory
 from sona_pipeline.training.items import (
     EpochOrder,
     Labelled,
@@ -35,6 +35,7 @@ from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.methods.base import Step
 from sona_pipeline.training.methods.club import Club, standardized
 from sona_pipeline.training.settings import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainingSettings
+from sona_pipeline.training.start import check_single_images, new_detector
 from sona_pipeline.training.state import load_state, save_state
 
 MI_STEPS, MI_RATE = 5, 1e-3
@@ -59,7 +60,7 @@ class Training:
         self.settings, self.accelerator, self.folder = settings, accelerator, folder
         torch.manual_seed(settings.seed)
         detector = new_detector(sets.images.classes, settings)
-        method = METHODS[settings.method](detector.network.head)
+        method = METHODS[settings.method](detector.network.head, settings)
         self.beta = method.weight if settings.outlier_weight is None else settings.outlier_weight
         self.gamma = mi_weight(settings, sets.outliers)
         self.uses_method = self.beta > 0 and (sets.outliers is not None or not method.needs_outliers)
@@ -94,6 +95,11 @@ class Training:
                 f"`batch_size` {settings.batch_size} cannot be shared by {processes} processes in"
                 f" {settings.accumulation} parts each: make it a multiple of {processes * settings.accumulation}"
             )
+        has_rounds = isinstance(sets.outliers, OutlierPairs) and sets.outliers.reconstructions is not None
+        if share == 1 and not has_rounds:
+            check_single_images(detector)
+        kinds = 1 + (sets.outliers is not None) + has_rounds
+        check_shared_memory(workers, kinds * share * 3 * settings.image_size**2)
         steps = AUGMENTATIONS[settings.augmentation](settings.image_size)
         augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if settings.flip else []), v2.Identity()])
         read = detector.whole if settings.augmentation == "resized_crop" else detector.one
@@ -262,28 +268,6 @@ class Training:
             yield "club_optimizer", self.club_optimizer
         if self.accelerator.scaler is not None:
             yield "scaler", self.accelerator.scaler
-
-
-def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
-    """An untrained detector, or one whose body has the weights that come with its network."""
-    seen = networks.preprocessing(settings.network if settings.pretrained else "")
-    network = None
-    if settings.pretrained:
-        network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
-    detector = Detector(
-        list(classes),
-        settings.network,
-        settings.image_size,
-        settings.crop_pct,
-        seen.mean,
-        seen.std,
-        settings.score,
-        network_config=None if network is None else network.config,
-        channel_order=seen.channel_order,
-    )
-    if network is not None:
-        detector.network = network
-    return detector
 
 
 def mi_weight(settings: TrainingSettings, outliers: OutlierPairs | ImageSet | None) -> float:

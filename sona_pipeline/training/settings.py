@@ -28,6 +28,7 @@ AUGMENTATIONS: Registry[Callable[[int], list[Any]]] = Registry(
 )
 """Functions of the size to torchvision's transforms."""
 Weight = Annotated[float, Ge(0), Lt(math.inf)]
+Margin = Annotated[float, Interval(ge=-1000, le=1000)]
 PRECISIONS, KEPT = ("no", "fp16", "bf16"), ("best", "last")
 
 
@@ -55,6 +56,8 @@ class TrainingSettings:
     """'resnet18'; 'resnet8' or 'resnet20' for about 32 px; 'timm:NAME' or 'transformers:NAME'."""
     pretrained: bool = False
     """Fine-tune the weights that come with a timm or transformers network."""
+    initial_checkpoint: str | None = None
+    """Fine-tune a detector: its folder, or its id on the Hub."""
     image_size: Annotated[int, Ge(8)] = 224
     """Side in pixels of what the network sees."""
     crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
@@ -83,6 +86,11 @@ class TrainingSettings:
     no outliers)."""
     outlier_weight: Weight | None = None
     """Weight beta of the method's loss (the method's own by default)."""
+    m_in: Margin | None = None
+    """Of the method 'energy': fixed margin that ID energies are held below (-23 on CIFAR-10, -27 on CIFAR-100, where
+    networks were fine-tuned). By default, margins follow the energies of the batch."""
+    m_out: Margin | None = None
+    """Of the method 'energy': fixed margin that the energies of outliers are held above (-5 on CIFAR)."""
     mi_weight: Weight | None = None
     """Weight gamma of the mutual information between an image and its own outlier (1 where they come in pairs)."""
     min_strength: Annotated[float, Interval(ge=0, le=1)] = 0.0
@@ -146,9 +154,24 @@ def check_settings(settings: TrainingSettings) -> None:
         raise ValueError(
             f"`batch_size` {settings.batch_size} cannot be computed in {settings.accumulation} equal parts"
         )
+    if settings.pretrained and settings.initial_checkpoint:
+        raise ValueError("`pretrained` and `initial_checkpoint` exclude each other: start from one of them")
+    _check_margins(settings)
+
+
+def _check_margins(settings: TrainingSettings) -> None:
+    m_in, m_out = settings.m_in, settings.m_out
+    if (m_in is None) != (m_out is None):
+        raise ValueError(f"`m_in` is {m_in} and `m_out` {m_out}: give both margins, or neither")
+    if m_in is None or m_out is None:
+        return
+    if settings.method != "energy":
+        raise ValueError(f"`m_in` and `m_out` are margins of the method 'energy', but `method` is {settings.method!r}")
+    if not m_in < m_out:
+        raise ValueError(f"`m_in` is {m_in}, but has to be below `m_out`, which is {m_out}: ID images have less energy")
 
 
 def settings_in(record: dict) -> dict:
     """The settings in the training.json of an earlier run; of its images there are digests only."""
     names = [setting.name for setting in settings_of(TrainingSettings)]
-    return {name: record[name] for name in (*names, "mixed_precision", "workers")}
+    return {name: record[name] for name in (*names, "mixed_precision", "workers") if name in record}

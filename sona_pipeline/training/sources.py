@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
+from sona_pipeline.common.places import real_place
 from sona_pipeline.data.image_set import ImageSet, hold_out
 from sona_pipeline.data.images import open_images, open_source
 from sona_pipeline.data.lists import is_image_list
@@ -26,13 +26,24 @@ def open_training_sets(source: TrainingImages, seed: int) -> tuple[TrainingSets,
     """
     if source.outliers and source.real_outliers:
         raise ValueError("--outliers and --real-outliers exclude each other: give one of them")
+    if source.real_outliers and real_place(source.real_outliers) == real_place(source.data):
+        raise ValueError(
+            f"--real-outliers {source.real_outliers} are the training images: give images of other things, or leave it"
+            " out"
+        )
     images, validation = open_source(source), None
     if source.validation:
         validation = _open_validation(source, source.validation, images)
     elif source.validation_share > 0:
         images, validation = hold_out(images, source.validation_share, seed)
     if source.real_outliers:
-        exposed = open_images(source.real_outliers, split=source.split, image_root=source.image_root)
+        exposed = open_images(
+            source.real_outliers,
+            split=source.split,
+            image_column=source.image_column,
+            image_root=source.image_root,
+            labelled=False,
+        )
         return TrainingSets(images, validation, exposed), 0
     if not source.outliers:
         return TrainingSets(images, validation), 0
@@ -44,14 +55,9 @@ def _open_validation(source: TrainingImages, place: str, images: ImageSet) -> Im
     places = replace(source, data=place, split=source.validation_split or source.split)
     class_list = source.data if is_image_list(source.data) else None
     found = open_source(places, class_list)
-    if _is_same_place(source.data, place) and (found.keys, found.labels) == (images.keys, images.labels):
+    if real_place(source.data) == real_place(place) and (found.keys, found.labels) == (images.keys, images.labels):
         raise ValueError(
             f"--validation {place} are the training images, on which a threshold means nothing: give others, or another"
             " --validation-split, or leave it out to have a share of DATA held out"
         )
     return found
-
-
-def _is_same_place(one: str, other: str) -> bool:
-    """Whether two places of images are one: the same path on disk, or the same Hub id."""
-    return Path(one).resolve() == Path(other).resolve() if Path(one).exists() else one == other

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from sona_pipeline.common.files import digest_of, only_run, settle_settings, versions
@@ -15,10 +14,12 @@ from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
-from sona_pipeline.training.items import TrainingSets
+from sona_pipeline.training.devices import new_accelerator
+from sona_pipeline.training.items import TrainingSets, in_order_of
 from sona_pipeline.training.loop import CHECKPOINT, Training, mi_weight
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
+from sona_pipeline.training.start import digest_of_weights
 
 
 def train_detector(
@@ -47,29 +48,25 @@ def train_detector(
         title: what the progress bar says.
 
     Raises:
-        ValueError: a setting is out of its range, or the sets do not go together.
+        ValueError: a setting is out of its range or cannot be honoured on this machine, or the sets do not go together.
+        FloatingPointError: the loss is no longer finite.
         BlockingIOError: another run is writing to `output`.
+        OSError: there is no room for the checkpoint.
     """
     validation = in_order_of(validation, images.classes) if validation is not None else None
     running, sets = running or Running(), TrainingSets(images, validation, outliers)
     check_training(sets, settings)
     folder = expanded(output) if output else None
     process_state(running.cpu)
-    accelerator = Accelerator(
-        cpu=running.cpu or not torch.accelerator.is_available(),
-        mixed_precision=running.mixed_precision,
-        gradient_accumulation_steps=settings.accumulation,
-        log_with=running.tracker,
-        project_dir=folder,
-    )
+    accelerator = new_accelerator(running, settings.accumulation, folder)
     training = Training(sets, settings, accelerator, workers=running.workers, folder=folder)
     if folder is None:
         return training.run(title)
     with only_run(folder) if accelerator.is_main_process else nullcontext():
-        _settle(folder, accelerator, _settled(sets, settings, running, accelerator))
+        _settle(folder, accelerator, _settled(sets, training, running))
         if not _is_finished(folder):
             if running.tracker:
-                accelerator.init_trackers("sona", asdict(settings))
+                _start_tracker(accelerator, settings)
             detector = training.run(title)
             if accelerator.is_main_process:
                 save_detector(detector, folder)
@@ -115,8 +112,16 @@ def _settle(folder: Path, accelerator: Accelerator, settled: dict) -> None:
         settle_settings(path, settled, {"versions": versions()})
 
 
-def _settled(sets: TrainingSets, settings: TrainingSettings, running: Running, accelerator: Accelerator) -> dict:
+def _start_tracker(accelerator: Accelerator, settings: TrainingSettings) -> None:
+    try:
+        accelerator.init_trackers("sona", asdict(settings))
+    except Exception as error:  # each tracker says it in its own way
+        raise ValueError(f"the tracker cannot be started: {' '.join(str(error).split())[:300]}") from error
+
+
+def _settled(sets: TrainingSets, training: Training, running: Running) -> dict:
     """All that the weights depend on."""
+    settings, accelerator = training.settings, training.accelerator
     outliers, made = sets.outliers, None
     if isinstance(outliers, OutlierPairs):
         made = digest_of([outliers.outliers.keys, outliers.strengths, outliers.reconstructions is not None])
@@ -133,4 +138,5 @@ def _settled(sets: TrainingSets, settings: TrainingSettings, running: Running, a
         "workers": running.workers,
     }
     exposure = {"outliers": made, "mi_weight": mi_weight(settings, outliers)}
-    return asdict(settings) | data | exposure | how
+    start = {"initial_weights": digest_of_weights(training.detector)} if settings.initial_checkpoint else {}
+    return asdict(settings) | data | exposure | how | start

@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.networks import preprocessing
 from sona_pipeline.detection.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from sona_pipeline.training.loop import new_detector
 from sona_pipeline.training.settings import TrainingSettings
+from sona_pipeline.training.start import new_detector
 
 SIDE, CLASSES = 64, ["a", "b", "c", "d", "e"]
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": SIDE}

@@ -13,9 +13,10 @@ from sona_pipeline.detection.detector import Detector, load_detector, save_detec
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.training.items import TrainingSets
-from sona_pipeline.training.loop import Training, mi_weight, new_detector
+from sona_pipeline.training.loop import Training, mi_weight
 from sona_pipeline.training.methods.outlier_exposure import outlier_exposure
 from sona_pipeline.training.settings import RECIPES, Running, TrainingSettings, check_settings
+from sona_pipeline.training.start import new_detector
 from sona_pipeline.training.train import check_training, train_detector
 
 SETTINGS = replace(RECIPES["small"], image_size=16, epochs=4, batch_size=16, flip=False)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from sona_pipeline.training.settings import TrainingSettings
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Method(nn.Module):
     needs_outliers: bool = True
     keeps_pairs: bool = True
 
-    def __init__(self, head: nn.Linear):
+    def __init__(self, head: nn.Linear, settings: TrainingSettings):
         super().__init__()
 
     def mix(self, images: torch.Tensor, outliers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sona_pipeline.training.methods.base import Method, Step
+
+if TYPE_CHECKING:
+    from sona_pipeline.training.settings import TrainingSettings
 
 KEPT, DRAWN, START = 200, 10_000, 0.4
 """Features kept a class, samples of which the least likely one is taken, and the progress from which on."""
@@ -30,8 +35,8 @@ class VOS(Method):
     needs_outliers = False
     keeps_pairs = False
 
-    def __init__(self, head: nn.Linear):
-        super().__init__(head)
+    def __init__(self, head: nn.Linear, settings: TrainingSettings):
+        super().__init__(head, settings)
         self._head = [head]  # in a list, so that it is not trained or saved twice
         self.class_weights = nn.Parameter(torch.rand(head.out_features))
         self.judge = nn.Linear(1, 1)
