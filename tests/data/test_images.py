@@ -41,22 +41,6 @@ def test_folder_agrees_with_torchvision(tmp_path):
     assert sorted(images.keys) == list(images.keys)
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
-    fill(tmp_path, ["a/x.png", "a/.x.png", ".b/x.png", "a/.c/x.png"])
-    assert open_images(tmp_path).keys == ("a/x.png",)
-
-
-def test_symlinks_are_followed(tmp_path):
-    fill(tmp_path / "elsewhere", ["x.png", "y.png"])
-    fill(tmp_path / "set", ["b/z.png"])
-    (tmp_path / "set" / "a").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "set" / "b" / "link.png").symlink_to(tmp_path / "elsewhere" / "y.png")
-    images = open_images(tmp_path / "set")
-    assert images.keys == ("a/x.png", "a/y.png", "b/link.png", "b/z.png")
-    assert images.labels == (0, 0, 1, 1)
-    assert shades(images) == [10, 20, 20, 10]
-
-
 def test_names_that_are_not_utf_8_give_keys_that_can_be_written(tmp_path):
     fill(tmp_path, ["a/x.png", "b/y.png"])
     try:
@@ -96,6 +80,58 @@ def test_missing_and_empty_sources_are_refused(tmp_path):
             open_images(name)
     with pytest.raises(ValueError, match="no images under"):
         open_images(tmp_path)
+
+
+def test_paths_may_start_at_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fill(tmp_path / "pictures", ["elk/1.png", "owl/2.png"])
+    (tmp_path / "list.txt").write_text("owl/2.png 7\nelk/1.png 3\n")
+    assert shades(open_images("~/pictures")) == [10, 20]
+    listed = open_images("~/list.txt", image_root="~/pictures", class_list="~/list.txt")
+    assert (listed.classes, shades(listed)) == (("elk", "owl"), [20, 10])
+
+
+ARCHIVES = ["a.zip", "a.tar", "a.tgz", "a.tar.gz", "a.TAR.XZ", "a.7z", "a.rar", "a.tar.zst"]
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_are_to_be_unpacked(name, tmp_path):
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=rf"{name} is an archive: unpack it, and give the folder"):
+        open_images(tmp_path / name)
+    with pytest.raises(ValueError, match=r"no images under .*, only 1 file .* \(1 \.\w+\): unpack the archives"):
+        open_images(tmp_path)
+
+
+def parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(columns).to_parquet(path)
+
+
+def test_images_win_over_a_table_about_them(tmp_path, caplog):
+    fill(tmp_path, ["elk/1.png", "owl/2.png"])
+    parquet(tmp_path / "metadata.parquet", file_name=["elk/1.png", "owl/2.png"], label=[5, 6])
+    (tmp_path / "metadata.csv").write_text("file_name,label\n")
+    images = open_images(tmp_path)
+    assert (images.keys, images.classes) == (("elk/1.png", "owl/2.png"), ("elk", "owl"))
+    assert "passed over 2 files without the suffix of an image (1 .csv, 1 .parquet)" in caplog.text
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    assert open_images(tmp_path).keys == images.keys
+
+
+def test_images_in_tables_beside_images_in_files_are_refused(tmp_path):
+    fill(tmp_path, ["elk/1.png"])
+    parquet(tmp_path / "data" / "train.parquet", image=[picture(1)])
+    with pytest.raises(ValueError, match=r"holds image files, and images in parquet files such as data/train\.parquet"):
+        open_images(tmp_path)
+
+
+def test_shards_are_told_from_what_systems_strew_about(tmp_path):
+    datasets.Dataset.from_dict({"image": [picture(30)]}).to_parquet(tmp_path / "train.parquet")
+    for name in ("._train.parquet", ".~lock.parquet", "@eaDir/train.parquet/SYNOPHOTO.jpg", "@eaDir/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    assert shades(open_images(tmp_path)) == [30]
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "nowhere/.cache"])
