@@ -25,6 +25,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import FromSingleFileMixin, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
@@ -54,7 +62,9 @@ logger = logging.get_logger(__name__)
 SCHEDULERS_WITHOUT_HISTORY = frozenset(
     {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 )
+GOOD_SCHEDULERS = "DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or EulerDiscreteScheduler"
 MASK_GRANULARITIES = ("channel", "all", "spatial")
+_VAE_IS_CALLED = threading.Lock()
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -166,9 +176,9 @@ def add_momentum(
 
 def check_mask_options(threshold: float, granularity: str) -> None:
     """Raise ValueError unless `sona_guidance` can work with these."""
-    if not 0 < threshold < 0.5:
+    if not isinstance(threshold, (int, float, np.number)) or not 0 < threshold < 0.5:
         raise ValueError(
-            f"`mask_threshold` is {threshold}, but a share of the entries strictly between 0 and 0.5 is needed."
+            f"`mask_threshold` is {threshold!r}, but a share of the entries strictly between 0 and 0.5 is needed."
         )
     if granularity not in MASK_GRANULARITIES:
         raise ValueError(f"`mask_granularity` is {granularity!r}, but has to be one of {MASK_GRANULARITIES}.")
@@ -231,6 +241,7 @@ class SONAPipeline(
         requires_safety_checker: bool = False,
     ):
         super().__init__()
+        check_components(vae, text_encoder, tokenizer, unet, scheduler)
         if safety_checker is not None and feature_extractor is None:
             raise ValueError("`safety_checker` needs a `feature_extractor`: pass both, or `safety_checker=None`.")
         self.register_modules(
@@ -238,7 +249,7 @@ class SONAPipeline(
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=_usable_scheduler(scheduler),
+            scheduler=usable_scheduler(scheduler),
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
         )
@@ -257,6 +268,21 @@ class SONAPipeline(
     def interrupt(self) -> bool:
         """Whether a callback asked for the end of the denoising, by `pipe._interrupt = True`."""
         return self._interrupt
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the UNet was made for.
+
+        Raises ValueError where its configuration does not say it, or gives two sides.
+        """
+        given = self.unet.config.sample_size
+        sides = {given} if isinstance(given, int) else set(given or ())
+        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+            raise ValueError(
+                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
+                " size of the images."
+            )
+        return side * self.vae_scale_factor
 
     @property
     def num_timesteps(self) -> int:
@@ -360,7 +386,7 @@ class SONAPipeline(
 
         Raises:
             ValueError, TypeError: an argument breaks one of the rules above; before any model is run.
-            FloatingPointError: the latents of an image became NaN or infinite.
+            FloatingPointError: the latents or the pixels of an image became NaN or infinite.
         """
         call_back = _Callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         regions: dict[str, Any] = {
@@ -374,20 +400,24 @@ class SONAPipeline(
         }
         prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
         embeds = {"uncond_prompt": uncond_prompt_embeds, "id_prompt": id_prompt_embeds, "ood_prompt": ood_prompt_embeds}
+        _check_numbers(
+            guidance_scale=guidance_scale, momentum_scale=momentum_scale, momentum_beta=momentum_beta, eta=eta
+        )
+        _check_counts(warmup_steps=warmup_steps, cooldown_steps=cooldown_steps, clip_skip=clip_skip)
         image, generator = self.check_inputs(
             image, prompts, embeds, regions, generator, num_inference_steps, output_type, call_back.names
         )
         stop_steps = self.get_stop_steps(len(image), strength, stop_step, num_inference_steps, generator)
         self._interrupt = False
         device = self._execution_device
-        timesteps = self.set_timesteps(num_inference_steps, device)
+        self.set_timesteps(num_inference_steps, device)
 
         lora_scale = (cross_attention_kwargs or {}).get("scale")
         prompt_embeds = self.encode_prompts(len(image), prompts, embeds, device, clip_skip, lora_scale)
         source = self.encode_image(image, prompt_embeds.dtype, device, generator)
         noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
         joins = [(num_inference_steps - steps) * self.scheduler.order for steps in stop_steps]
-        latents = self.scheduler.add_noise(source, noise, timesteps[joins])
+        latents = noised(self.scheduler, source, noise, joins)
         batch = _Batch(latents, prompt_embeds, joins, generator)
         sega = _Sega(warmup_steps, cooldown_steps, momentum_scale, momentum_beta, source)
 
@@ -396,7 +426,7 @@ class SONAPipeline(
             noise_uncond, noise_id, noise_ood = self.predict_noise(latents, step.t, conditions, cross_attention_kwargs)
             found = sega(sona_guidance(noise_uncond, noise_id, noise_ood, **regions), step)
             noise_pred = noise_uncond + guidance_scale * found.guidance
-            extra = self.step_kwargs(eta, generators)
+            extra = _step_kwargs(self.scheduler, eta, generators)
             batch.put(self.scheduler.step(noise_pred, step.t, latents, **extra, return_dict=False)[0], step)
             call_back(self, step, batch, found, noise_pred)
 
@@ -462,15 +492,20 @@ class SONAPipeline(
 
         Raises ValueError or TypeError, naming value and rule, for arguments that `__call__` cannot work with.
         """
+        check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
         check_mask_options(regions["mask_threshold"], regions["mask_granularity"])
         tensor = self.preprocess_image(image)
         self._check_prompts(len(tensor), prompts, embeds)
-        sources = list(generator) if isinstance(generator, Sequence) else generator
+        sources = list(generator) if isinstance(generator, (list, tuple)) else generator
+        if sources is not None and not all(
+            isinstance(one, torch.Generator) for one in (sources if isinstance(sources, list) else [sources])
+        ):
+            raise TypeError(f"`generator` is {generator!r}, but has to be a `torch.Generator` or one an image.")
         if isinstance(sources, list) and len(sources) != len(tensor):
             raise ValueError(
                 f"`generator` has {len(sources)} entries for {len(tensor)} images: give one, or one an image."
             )
-        most = self.scheduler.config.num_train_timesteps
+        most = self.scheduler.config.get("num_train_timesteps", num_inference_steps)
         if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
             raise ValueError(
                 f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}."
@@ -481,8 +516,6 @@ class SONAPipeline(
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {unknown}, but can have {self._callback_tensor_inputs} only."
             )
-        if isinstance(self.scheduler, PNDMScheduler):
-            raise ValueError("PNDM cannot start within its schedule: set `pipe.scheduler` to a `DDIMScheduler`, say.")
         return tensor, sources
 
     def _check_prompts(
@@ -498,16 +531,22 @@ class SONAPipeline(
                 raise ValueError(
                     f"`{name}` has {len(prompt)} entries for {batch_size} images: give one, or one an image."
                 )
+            if texts is not None and not all(text.strip() for text in texts):
+                raise ValueError(
+                    f"`{name}` is {prompt!r}, but an empty prompt means nothing: say what the image shows."
+                )
         given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
-        width = self.unet.config.cross_attention_dim
+        width = _prompt_width(self.unet)
         for name, value in given.items():
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"`{name}` has to be a tensor, but is a {type(value).__name__}.")
             if value.ndim != 3 or len(value) not in (1, batch_size) or value.shape[2] != width:
                 raise ValueError(
                     f"`{name}` has the shape {tuple(value.shape)}, but [1 or {batch_size}, length, {width}] is needed."
                 )
         lengths = {value.shape[1] for value in given.values()}
         if len(given) < 3:
-            lengths.add(self.tokenizer.model_max_length)
+            lengths.add(prompt_length(self.tokenizer, self.text_encoder))
         if len(lengths) > 1:
             raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
@@ -531,8 +570,11 @@ class SONAPipeline(
         if len(values) != batch_size:
             raise ValueError(f"`{name}` has {len(values)} entries for {batch_size} images: give one, or one an image.")
         if stop_step is None:
-            return [_step_of_strength(float(one), num_inference_steps) for one in values]
-        if not all(isinstance(one, (int, np.integer)) and 1 <= one <= num_inference_steps for one in values):
+            return [_step_of_strength(one, num_inference_steps) for one in values]
+        if not all(
+            isinstance(one, (int, np.integer)) and not isinstance(one, bool) and 1 <= one <= num_inference_steps
+            for one in values
+        ):
             raise ValueError(f"`stop_step` is {value}, but has to be made of integers from 1 to {num_inference_steps}.")
         return [int(one) for one in values]
 
@@ -570,7 +612,7 @@ class SONAPipeline(
     def _encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None) -> tuple:
         """Hidden states `[N, L, D]` of the last layer, and of the one `clip_skip` layers before it."""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
-        length = self.tokenizer.model_max_length
+        length = prompt_length(self.tokenizer, self.text_encoder)
         inputs = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         for text, ids in zip(texts, self.tokenizer(texts).input_ids):
             if len(ids) > length:
@@ -583,18 +625,61 @@ class SONAPipeline(
         )
         if clip_skip is None:
             return outputs[0], outputs[0]
+        if clip_skip >= len(outputs.hidden_states):
+            layers = len(outputs.hidden_states) - 1
+            raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {layers} layers only.")
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return outputs[0], encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])
 
     def encode_image(
         self, image: torch.Tensor, dtype: torch.dtype, device: torch.device, generator: Generators
     ) -> torch.Tensor:
-        """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1]; latents are passed through."""
+        """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1]; latents are passed through.
+
+        Raises FloatingPointError for latents that are not finite.
+        """
         if image.shape[1] == self.vae.config.latent_channels:
             return image.to(device=device, dtype=dtype)
-        encoded = self.vae.encode(image.to(device=device, dtype=self.vae.dtype))
-        latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
+        encoded: Any = None
+
+        def encode(vae: AutoencoderKL) -> torch.Tensor:
+            nonlocal encoded
+            encoded = vae.encode(image.to(device=device, dtype=vae.dtype))
+            return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+        latents = self._finite_from_vae(encode)
+        latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else latents
         return (latents * self.vae.config.scaling_factor).to(dtype)
+
+    def _finite_from_vae(self, run: Callable[[AutoencoderKL], torch.Tensor]) -> torch.Tensor:
+        """What `run` makes of the VAE, `[B, ...]`.
+
+        A VAE that overflows in float16 goes on in float32 from then on if its configuration has `force_upcast`.
+
+        Raises:
+            FloatingPointError: it gives NaN or infinite values even so.
+        """
+        with _VAE_IS_CALLED:
+            found = run(self.vae)
+        if found.isfinite().all():
+            return found
+        dtype = self.vae.dtype
+        if dtype == torch.float16 and self.vae.config.get("force_upcast"):
+            logger.warning("The VAE overflows in float16: it computes in float32 from now on.")
+            with _VAE_IS_CALLED:
+                self.vae.to(torch.float32)
+                found, dtype = run(self.vae), torch.float32
+        bad = (~found.isfinite()).flatten(1).any(dim=1).tolist()
+        if True in bad:
+            way = (
+                "its weights or the latents are not good"
+                if dtype == torch.float32
+                else ("compute in bfloat16 or float32, or let the VAE alone do so, by `pipe.vae.to(torch.float32)`")
+            )
+            raise FloatingPointError(
+                f"The VAE gives NaN or infinite values for image {bad.index(True)} in {str(dtype)[6:]}: {way}."
+            )
+        return found
 
     def predict_noise(
         self, latents: torch.Tensor, t: torch.Tensor, prompt_embeds: torch.Tensor, cross_attention_kwargs: dict | None
@@ -635,30 +720,33 @@ class SONAPipeline(
                 first += len(run)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device, begin: int | None = None) -> torch.Tensor:
-        """Reset the scheduler, to start at the index `begin` of the full schedule, whose time steps are returned."""
+        """Reset the scheduler, to start at the index `begin` of the full schedule, whose time steps are returned.
+
+        Without `begin` the scheduler is checked first, see `check_scheduler`.
+        """
+        if begin is None:
+            check_scheduler(self.scheduler, num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps, known = self.scheduler.timesteps, self.scheduler.config.num_train_timesteps
-        if not timesteps.is_floating_point() and timesteps.max() >= known:
-            raise ValueError(f"`num_inference_steps` {num_inference_steps} leads beyond {known} time steps: use fewer.")
         if begin is not None and hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(begin)
-        return timesteps
-
-    def step_kwargs(self, eta: float, generator: Generators) -> dict[str, Any]:
-        """The arguments `eta` and `generator`, as far as `scheduler.step` has them."""
-        wanted = _parameters_of(type(self.scheduler).step)
-        return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in wanted}
+        return self.scheduler.timesteps
 
     def decode(self, latents: torch.Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
-        """Images of scaled latents `[B, C, H, W]`, and the safety checker's flags if there is one."""
+        """Images of scaled latents `[B, C, H, W]`, and the safety checker's flags if there is one.
+
+        Raises FloatingPointError for pixels that are not finite.
+        """
         if output_type == "latent":
             return latents, None
-        image = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        latents = latents / self.vae.config.scaling_factor
+        image = self._finite_from_vae(lambda vae: vae.decode(latents.to(vae.dtype), return_dict=False)[0])
         flags = None
         if self.safety_checker is not None:
             shown = self.image_processor.postprocess(image, output_type="pil")
             features = self.feature_extractor(shown, return_tensors="pt").to(image.device)
-            image, flags = self.safety_checker(images=image, clip_input=features.pixel_values.to(image.dtype))
+            image, flags = self.safety_checker(
+                images=image, clip_input=features.pixel_values.to(self.safety_checker.dtype)
+            )
         denormalize = [not flag for flag in flags] if flags is not None else [True] * len(image)
         return self.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
 
@@ -719,6 +807,8 @@ class _Callback:
 
     def __init__(self, function: Callable[..., dict] | None, names: Sequence[str]):
         self.function, self.names = function, names
+        if function is not None and not callable(function):
+            raise TypeError(f"`callback_on_step_end` is {function!r}, but has to be a function.")
         if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
             self.names = function.tensor_inputs
 
@@ -759,11 +849,10 @@ class _Sega:
 def _before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
     """The modules of a UNet that work before its first cross-attention, and so without the prompt.
 
-    None of a compiled UNet, which is compiled as it is, nor of one that is conditioned otherwise, too.
+    None that is compiled, or a part of what is, since hooks break the graph.
     """
-    config = unet.config
-    is_compiled = hasattr(unet, "_orig_mod") or unet._compiled_call_impl is not None
-    if is_compiled or config.get("class_embed_type") or config.get("addition_embed_type"):
+    compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
+    if hasattr(unet, "_orig_mod") or unet in compiled:
         return []
     found = [unet.conv_in]
     for block in unet.down_blocks:
@@ -775,7 +864,8 @@ def _before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
         if transformer is not None and not transformer.only_cross_attention:
             found.append(transformer.attn1)
         break
-    return found
+    inside = {id(part) for module in compiled for part in module.modules()}
+    return [module for module in found if id(module) not in inside]
 
 
 @contextmanager
@@ -810,9 +900,27 @@ def _parameters_of(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
+def _step_kwargs(scheduler: Any, eta: float, generator: Generators) -> dict[str, Any]:
+    """The arguments `eta` and `generator`, as far as `scheduler.step` has them."""
+    wanted = _parameters_of(type(scheduler).step)
+    return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in wanted}
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+            raise ValueError(f"`{name}` is {value!r}, but has to be a finite number.")
+
+
+def _check_counts(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, (int, np.integer)) or value < 0):
+            raise ValueError(f"`{name}` is {value!r}, but has to be a whole number from 0 on.")
+
+
 def _step_of_strength(strength: float, num_inference_steps: int) -> int:
-    if not 0 < strength <= 1:
-        raise ValueError(f"`strength` is {strength}, but has to be in (0, 1].")
+    if not isinstance(strength, (int, float, np.number)) or not 0 < strength <= 1:
+        raise ValueError(f"`strength` is {strength!r}, but has to be in (0, 1].")
     step = int(num_inference_steps * strength)
     if step < 1:
         raise ValueError(
@@ -827,26 +935,234 @@ def _draw_step(num_inference_steps: int, generator: torch.Generator | None) -> i
     return int(torch.randint(1, num_inference_steps + 1, (1,), generator=generator, device=device))
 
 
+def noised(scheduler: Any, source: torch.Tensor, noise: torch.Tensor, joins: list[int]) -> torch.Tensor:
+    """Source latents `[B, C, H, W]` with the noise that the scheduler has at an index of its schedule, one an image.
+
+    By the index, not by its time step, which other indices may have, too (sigmas of Karras and the like).
+    """
+    latents = torch.empty_like(source)
+    for join in set(joins):
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(join)
+        rows = [k for k, own in enumerate(joins) if own == join]
+        latents[rows] = scheduler.add_noise(source[rows], noise[rows], scheduler.timesteps[[join] * len(rows)])
+    return latents
+
+
 def _noise_units(scheduler: Any) -> list[float]:
     """The factor that turns a difference of predictions into a difference of noise estimates, at each time step.
 
-    With x_t = a x_0 + b noise: noise = a v + b x_t for velocities v, and noise = (x_t - a x_0) / b for samples.
+    With x_t = a x_0 + b noise: noise = a v + b x_t for velocities v, noise = (x_t - a x_0) / b for samples, and
+    noise = x_t + a v for the velocities of flow models.
     """
-    kind, timesteps = scheduler.config.prediction_type, scheduler.timesteps
+    kind = scheduler.config.prediction_type
     if kind == "epsilon":
-        return [1.0] * len(timesteps)
+        return [1.0] * len(scheduler.timesteps)
+    a, b = _levels(scheduler, scheduler.timesteps)
+    return (-a / b if kind == "sample" else a).tolist()
+
+
+def _levels(scheduler: Any, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The shares a of the source and b of the noise that the model expects at time steps."""
+    if scheduler.config.prediction_type == "flow_prediction":
+        b = (timesteps.double().cpu() / scheduler.config.num_train_timesteps).clamp(1e-4, 1 - 1e-4)
+        return 1 - b, b
     alphas = scheduler.alphas_cumprod.cpu()[timesteps.cpu().round().long().clamp(0, len(scheduler.alphas_cumprod) - 1)]
-    a, b = alphas.sqrt().clamp(min=1e-4), (1 - alphas).sqrt().clamp(min=1e-4)
-    return (a if kind == "v_prediction" else -a / b).tolist()
+    return alphas.sqrt().clamp(min=1e-4), (1 - alphas).sqrt().clamp(min=1e-4)
 
 
-def _usable_scheduler(scheduler: Any) -> Any:
+def usable_scheduler(scheduler: Any) -> Any:
     """The scheduler with the settings of Stable Diffusion; PNDM as DDIM, since its counter cannot start mid-way."""
     if scheduler is None:
         return None
-    wanted = {"steps_offset": 1, "clip_sample": False}
+    wanted = {"steps_offset": 1, "clip_sample": False, "thresholding": False}
+    has_even_steps = isinstance(scheduler, (PNDMScheduler, DDIMScheduler, DDPMScheduler))
+    if has_even_steps and scheduler.config.get("timestep_spacing") == "linspace":
+        wanted["timestep_spacing"] = "leading"
     changes = {name: value for name, value in wanted.items() if scheduler.config.get(name, value) != value}
     if isinstance(scheduler, PNDMScheduler):
         logger.info("Replacing the PNDM scheduler by DDIM: PNDM cannot start within its schedule.")
         return DDIMScheduler.from_config(scheduler.config, **wanted)
     return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
+
+
+def check_scheduler(scheduler: Any, num_inference_steps: int) -> None:
+    """Raise ValueError, naming the scheduler, unless images may start anywhere within its schedule.
+
+    Small images are noised and denoised with the very noise that they have: at each step they have to be as noisy as
+    the model expects, and to come back in the end; noise that is added on the way has to be each image's own.
+    """
+    _check_scheduler_kind(scheduler)
+    if fault := _fault_of_scheduler(type(scheduler), scheduler.to_json_string(), num_inference_steps):
+        raise ValueError(fault)
+
+
+def _check_scheduler_kind(scheduler: Any) -> None:
+    needed = ("add_noise", "step", "set_timesteps", "scale_model_input", "alphas_cumprod", "order")
+    if missing := [name for name in needed if not hasattr(scheduler, name)]:
+        raise ValueError(
+            f"`{type(scheduler).__name__}` has no {missing[0]!r} and is not made for Stable Diffusion: take"
+            f" {GOOD_SCHEDULERS}."
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _fault_of_scheduler(kind: type, config: str, num_inference_steps: int) -> str | None:
+    """Why a scheduler cannot be used, or None."""
+    scheduler = kind.from_config(json.loads(config))
+    settings = ("clip_sample", "thresholding", "timestep_spacing", "rescale_betas_zero_snr", "use_flow_sigmas")
+    given = {name: scheduler.config.get(name) for name in (*settings, "prediction_type")}
+    words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value)
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+        timesteps, known = scheduler.timesteps, scheduler.config.num_train_timesteps
+        if not timesteps.is_floating_point() and timesteps.max() >= known:
+            return f"`num_inference_steps` {num_inference_steps} leads beyond {known} time steps: use fewer."
+        for stop_step in sorted({1, 2, 3, *np.linspace(1, num_inference_steps, 8).astype(int).tolist()}):
+            if stop_step > num_inference_steps:
+                break
+            with torch.random.fork_rng(devices=[]):
+                fault = _fault_of_run(scheduler, num_inference_steps, stop_step)
+            if fault:
+                return (
+                    f"`{kind.__name__}` ({words}) cannot start at stop step {stop_step} of {num_inference_steps}:"
+                    f" {fault}; take {GOOD_SCHEDULERS}, or other settings or steps."
+                )
+    except (
+        AttributeError,
+        ImportError,
+        LookupError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        return f"`{kind.__name__}` ({words}) cannot be used: {error}; take {GOOD_SCHEDULERS}, or other settings."
+    return None
+
+
+def _fault_of_run(scheduler: Any, num_inference_steps: int, stop_step: int) -> str | None:
+    """What goes wrong if three like images, of which two have the same seed, are denoised with the noise they have."""
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    noise = ((noise - noise.mean()) / noise.std()).expand(3, -1, -1, -1)
+    source, is_random = torch.full_like(noise, 3.0), False
+    tolerance = 0.1 + (1 - float(scheduler.alphas_cumprod[0])) ** 0.5
+    for _ in range(2):
+        scheduler.set_timesteps(num_inference_steps)
+        join = (num_inference_steps - stop_step) * scheduler.order
+        x = noised(scheduler, source, noise, [join] * 3)
+        extra = _step_kwargs(scheduler, 0.0, [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)])
+        off = 0.0
+        for t in scheduler.timesteps[join:]:
+            seen = scheduler.scale_model_input(x, t)
+            a, b = (float(level) for level in _levels(scheduler, t))
+            own = (seen - a * source) / b if is_random else noise
+            off = max(off, abs(float(seen.mean()) / 3 - a), abs(float(seen[0].std()) - b))
+            outputs = {"epsilon": own, "v_prediction": a * own - b * source, "sample": source}
+            output = outputs.get(scheduler.config.prediction_type, own - source)
+            x = scheduler.step(output, t, x.clone(), **extra, return_dict=False)[0]
+        if not x.isfinite().all():
+            return "latents become NaN or infinite"
+        if not torch.equal(x[0], x[1]):
+            return "it adds noise that is not drawn from the generator of each image"
+        if is_random or torch.equal(x[0], x[2]):
+            break
+        is_random = True
+    if not off < (0.12 if is_random else 0.06):
+        return f"its noise is off by {off:.2f} from what the model expects"
+    error = float((x - source).square().mean().sqrt())
+    return None if error < tolerance else f"an image does not come back with the exact noise, but is off by {error:.2f}"
+
+
+def check_components(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
+    """Raise ValueError, naming the component, unless these make a Stable Diffusion model for text and images.
+
+    A component that is None is left out.
+    """
+    if scheduler is not None:
+        _check_scheduler_kind(scheduler)
+    if unet is not None:
+        _check_unet(unet)
+    if vae is not None:
+        _check_vae(vae, unet)
+    if text_encoder is not None and unet is not None:
+        width, needed = getattr(text_encoder.config, "hidden_size", None), _prompt_width(unet)
+        if width != needed:
+            raise ValueError(
+                f"The text encoder gives embeddings of width {width} and the UNet takes {needed}: take both from one"
+                " checkpoint."
+            )
+    if text_encoder is not None and tokenizer is not None:
+        prompt_length(tokenizer, text_encoder)
+
+
+_OTHER_KINDS = {
+    5: "depth maps, too",
+    7: "images to enlarge, too",
+    8: "images to edit, too (InstructPix2Pix)",
+    9: "masks, too (inpainting)",
+}
+
+
+def _check_unet(unet: Any) -> None:
+    config = unet.config
+    taken = "take the plain text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+    if missing := [name for name in ("in_channels", "out_channels", "cross_attention_dim") if not config.get(name)]:
+        raise ValueError(f"`unet` is a {type(unet).__name__} without {missing[0]!r}, and takes no prompts: {taken}.")
+    if config.get("addition_embed_type") is not None:
+        is_xl = config.addition_embed_type == "text_time"
+        name = "Stable Diffusion XL or its kin" if is_xl else "another family"
+        raise ValueError(f"The UNet is of {name} (addition_embed_type {config.addition_embed_type!r}): {taken}.")
+    if config.get("time_cond_proj_dim") is not None:
+        raise ValueError(
+            f"The UNet is distilled to take the guidance scale (time_cond_proj_dim {config.time_cond_proj_dim}, as in"
+            f" LCM), which region-wise guidance cannot give: {taken}."
+        )
+    if config.in_channels != config.out_channels:
+        also = _OTHER_KINDS.get(config.in_channels, "something else, too")
+        raise ValueError(
+            f"The UNet takes {config.in_channels} channels and gives {config.out_channels}: it is made for {also};"
+            f" {taken}."
+        )
+    for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+        if config.get(name) is not None:
+            raise ValueError(f"The UNet has {name} {config[name]!r} and needs more than a prompt: {taken}.")
+    _prompt_width(unet)
+
+
+def _check_vae(vae: Any, unet: Any) -> None:
+    config = vae.config
+    for name in ("in_channels", "out_channels", "latent_channels", "scaling_factor", "block_out_channels"):
+        if not config.get(name):
+            raise ValueError(f"`vae` is a {type(vae).__name__} without {name!r}: take an `AutoencoderKL`.")
+    if config.in_channels != config.out_channels:
+        raise ValueError(
+            f"The VAE takes images of {config.in_channels} channels and gives {config.out_channels}: take one that"
+            " gives back what it takes."
+        )
+    if unet is not None and config.latent_channels != unet.config.in_channels:
+        raise ValueError(
+            f"The VAE makes latents of {config.latent_channels} channels and the UNet takes {unet.config.in_channels}:"
+            " take both from one checkpoint."
+        )
+
+
+def _prompt_width(unet: Any) -> int:
+    """Width of the prompt embeddings that a UNet takes; its configuration may give one for each block."""
+    given = unet.config.cross_attention_dim
+    widths = {given} if isinstance(given, int) else set(given)
+    if len(widths) > 1:
+        raise ValueError(f"The UNet takes prompts of several widths {sorted(widths)}: one text encoder gives only one.")
+    return widths.pop()
+
+
+def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
+    """Tokens of a prompt: what the tokenizer says, if it says so, and no more than the text encoder has places for."""
+    places = getattr(text_encoder.config, "max_position_embeddings", None)
+    length = min(tokenizer.model_max_length or math.inf, places or math.inf)
+    if length > 1_000_000:
+        raise ValueError(
+            "Neither the tokenizer (model_max_length) nor the text encoder (max_position_embeddings) says how long a"
+            " prompt may be: set `model_max_length` in tokenizer_config.json."
+        )
+    return int(length)
