@@ -26,7 +26,7 @@ def test_image_list_starts_from_the_image_root(tmp_path):
     assert images.classes == ("dog", "ünï")
     assert images.labels == (1, 0)
     assert shades(images) == [20, 10]
-    with pytest.raises(OSError, match=r"ünï.1\.png cannot be read as an image"):
+    with pytest.raises(OSError, match=r"ünï.1\.png cannot be read: it does not exist"):
         open_images(tmp_path / "list.txt").image(0)
 
 
@@ -102,3 +102,58 @@ def test_wrong_image_lists_are_refused(text, message, tmp_path):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         open_images(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_are_read_in_utf_8_and_in_utf_16_with_a_mark(encoding, tmp_path):
+    fill(tmp_path, ["café/1.png", "猫/2.png"])
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (tmp_path / "list.txt").write_bytes(f"{mark}café/1.png 0\r\n猫/2.png 1\r\n".encode(encoding))
+    images = open_images(tmp_path / "list.txt")
+    assert (images.classes, shades(images)) == (("café", "猫"), [10, 20])
+    assert list_classes(tmp_path / "list.txt") == {0: "café", 1: "猫"}
+
+
+@pytest.mark.parametrize("content", ["café/1.png 0\n".encode("cp1252"), "a/1.png 0\n".encode("utf-16-le"), b"\0PNG"])
+def test_lists_in_other_encodings_are_refused(content, tmp_path):
+    fill(tmp_path, ["elk/1.png"])
+    (tmp_path / "list.txt").write_bytes(content)
+    (tmp_path / "fine.txt").write_text("elk/1.png 0\n")
+    for sources in (("list.txt", None), ("fine.txt", tmp_path / "list.txt")):
+        with pytest.raises(ValueError, match=r"list\.txt is no text in UTF-8: save it as UTF-8"):
+            open_images(tmp_path / sources[0], class_list=sources[1])
+
+
+def test_paths_of_windows_are_understood(tmp_path):
+    fill(tmp_path, ["t/elk/1.png", "t/owl/2 a.png", "u/owl/3.png"])
+    (tmp_path / "list.txt").write_text("u/owl/3.png 1\nt\\elk\\1.png 0\n")
+    images = open_images(tmp_path / "list.txt")
+    assert (images.keys, images.classes) == (("u/owl/3.png", "t/elk/1.png"), ("elk", "owl"))
+    assert shades(images) == [30, 10]
+    assert list_classes(tmp_path / "list.txt") == {0: "elk", 1: "owl"}
+
+
+def test_paths_of_windows_that_lead_nowhere_are_named(tmp_path):
+    fill(tmp_path, ["elk/1.png"])
+    (tmp_path / "list.txt").write_text("C:\\photos\\elk\\1.png 0\n")
+    with pytest.raises(FileNotFoundError, match=r"neither that nor C:/photos/elk/1\.png lies in .*: write paths with"):
+        open_images(tmp_path / "list.txt")
+    (tmp_path / "elk\\2.png").write_bytes((tmp_path / "elk" / "1.png").read_bytes())
+    (tmp_path / "list.txt").write_text("elk\\2.png 0\n")
+    assert open_images(tmp_path / "list.txt").keys == ("elk\\2.png",)
+
+
+@pytest.mark.parametrize("again", ["elk/1.png", "./elk/1.png", "elk//1.png", "owl/../elk/1.png", "elk\\1.png"])
+def test_a_path_twice_is_named(again, tmp_path):
+    fill(tmp_path, ["elk/1.png"])
+    (tmp_path / "list.txt").write_text(f"elk/1.png 0\nowl/1.png 0\n{again} 0\n")
+    with pytest.raises(ValueError, match=r"list\.txt lists .*elk/+1\.png twice"):
+        open_images(tmp_path / "list.txt")
+
+
+def test_an_image_root_that_is_no_folder_is_named(tmp_path):
+    fill(tmp_path, ["elk/1.png"])
+    (tmp_path / "list.txt").write_text("elk/1.png 0\n")
+    for root in (tmp_path / "gone", tmp_path / "list.txt"):
+        with pytest.raises(FileNotFoundError, match=rf"the image root {root} is no folder: give the one that"):
+            open_images(tmp_path / "list.txt", image_root=root)

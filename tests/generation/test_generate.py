@@ -254,6 +254,7 @@ def test_a_run_that_finds_none_of_the_images_left_is_an_error(images, pipe, tmp_
 
 def test_nothing_is_written_where_no_image_is_to_be_had(images, pipe, tmp_path):
     (tmp_path / "list.txt").write_text("a/1.png 0\nb/2.png 1\n")
+    (tmp_path / "elsewhere").mkdir()
     lost = open_images(tmp_path / "list.txt", image_root=tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"none of the 2 images can be had; the first: .*elsewhere/a/1\.png"):
         generate_outliers(lost, pipe, tmp_path / "set", SETTINGS)
