@@ -111,8 +111,9 @@ def test_training_example_uses_nothing_but_exports():
     assert imports == ["from sona_pipeline"]
 
 
-def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch):
-    script = load("benchmarks/detectors")
+@pytest.fixture
+def cut_sample(monkeypatch) -> None:
+    """The bundled sample with few images, and training of one epoch."""
     for part in ("id_images", "real_outliers", "near_ood", "far_ood"):
         whole = getattr(sample, part)
 
@@ -124,6 +125,19 @@ def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch):
 
         monkeypatch.setattr(sample, part, cut)
     monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], epochs=1, batch_size=16))
+
+
+def test_table_of_searched_scores_has_every_score_twice(tmp_path, cut_sample):
+    script = load("benchmarks/search")
+    script.main(output=tmp_path, seeds=1)
+    table = pd.read_csv(tmp_path / "search.csv", index_col="score")
+    assert list(table.index) == list(script.SCORES) and table.shape[1] == 8
+    same, other = (table.filter(like=part).to_numpy() for part in ("defaults", "searched"))
+    assert (same[0] == other[0]).all() and (same[1:] != other[1:]).any()
+
+
+def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch, cut_sample):
+    script = load("benchmarks/detectors")
     monkeypatch.setattr(script, "GenerationSettings", partial(GenerationSettings, num_inference_steps=4))
     script.main(output=tmp_path, seeds=1)
     table = pd.read_csv(tmp_path / "results" / "results.csv")

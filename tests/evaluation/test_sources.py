@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+from shapes import shapes
+
+from sona_pipeline.cli.app import main
+from sona_pipeline.common.settings import settings_of
+from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.evaluation.posthoc import POST_HOC
+from sona_pipeline.evaluation.score_names import OPENOOD_NAMES, score_names
+from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
+from sona_pipeline.evaluation.sources import open_test_images
+
+SEARCHED = ["ash_b"]
+
+
+@pytest.fixture
+def places(tmp_path) -> dict[str, str]:
+    """Folders of images by what they are for."""
+    found = {}
+    for seed, name in enumerate(("test", "train", "held-out", "near", "other")):
+        images = shapes(["horizontal", "vertical"], 4, seed=seed)
+        for i, key in enumerate(images.keys):
+            path = tmp_path / name / images.label_name(i) / f"{key}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.image(i).save(path)
+        found[name] = str(tmp_path / name)
+    return found
+
+
+def source(places: dict[str, str], **changes) -> TestImages:
+    given = {
+        "id": places["test"],
+        "near": (f"near={places['near']}",),
+        "fit": places["train"],
+        "validation": places["held-out"],
+        "validation_ood": places["other"],
+    }
+    return TestImages(**given | changes)
+
+
+def test_a_search_opens_id_and_ood_validation_images(places):
+    opened = open_test_images(source(places), SEARCHED, search=True)
+    assert len(opened.validation) == len(opened.search) == 4
+    assert opened.validation.keys != () and opened.search is not opened.validation
+    assert open_test_images(source(places, validation_ood=None), SEARCHED).search is None
+
+
+def test_a_search_without_images_of_its_own_or_by_test_images_is_refused(places):
+    for missing in ("validation", "validation_ood"):
+        with pytest.raises(ValueError, match="no test images: give --validation and --validation-ood"):
+            open_test_images(source(places, **{missing: None}), SEARCHED, search=True)
+    with pytest.raises(ValueError, match="--validation-ood is for --search"):
+        open_test_images(source(places), SEARCHED)
+    with pytest.raises(ValueError, match=r"--validation-ood .*near.* are test images"):
+        open_test_images(source(places, validation_ood=places["near"] + "/."), SEARCHED, search=True)
+    with pytest.raises(ValueError, match=r"--validation .*test are test images"):
+        open_test_images(source(places, validation=places["test"]), SEARCHED, search=True)
+
+
+@pytest.mark.parametrize("scores", [[], ["energy"], ["she", "msp"]])
+def test_a_search_of_scores_without_parameters_is_refused(places, scores):
+    with pytest.raises(ValueError, match=r"no parameters of \[.*\]: give --score one or more of .*'scale'"):
+        open_test_images(source(places), scores, search=True)
+
+
+def test_a_misspelled_score_ends_the_command_before_images_are_opened(capsys):
+    for name, said in (("mahalanobi", "did you mean 'mahalanobis'"), ("Energy", "did you mean 'energy'")):
+        arguments = ["evaluate", "--detector", "none", "--id", "none", "--score", name, "--output", "none"]
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        out = " ".join("".join(capsys.readouterr()).split())
+        assert stopped.value.code == 2 and f"no score is named {name!r}: {said}" in out and "Traceback" not in out
+    assert not Path("none").exists()
+
+
+def test_all_is_every_score_and_names_count_once():
+    assert score_names(["all"]) == [*SCORES, *POST_HOC]
+    assert score_names(["knn", "all", "ebo"])[0] == "knn" and len(score_names(["knn", "all", "ebo"])) == len(
+        {*SCORES, *POST_HOC}
+    )
+    assert {*OPENOOD_NAMES.values()} <= {*SCORES, *POST_HOC}
+    assert not {*OPENOOD_NAMES} & {*SCORES, *POST_HOC}
+
+
+def test_help_lists_every_score():
+    (help_text,) = [setting.help for setting in settings_of(ScoringSettings) if setting.name == "score"]
+    assert [name for name in [*SCORES, *POST_HOC, "all"] if f"'{name}'" not in help_text] == []
+
+
+def test_guide_lists_every_score():
+    guide = (Path(__file__).parents[2] / "examples" / "guides" / "evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in [*SCORES, *POST_HOC, "all", *OPENOOD_NAMES] if f"`{name}`" not in guide] == []
