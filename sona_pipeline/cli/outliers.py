@@ -129,10 +129,15 @@ def inspect(given: Given) -> None:
     from sona_pipeline.data.images import open_images
     from sona_pipeline.generation.inspection import draw_inspection, summary
 
-    columns = {"image_column": asked.image_column, "label_column": asked.label_column}
     images = None
     if asked.data:
-        images = open_images(asked.data, split=asked.split, image_root=asked.image_root, **columns)
+        images = open_images(
+            asked.data,
+            split=asked.split,
+            image_column=asked.image_column,
+            label_column=asked.label_column,
+            image_root=asked.image_root,
+        )
     path = asked.output or asked.folder / "inspection.png"
     found = draw_inspection(asked.folder, path, images)
     say(*summary(found))

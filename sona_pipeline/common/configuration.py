@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from sona_pipeline.common.files import read_text
 from sona_pipeline.common.names import at_home, expanded
 from sona_pipeline.common.settings import Setting, check_ranges, settings_of
 
@@ -73,8 +74,8 @@ def read_configuration(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(expanded(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text(expanded(path)))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} has no settings: give lines such as 'steps: 20'")

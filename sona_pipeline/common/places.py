@@ -21,7 +21,10 @@ def check_once(places: Iterable[tuple[str, str]]) -> None:
     """
     seen: dict[str, str] = {}
     for given, place in places:
-        other = seen.setdefault(real_place(place), given)
-        if other is not given:
+        real = real_place(place)
+        if real not in seen:
+            seen[real] = given
+        else:
+            other = seen[real]
             what = f"{given} is given twice" if other == given else f"{other} and {given} are one place"
             raise ValueError(f"{what}: give it once")

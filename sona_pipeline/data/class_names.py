@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sona_pipeline.common.files import read_text
 
+T = TypeVar("T")
 Names = tuple[str, ...]
 """What one class is called; the first name stands in prompts, the others are its synonyms."""
 
@@ -47,9 +48,10 @@ def same_names(some: Iterable[str], others: Iterable[str]) -> bool:
     return list(map(composed, some)) == list(map(composed, others))
 
 
-def positions(names: Sequence[str]) -> dict[str, int]:
-    """The index of each class by its composed name; look a name up as `composed(name)`."""
-    return {composed(name): i for i, name in enumerate(names)}
+def finder(entries: Mapping[str, T]) -> Callable[[str], T | None]:
+    """What finds the entry of a name: as it is written, else however Unicode writes its letters; None without one."""
+    forms = {composed(name): entry for name, entry in entries.items()}
+    return lambda name: entries[name] if name in entries else forms.get(composed(name))
 
 
 def check_spellings(names: Iterable[str], place: str) -> None:

@@ -32,7 +32,7 @@ class ImageSource:
     """Labelled images: a folder with a sub-folder a class, parquet files, a Hub data set (owner/name), or an image list
     of OpenOOD."""
     split: str = "train"
-    """Split of a Hub data set."""
+    """Split of data with several: on the Hub, of shards, or of folders."""
     image_column: str | None = None
     """Column of the images, if it cannot be told."""
     label_column: str | None = None

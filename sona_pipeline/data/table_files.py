@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,8 @@ def parquet_files(root: Path, split: str) -> tuple[list[Path], Features | None]:
 
 def is_configured(root: Path) -> bool:
     """Whether a README.md says which files the splits of a data set have, as on the Hub."""
-    return (root / "README.md").is_file() and "data_files:" in read_text(root / "README.md")
+    readme = root / "README.md"
+    return os.path.isfile(readme) and "data_files:" in read_text(readme)
 
 
 def _splits_by_name(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -15,6 +15,7 @@ import torch
 
 from sona_pipeline.common.files import digest_of, write_with
 from sona_pipeline.common.progress import Track
+from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores import SCORES
@@ -350,11 +351,12 @@ def _numbered(images: ImageSet, group: str, name: str, classes: Sequence[str]) -
     """The images with labels that count in the detector's order, or with -1 where they are OOD."""
     if group in ("near_ood", "far_ood"):
         return replace(images, labels=(-1,) * len(images))
-    used = {images.classes[label] for label in images.labels}
-    if unknown := sorted(used - set(classes)):
+    find = finder({name: i for i, name in enumerate(classes)})
+    number = {label: find(images.classes[label]) for label in sorted(set(images.labels))}
+    if unknown := [images.classes[label] for label, index in number.items() if index is None]:
         raise ValueError(f"{name!r} has classes {unknown}, which the detector does not know: {list(classes)}")
-    number = {label: classes.index(images.classes[label]) for label in set(images.labels)}
-    return replace(images, labels=tuple(number[label] for label in images.labels), classes=tuple(classes))
+    labels = tuple(index for label in images.labels if (index := number[label]) is not None)
+    return replace(images, labels=labels, classes=tuple(classes))
 
 
 def _without_unreadable(parts: list[tuple[str, str, ImageSet]], known: ScoreTable) -> list[tuple[str, str, ImageSet]]:

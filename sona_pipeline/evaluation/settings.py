@@ -29,7 +29,11 @@ class TestImages:
     full_spectrum: bool = False
     """Of BENCHMARK, also the covariate-shifted sets."""
     split: str = "test"
-    """Split of Hub data sets."""
+    """Split of the test images, of data with several: on the Hub, of shards, or of folders."""
+    image_column: str | None = None
+    """Column of the images, if it cannot be told."""
+    label_column: str | None = None
+    """Column of the classes, if it cannot be told."""
     image_root: Path | None = None
     """Folder that the paths of image lists start from."""
     fit: str | None = None

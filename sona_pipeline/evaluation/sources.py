@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sona_pipeline.common.places import check_once, real_place
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.images import open_images
 from sona_pipeline.detection.scores import SCORES
@@ -14,6 +15,8 @@ from sona_pipeline.evaluation import openood
 from sona_pipeline.evaluation.posthoc import POST_HOC
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.evaluation.settings import TestImages
+
+_KINDS = ("near", "far", "shifted")
 
 
 class Opened(NamedTuple):
@@ -39,17 +42,34 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
             nothing to search by, or it is test images.
     """
     _check_search(source, scores, search)
-    fit, validation, ood = (
-        open_images(place, image_root=source.image_root) if place else None
-        for place in (source.fit, source.validation, source.validation_ood)
-    )
+    _check_once(source)
+    fit, validation = (_open(source, place, "train") if place else None for place in (source.fit, source.validation))
+    ood = _open(source, source.validation_ood, "train", labelled=False) if source.validation_ood else None
     if source.benchmark:
         return _open_benchmark(source, source.benchmark, scores, search, (fit, validation, ood))
     if not source.id:
         raise ValueError("there are no test images: give --id with --near and --far, or --benchmark with --root")
-    known = open_images(source.id, split=source.split, image_root=source.image_root)
-    sets = TestSets(known, *(_named(texts, source) for texts in (source.near, source.far, source.shifted)))
-    return Opened(sets, fit, validation, ood)
+    known = _open(source, source.id, source.split)
+    near, far, shifted = (_named(getattr(source, kind), source, kind == "shifted") for kind in _KINDS)
+    return Opened(TestSets(known, near, far, shifted), fit, validation, ood)
+
+
+def _open(source: TestImages, place: str, split: str, labelled: bool = True) -> ImageSet:
+    return open_images(
+        place,
+        split=split,
+        image_column=source.image_column,
+        label_column=source.label_column,
+        image_root=source.image_root,
+        labelled=labelled,
+    )
+
+
+def _check_once(source: TestImages) -> None:
+    """Raise ValueError if images are given as several test sets."""
+    sets = [("--id", source.id)] if source.id else []
+    sets += [(f"--{kind} {text}", name_and_place(text)[1]) for kind in _KINDS for text in getattr(source, kind)]
+    check_once(sets)
 
 
 def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> None:
@@ -66,14 +86,11 @@ def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> No
             "--search tries parameters on ID and OOD images that are no test images: give --validation and"
             " --validation-ood"
         )
-    tests = {source.id: "--id"} | {text.partition("=")[2]: text for text in (*source.near, *source.far)}
+    tests = {real_place(text.partition("=")[2]) for text in (*source.near, *source.far)}
+    tests |= {real_place(source.id)} if source.id else set()
     for option, place in (("--validation", source.validation), ("--validation-ood", source.validation_ood)):
-        if place and _resolved(place) in {_resolved(test): name for test, name in tests.items() if test}:
+        if place and real_place(place) in tests:
             raise ValueError(f"{option} {place} are test images, by which nothing may be chosen: give other images")
-
-
-def _resolved(place: str) -> str:
-    return str(Path(place).resolve()) if Path(place).exists() else place
 
 
 def _open_benchmark(
@@ -98,23 +115,24 @@ def _open_benchmark(
     return Opened(sets, fit, validation, ood)
 
 
-def _named(texts: Sequence[str], source: TestImages) -> dict[str, ImageSet]:
+def _named(texts: Sequence[str], source: TestImages, labelled: bool) -> dict[str, ImageSet]:
     places = [name_and_place(text) for text in texts]
     if twice := [name for name, count in Counter(name for name, _ in places).items() if count > 1]:
         raise ValueError(f"{twice[0]!r} is the name of several test sets of one kind: give each its own name")
-    return {name: open_images(place, split=source.split, image_root=source.image_root) for name, place in places}
+    return {name: _open(source, place, source.split, labelled) for name, place in places}
 
 
 def methods_of(detectors: Sequence[str]) -> list[tuple[str, str]]:
     """Method and place of each DIR or NAME=DIR; a DIR without a name is a method by itself, named after its folder.
 
     Raises:
-        ValueError: two detectors would have one name by chance.
+        ValueError: a detector is given twice, or two would have one name by chance.
     """
     is_bare = [Path(text).exists() or "=" not in text for text in detectors]
     found = [
         (Path(text).resolve().name, text) if bare else name_and_place(text) for text, bare in zip(detectors, is_bare)
     ]
+    check_once([(f"--detector {text}", place) for text, (_, place) in zip(detectors, found)])
     count = Counter(name for name, _ in found)
     for (name, place), bare in zip(found, is_bare):
         if bare and count[name] > 1:

@@ -135,3 +135,12 @@ def test_is_grey_passes_over_what_cannot_be_read(tmp_path):
     fill(tmp_path, ["b.png"])
     (tmp_path / "a.png").write_bytes(b"")
     assert is_grey(open_images(tmp_path))
+
+
+def test_classes_are_found_however_unicode_writes_their_letters():
+    images = ImageSet(("a", "b", "c"), (0, 1, 0), ("Cafe\u0301", "bar"), lambda i: None)
+    assert images.of_classes(["Caf\u00e9"]).keys == ("a", "c")
+    renamed = images.with_classes(["bar", "Caf\u00e9"])
+    assert (renamed.labels, renamed.classes) == ((1, 0, 1), ("bar", "Caf\u00e9"))
+    with pytest.raises(ValueError, match=r"no class named \['cafe'\]"):
+        images.of_classes(["cafe", "bar"])

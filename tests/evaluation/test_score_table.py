@@ -127,6 +127,10 @@ def test_classes_count_by_name(detector):
     plain = score_images(detector, TestSets(pictures(9, 1)))
     table = score_images(detector, TestSets(turned)).set_index("key").loc[plain["key"]].reset_index()
     assert table["label"].tolist() == plain["label"].tolist()
+    composed = Detector(["dog", "Caf\u00e9", "owl"], image_size=detector.image_size)
+    apart = pictures(9, 1, ("Cafe\u0301", "dog", "owl"))
+    table = score_images(composed, TestSets(apart)).set_index("key").loc[list(apart.keys)]
+    assert table["label"].tolist() == [(1, 0, 2)[label] for label in apart.labels]
     few = pictures(8, 1, ("cat", "newt")).of_classes(["cat"])
     assert set(score_images(detector, TestSets(few))["label"]) == {0}
     with pytest.raises(ValueError, match=r"'sketch' has classes \['newt'\]"):

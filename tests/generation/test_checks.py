@@ -1,3 +1,4 @@
+import json
 import math
 from itertools import pairwise
 
@@ -300,3 +301,44 @@ def test_a_classifier_that_does_not_know_a_class_is_refused(vit, tmp_path):
     for name in (tmp_path, tmp_path / "detector"):
         with pytest.raises(ValueError, match=r"does not know the classes \['n01440764'\]"):
             load_classifier(str(name), names)
+
+
+def renamed(folder, **changes) -> None:
+    """Write other names into a classifier's config.json; None takes an entry away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def test_a_name_stands_for_all_classes_of_that_name(vit, tmp_path):
+    model = vit("crane", "maillot", "maillot, tank suit", "dog", "cran")
+    renamed(tmp_path, id2label=dict(enumerate(["crane", "maillot", "maillot, tank suit", "dog", "crane"])))
+    images = noise_images(4)
+    shares = softmax(model(2 * values_of(images) - 1).logits)
+    names = {"n02012849": ("crane",), "suit": ("maillot", "tank suit"), "maillot": ("maillot",), "dog": ("dog",)}
+    found = load_classifier(str(tmp_path), names)(images, list(names))
+    expected = [shares[0, 0] + shares[0, 4], shares[1, 2], shares[2, 1], shares[3, 3]]
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("label2id", [None, {"dog": 0, "cat": 1, "bee": 2}, {"x": 0}, {"LABEL_0": 0}])
+def test_only_id2label_says_what_a_classifiers_classes_are(label2id, vit, tmp_path):
+    model = vit("cat", "dog", "bee")
+    renamed(tmp_path, label2id=label2id)
+    images = noise_images(2)
+    shares = softmax(model(2 * values_of(images) - 1).logits)
+    names = {"dog": ("dog",), "bee": ("bee",)}
+    found = load_classifier(str(tmp_path), names)(images, ["dog", "bee"])
+    assert found == pytest.approx([shares[0, 1], shares[1, 2]], rel=1e-3)
+
+
+def test_a_classifier_without_names_is_refused(vit, tmp_path):
+    vit("LABEL_0", "LABEL_1", "LABEL_2")
+    renamed(tmp_path, label2id={"cat": 0, "dog": 1, "bee": 2})
+    with pytest.raises(ValueError, match="has no names for its 3 classes: write them into `id2label`"):
+        load_classifier(str(tmp_path), {"cat": ("cat",)})
+
+
+def test_names_of_a_classifier_in_another_normal_form(vit, tmp_path):
+    vit("Cafe\u0301", "bar", "pub")
+    assert load_classifier(str(tmp_path), {"Caf\u00e9": ("Caf\u00e9",)})(noise_images(1), ["Caf\u00e9"])
