@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sona_pipeline.data.settings import RESIZE_MODES
 
@@ -45,8 +46,8 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
         if image is None:
             raise OSError("there is no image")
         with image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            _load(image)
+            return _turned(image)
     except Exception as error:  # decoders fail on damaged files in any way
         if isinstance(error, OSError) and error.errno not in _OF_THE_IMAGE:
             raise
@@ -55,6 +56,27 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
         if isinstance(error, PermissionError):
             raise PermissionError(f"{name} cannot be read: {_place(error, name)} may not be read") from error
         raise OSError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # of a TIFF, Pillow decodes the pixels first, and then fails on a broken EXIF block
+        if image.format != "TIFF" or isinstance(error, OSError) or getattr(image, "tile", None):
+            raise
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """`image` turned upright by its EXIF tag, or as it is where a broken EXIF block does not say how."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow fails on what it cannot read, or cannot write back without the tag
+        bare = image.copy()
+        for key in ("exif", "Raw profile type exif"):
+            bare.info.pop(key, None)
+        with suppress(Exception):
+            bare.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
+        return ImageOps.exif_transpose(bare)
 
 
 def _place(error: OSError, name: str) -> str:

@@ -1,6 +1,7 @@
 """Decoding and fitting of single images, against pictures whose pixels are worked out by hand."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -250,6 +251,63 @@ def test_jpeg_of_a_phone_is_turned(tmp_path):
     assert upright(str(tmp_path / "turned.jpg")).size == (8, 12)
 
 
+def exif_block(*entries: tuple[int, int, bytes], magic: int = 42, start: int = 8) -> bytes:
+    """An EXIF block with tags, each with a type and four bytes of value."""
+    tags = b"".join(struct.pack("<HHI", tag, kind, 2 if kind == 8 else 1) + value for tag, kind, value in entries)
+    return b"Exif\0\0II" + struct.pack("<HIH", magic, start, len(entries)) + tags + bytes(4)
+
+
+TURN, FAR = (0x0112, 3, b"\6\0\0\0"), b"\xff\xff\1\0"
+NOTHING_SAID = [
+    b"Exif\0\0no EXIF block",
+    exif_block(TURN, magic=99),
+    exif_block(TURN, start=70000),
+    exif_block(TURN)[:20],
+    exif_block((0x0112, 2, b"6\0\0\0")),
+    exif_block((0x0112, 3, b"\x63\0\0\0")),
+]
+TURNED_AND_BROKEN = [
+    exif_block(TURN, (0x8769, 4, FAR)),
+    exif_block(TURN, (0xA005, 2, b"abcd")),
+    exif_block((0x0100, 9, b"\xff\xff\xff\xff"), TURN),
+    exif_block((0x0102, 8, b"\xff\xff\xff\xff"), TURN),
+    exif_block((0x010F, 2, FAR), TURN),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("block", [*NOTHING_SAID, *TURNED_AND_BROKEN])
+def test_broken_exif_block_does_not_make_an_image_unreadable(block, form, tmp_path):
+    options = {"lossless": True} if form == "WEBP" else {}
+    noise(5, 3).save(tmp_path / "a", form, exif=block, **options)
+    image, stored = upright(tmp_path / "a"), np.asarray(Image.open(tmp_path / "a").convert("RGB"))
+    assert np.array_equal(np.asarray(image), np.rot90(stored, -1) if block in TURNED_AND_BROKEN else stored)
+    assert fit(image, 4).size == (4, 4)
+
+
+def test_broken_exif_block_of_a_tiff(tmp_path):
+    content = bytearray(encoded(noise(5, 3), "TIFF"))
+    (start,) = struct.unpack("<I", content[4:8])
+    (count,) = struct.unpack("<H", content[start : start + 2])
+    interoperability = struct.pack("<HHI", 0xA005, 2, 4) + b"abcd"
+    tags = [content[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
+    content[4:8] = struct.pack("<I", len(content))
+    (tmp_path / "a.tif").write_bytes(
+        content + struct.pack("<H", count + 1) + b"".join([*tags, interoperability]) + bytes(4)
+    )
+    assert np.array_equal(np.asarray(upright(tmp_path / "a.tif")), np.asarray(noise(5, 3)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=200)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.sampled_from([0, 1, 2]), st.binary(max_size=80))
+def test_no_exif_block_makes_an_image_unreadable(form, kind, block):
+    whole = (block, b"Exif\0\0" + block, exif_block(TURN)[:22] + block)[kind]
+    content = encoded(noise(5, 3), form, exif=whole)
+    assert sorted(decoded(lambda: Image.open(io.BytesIO(content)), "it").size) == [3, 5]
+
+
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_first_frame_stands_for_a_film(form, tmp_path):
     frames = [Image.new("RGB", EIGHT_SQUARE, colour) for colour in ("red", "blue")]
@@ -280,9 +338,11 @@ def test_broken_missing_and_other_files_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
     (tmp_path / "notes.png").write_text("not an image")
     (tmp_path / "folder.png").mkdir()
-    for name in ("broken.png", "notes.png", "folder.png", "missing.png"):
+    for name in ("broken.png", "notes.png", "folder.png"):
         with pytest.raises(OSError, match=rf"{name} cannot be read as an image: "):
             upright(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"missing\.png cannot be read: it does not exist"):
+        upright(tmp_path / "missing.png")
     with pytest.raises(OSError, match=r"row 3 cannot be read as an image: there is no image"):
         decoded(lambda: None, "row 3")
 
