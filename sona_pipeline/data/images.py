@@ -14,7 +14,7 @@ from sona_pipeline.data.lists import check_once, is_image_list, list_classes, op
 from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.data.table_files import PARQUET, is_configured, parquet_files
 from sona_pipeline.data.tables import hub_table, open_parquet, open_table, saved_table
-from sona_pipeline.data.walk import ARCHIVES, Walk
+from sona_pipeline.data.walk import Walk, check_no_archive
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -84,8 +84,7 @@ def _open_list(path: Path, root: str | Path | None, class_list: str | Path | Non
 def _refuse_other_files(path: Path) -> None:
     if path.suffix.lower() in image_suffixes():
         raise ValueError(f"{path} is a single image: give the folder that it lies in")
-    if path.suffix.lower() in ARCHIVES:
-        raise ValueError(f"{path} is an archive: unpack it, and give the folder")
+    check_no_archive(path)
 
 
 def _is_saved(path: Path) -> bool:

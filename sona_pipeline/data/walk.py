@@ -118,6 +118,12 @@ class Walk:
         return f"no images under {self.root}, only {files} without the suffix of an image ({counts}): {way_out}"
 
 
+def check_no_archive(path: Path) -> None:
+    """Raise ValueError if a file is an archive or compressed by its suffix."""
+    if _suffix(path.name) in ARCHIVES:
+        raise ValueError(f"{path} is an archive: unpack it, and give the folder")
+
+
 def sub_folders(root: Path) -> list[str]:
     """Names of the folders in `root`, links to folders among them, sorted; without what is hidden or strewn about."""
     return sorted(entry.name for entry in _entries(root) if _is_folder(entry))

@@ -15,7 +15,7 @@ from sona_pipeline.common.files import png, write_bytes
 from sona_pipeline.common.names import expanded, safe_name, unique_names
 from sona_pipeline.common.places import check_once
 from sona_pipeline.data.imaging import upright
-from sona_pipeline.data.walk import Walk
+from sona_pipeline.data.walk import Walk, check_no_archive
 from sona_pipeline.detection.detector import Detection, Detector
 from sona_pipeline.detection.gradcam import draw_cam, require_captum
 
@@ -24,11 +24,12 @@ Verdict = tuple[Path, Detection | str]
 
 
 def files_of(places: Iterable[Path]) -> list[Path]:
-    """The image files among `places`, and those under the folders among them, sorted by name.
+    """The image files among `places`, and those under the folders among them, sorted by name; each once.
 
     Raises:
         FileNotFoundError: a place is not there, or a folder holds no images.
-        ValueError: a place is given twice.
+        PermissionError: a folder may not be listed.
+        ValueError: a place is given twice, or is an archive.
     """
     places = list(places)
     check_once([(str(place), str(place)) for place in places])
@@ -36,8 +37,10 @@ def files_of(places: Iterable[Path]) -> list[Path]:
     for place in map(expanded, places):
         if not place.exists():
             raise FileNotFoundError(f"{place} does not exist: give image files, or folders of images")
+        if not place.is_dir():
+            check_no_archive(place)
         found += _files_in(place) if place.is_dir() else [place]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _files_in(folder: Path) -> list[Path]:
