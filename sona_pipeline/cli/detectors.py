@@ -76,7 +76,7 @@ def train(given: Given) -> None:
 def score(given: Given) -> None:
     """Say of images what they show, how unfamiliar they are, and whether the detector has seen the like.
 
-    An image that cannot be read gets a line with the reason. Examples:
+    An image that cannot be read gets a line with the reason; it is an error if none can be read. Examples:
 
     * `sona score --detector detector/ photo.jpg`
     * `sona score --detector detector/ inbox/ --json > verdicts.jsonl`

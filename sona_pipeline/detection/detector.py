@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import math
 import os
@@ -27,6 +28,7 @@ from sona_pipeline.common.disk import check_readable, disk_explained, loosen, ma
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.imaging import fit, upright, with_short_side
 from sona_pipeline.detection import networks
+from sona_pipeline.detection.config import check_config
 from sona_pipeline.detection.preprocessing import CHANNEL_ORDERS, IMAGENET_MEAN, IMAGENET_STD
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
@@ -294,6 +296,8 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
         raise ValueError(
             f"model.safetensors of {folder} is damaged: copy or download it again ({_shortened(error)})"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"the detector in {folder} cannot be built: {_shortened(error)}") from error
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"weights and config.json of {folder} do not belong together: take both from one run ({_shortened(error)})"
@@ -305,7 +309,7 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
 
 
 def _check_is_detector(folder: str | Path) -> None:
-    """Raise FileNotFoundError unless the folder, or what the Hub has under this id, has the settings of a detector."""
+    """Raise an error unless the folder, or what the Hub has under this id, has the settings of a detector."""
     path = Path(folder)
     check_readable(path, path / "config.json", path / "model.safetensors")
     if path.exists() and not (path / "config.json").is_file():
@@ -318,8 +322,7 @@ def _check_is_detector(folder: str | Path) -> None:
         raise FileNotFoundError(
             f"{folder} is neither a folder nor a detector on the Hub that can be had: {_shortened(error)}"
         ) from error
-    if '"network"' not in file.read_text(encoding="utf-8"):
-        raise FileNotFoundError(f"{folder} holds a model, but no detector: give a folder that `sona train` wrote")
+    check_config(file, inspect.signature(Detector.__init__).parameters, folder)
 
 
 def _shortened(error: Exception) -> str:

@@ -77,7 +77,7 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise ValueError(
-            f"{workers} workers need {needed / 2**20:.0f} MiB of shared memory, but {SHARED_MEMORY} has"
-            f" {free / 2**20:.0f} MiB left: use fewer `workers` or a smaller `batch_size`, or make it larger"
+            f"{workers} workers need {needed / 2**20:.1f} MiB of shared memory, but {SHARED_MEMORY} has"
+            f" {free / 2**20:.1f} MiB left: use fewer `workers` or a smaller `batch_size`, or make it larger"
             " (`docker run --shm-size`)"
         )

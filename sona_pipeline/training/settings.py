@@ -75,7 +75,7 @@ class TrainingSettings:
     """Parts that a batch is computed in, one after the other, to save memory."""
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "sgd"
     """'sgd' (Nesterov momentum 0.9, which 'one_cycle' moves between 0.85 and 0.95) or 'adamw'."""
-    learning_rate: Weight = 0.1
+    learning_rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.1
     """Highest learning rate."""
     weight_decay: Weight = 5e-4
     """Weight decay of the optimizer."""

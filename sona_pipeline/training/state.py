@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sona_pipeline.common.files import write_with
@@ -21,10 +21,17 @@ def save_state(path: Path, state: dict) -> None:
 
 
 def load_state(path: Path) -> dict:
-    """What `save_state` wrote, with tensors on the CPU; tuples come back as lists."""
-    with safe_open(path, "pt") as file:
-        plan = json.loads(file.metadata()["state"])
-        return _put_together(plan, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    """What `save_state` wrote, with tensors on the CPU; tuples come back as lists.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            plan = json.loads(file.metadata()["state"])
+            return _put_together(plan, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, TypeError, LookupError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: remove it to train from the beginning ({error})") from error
 
 
 def _taken_apart(value: Any, tensors: dict[str, torch.Tensor]) -> dict:
