@@ -188,6 +188,51 @@ def test_devices_that_are_not_there_are_refused(detector, tmp_path):
         load_detector(tmp_path, "toaster")
 
 
+WRONG = {
+    "surprise": (1, r"has settings that this version does not know: surprise; .* pip install --upgrade"),
+    "score": ("entropy", r"the detector in .* cannot be built: the score is 'entropy'"),
+    "threshold": ("high", r"`threshold` in config.json of .* is 'high', but has to be a number or null"),
+    "id_quantiles": ([1.0], r"`id_quantiles` .* has to be 101 numbers or null"),
+    "classes": (None, r"`classes` .* is None, but has to be a list of names"),
+    "image_size": ("16", r"`image_size` .* is '16', but has to be 1 or more"),
+    "crop_pct": (0, r"`crop_pct` .* is 0, but has to be above 0 and at most 1"),
+    "mean": ([0.5], r"`mean` .* has to be three numbers"),
+    "std": ([0.5, 0.5, 0.0], r"`std` .* has to be three numbers above 0"),
+    "temperature": (None, r"`temperature` .* is None, but has to be above 0"),
+    "network": ("timm:nope", r"the detector in .* cannot be built: timm has no model named 'nope'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_settings_that_cannot_be_followed_are_refused(detector, name, tmp_path):
+    save_detector(detector, tmp_path)
+    path = tmp_path / "config.json"
+    value, message = WRONG[name]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=message):
+        load_detector(tmp_path)
+
+
+def test_a_threshold_that_is_not_there_is_none(detector, tmp_path):
+    save_detector(detector, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({key: v for key, v in json.loads(path.read_text()).items() if key != "threshold"}))
+    assert load_detector(tmp_path).threshold is None
+    for text, error in (('["network"]', FileNotFoundError), ('{"network": ', ValueError)):
+        path.write_text(text)
+        with pytest.raises(error, match=r"holds a model, but no detector|config.json of .* is damaged"):
+            load_detector(tmp_path)
+
+
+def test_files_of_a_detector_follow_the_umask(detector, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_detector(detector, tmp_path / "one")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "one").iterdir()} == {0o640}
+
+
 def test_copies_stay_in_their_mode(detector):
     assert not detector.with_settings(threshold=0.0).training
     assert Detector(["a", "b"]).with_settings(threshold=0.0).training

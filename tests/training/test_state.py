@@ -1,6 +1,6 @@
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sona_pipeline.training.state import load_state, save_state
 
@@ -40,4 +40,20 @@ def test_failing_write_leaves_the_earlier_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         save_state(path, {"a": torch.zeros(2)})
     assert load_state(path)["a"].tolist() == [1, 1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_full_disk_is_an_error_of_the_disk_and_a_damaged_file_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.ones(2)})
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"state.safetensors is damaged: remove it to train from the beginning"):
+        load_state(path)
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sona_pipeline.training.state.save_file", full)
+    with pytest.raises(OSError, match=r"the disk of .* is full"):
+        save_state(path, {"a": torch.zeros(2)})
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.safetensors"]

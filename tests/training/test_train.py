@@ -2,6 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from PIL import Image
 from shapes import beside, damaged, shapes
 from torch import nn
 
@@ -15,7 +16,7 @@ from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.loop import Training, mi_weight
 from sona_pipeline.training.methods.outlier_exposure import outlier_exposure
-from sona_pipeline.training.settings import RECIPES, Running, TrainingSettings, check_settings
+from sona_pipeline.training.settings import RECIPES, Running, TrainingSettings, check_settings, settings_in
 from sona_pipeline.training.start import new_detector
 from sona_pipeline.training.train import check_training, train_detector
 
@@ -285,6 +286,16 @@ def test_diverging_training_is_stopped(id_images, validation, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_validation_classes_are_known_by_their_names_in_any_order_and_normal_form(id_images, validation):
+    trained = replace(id_images, classes=("Cafe\u0301", "Cafz"))
+    other = replace(validation, classes=("Caf\u00e9", "Cafz"))
+    accuracy = [
+        train_detector(trained, SETTINGS, validation=one).threshold
+        for one in (replace(validation, classes=trained.classes), other, other.with_classes(["Cafz", "Caf\u00e9"]))
+    ]
+    assert accuracy[0] == accuracy[1] == accuracy[2]
+
+
 def test_sets_that_do_not_go_together_are_refused(id_images, validation, pairs):
     three = id_images.take(range(3))
 
@@ -315,6 +326,72 @@ def test_mutual_information_is_added_where_there_are_pairs(id_images, pairs):
     assert mi_weight(replace(SETTINGS, mi_weight=0.2), pairs) == 0.2
 
 
+def test_fine_tuning_starts_from_the_weights_of_a_detector(id_images, validation, pairs, tmp_path):
+    base = train_detector(id_images, SETTINGS, validation=validation, output=tmp_path / "base")
+    tuned = replace(
+        SETTINGS, initial_checkpoint=str(tmp_path / "base"), method="energy", m_in=-4.0, m_out=-1.0, outlier_weight=0.1
+    )
+    start = new_detector(id_images.classes, replace(tuned, score="msp"))
+    assert torch.equal(weights_of(start), weights_of(base)) and start.training
+    assert (start.threshold, start.id_quantiles, start.score) == (None, None, "msp")
+    settings = replace(tuned, epochs=1, learning_rate=1e-3)
+    options = {"validation": validation, "outliers": pairs, "output": tmp_path / "tuned"}
+    detector = train_detector(id_images, settings, **options)
+    heads = [one.network.head.weight for one in (detector, base)]
+    assert 0 < (heads[0] - heads[1]).abs().max() < 0.05
+    assert auroc(detector) > auroc(base)
+    assert train_detector(id_images, settings, **options).threshold == detector.threshold  # only loaded
+    save_detector(detector, tmp_path / "base")
+    with pytest.raises(ValueError, match="other settings: initial_weights"):
+        train_detector(id_images, settings, **options)
+
+
+def test_a_detector_of_another_kind_is_no_start(id_images, validation, tmp_path):
+    save_detector(Detector(["horizontal", "vertical"], "resnet20", 16), tmp_path)
+    start = replace(SETTINGS, initial_checkpoint=str(tmp_path), network="resnet20")
+
+    def refused(message: str, error: type[Exception] = ValueError, **changes):
+        with pytest.raises(error, match=message):
+            new_detector(changes.pop("classes", id_images.classes), replace(start, **changes))
+
+    refused("`network` is 'resnet8', but the detector in .* has 'resnet20': give the same", network="resnet8")
+    refused("`image_size` is 32, but the detector in .* has 16", image_size=32)
+    refused("is of the classes horizontal, vertical, and the training images of a, b", classes=["a", "b"])
+    refused("same classes in the same order", classes=["vertical", "horizontal"])
+    refused("does not exist", FileNotFoundError, initial_checkpoint=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="`pretrained` and `initial_checkpoint` exclude each other"):
+        check_settings(replace(start, pretrained=True))
+
+
+def test_margins_that_are_none_are_refused():
+    energy = replace(SETTINGS, method="energy")
+    for changes, message in (
+        ({"m_in": -23.0}, "`m_in` is -23.0 and `m_out` None: give both margins, or neither"),
+        ({"m_in": -5.0, "m_out": -23.0}, "`m_in` is -5.0, but has to be below `m_out`, which is -23.0"),
+        ({"m_in": -23.0, "m_out": float("nan")}, "`m_out` is nan"),
+        ({"m_in": -23.0, "m_out": -5.0, "method": "oe"}, "margins of the method 'energy', but `method` is 'oe'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_settings(replace(energy, **changes))
+    check_settings(replace(energy, m_in=-23.0, m_out=-5.0))
+
+
+def test_records_of_0_1_0_are_read_without_the_settings_that_it_lacks():
+    record = {name: 1 for name in ("epochs", "seed", "mixed_precision", "workers", "classes")}
+    assert settings_in(record) == {name: 1 for name in ("epochs", "seed", "mixed_precision", "workers")}
+
+
+def test_edges_of_a_photograph_are_trained_on(validation):
+    """A picture of 2 : 1 whose left quarter alone is bright, seen by the crops that training draws."""
+    wide = Image.new("L", (64, 32))
+    wide.paste(255, (0, 0, 16, 32))
+    images = ImageSet(("a", "b"), (0, 1), ("one", "two"), lambda index: wide)
+    settings = replace(SETTINGS, augmentation="resized_crop", crop_pct=0.875, batch_size=2)
+    training = Training(TrainingSets(images), settings, accelerator())
+    seen = torch.cat([batch["image"] for _ in range(40) for batch in training.loader])
+    assert ((seen > 128).flatten(1).any(dim=1)).float().mean() > 0.1
+
+
 BAD = {
     "method": ("dream", "`method` is 'dream', but has to be one of"),
     "optimizer": ("lion", "`optimizer` is 'lion'"),
@@ -326,6 +403,7 @@ BAD = {
     "batch_size": (1, "`batch_size` is 1"),
     "accumulation": (3, "cannot be computed in 3 equal parts"),
     "learning_rate": (float("nan"), "`learning_rate` is nan"),
+    "weight_decay": (float("inf"), "`weight_decay` is inf"),
     "mi_weight": (-1.0, "`mi_weight` is -1.0"),
     "min_strength": (1.5, "`min_strength` is 1.5"),
     "crop_pct": (0.0, "`crop_pct` is 0.0"),

@@ -1,5 +1,9 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_ood.loss import EnergyRegularizedLoss
 from torch import nn
 
@@ -10,6 +14,9 @@ from sona_pipeline.training.methods.energy_margin import EnergyMargin, energy_ma
 from sona_pipeline.training.methods.mixoe import MixOE
 from sona_pipeline.training.methods.outlier_exposure import OutlierExposure, outlier_exposure
 from sona_pipeline.training.methods.vos import VOS
+from sona_pipeline.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings()
 
 
 def step(**changes) -> Step:
@@ -30,8 +37,8 @@ def step(**changes) -> Step:
 
 def test_outlier_exposure_and_energy_margin_are_their_losses():
     head, at = nn.Linear(5, 3), step()
-    assert OutlierExposure(head)(at) == outlier_exposure(at.outlier_logits)
-    assert EnergyMargin(head)(at) == energy_margin(at.logits, at.outlier_logits)
+    assert OutlierExposure(head, SETTINGS)(at) == outlier_exposure(at.outlier_logits)
+    assert EnergyMargin(head, SETTINGS)(at) == energy_margin(at.logits, at.outlier_logits)
 
 
 def test_energy_margin_is_that_of_pytorch_ood_with_the_margins_of_the_batch():
@@ -42,6 +49,26 @@ def test_energy_margin_is_that_of_pytorch_ood_with_the_margins_of_the_batch():
     both = torch.cat([at.logits, at.outlier_logits])
     expected = peer(both, labels) - nn.functional.cross_entropy(at.logits, at.labels)
     assert energy_margin(at.logits, at.outlier_logits).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_fixed_energy_margins_are_those_of_the_paper():
+    """Equation 8 of Liu et al. by hand: energies -log 2 and -5 - log 2 of ID images, -log 3 - 20 of an outlier."""
+    known = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    unknown = torch.tensor([[20.0 + math.log(2), 20.0]])
+    e_in, e_out = (-math.log(2), -5 - math.log(2)), -20 - math.log(3)
+    expected = ((e_in[0] + 4) ** 2 + max(0, e_in[1] + 4) ** 2) / 2 + (-3 - e_out) ** 2
+    assert energy_margin(known, unknown, -4.0, -3.0).item() == pytest.approx(expected, rel=1e-6)
+    assert energy_margin(known - 30, unknown - 60, 100.0, -5.0) == 0  # beyond both margins
+
+
+@pytest.mark.parametrize(("m_in", "m_out"), [(-23.0, -5.0), (-1.5, -0.5)])
+def test_fixed_energy_margins_are_those_of_pytorch_ood(m_in, m_out):
+    at = step()
+    labels = torch.tensor([0, 1, 2, 1, -1, -1])
+    peer = EnergyRegularizedLoss(alpha=1.0, margin_in=m_in, margin_out=m_out)
+    expected = peer(torch.cat([at.logits, at.outlier_logits]), labels) - F.cross_entropy(at.logits, at.labels)
+    settings = replace(SETTINGS, method="energy", m_in=m_in, m_out=m_out)
+    assert EnergyMargin(nn.Linear(5, 3), settings)(at).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_energy_margin_does_not_move_all_energies():
@@ -55,7 +82,7 @@ def test_energy_margin_does_not_move_all_energies():
 def test_mixoe_lays_a_box_of_the_outlier_into_the_image():
     torch.manual_seed(0)
     images, outliers = torch.zeros(500, 3, 16, 16), torch.ones(500, 3, 16, 16)
-    mixed, share = MixOE(nn.Linear(5, 3)).mix(images, outliers)
+    mixed, share = MixOE(nn.Linear(5, 3), SETTINGS).mix(images, outliers)
     assert set(mixed.unique().tolist()) == {0.0, 1.0}
     assert torch.allclose(1 - mixed.mean(dim=(1, 2, 3)), share, atol=1e-6)
     for picture in mixed[:50, 0].bool():
@@ -69,15 +96,16 @@ def test_mixoe_loss_is_cross_entropy_to_the_mixed_target():
     at = step(id_share=share)
     target = torch.tensor([[0, 0.25, 0], [0, 1.0, 0]]) + (1 - share).unsqueeze(1) / 3
     expected = nn.functional.cross_entropy(at.outlier_logits, target)
-    assert MixOE(nn.Linear(5, 3))(at).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert MixOE(nn.Linear(5, 3))(step()).item() == pytest.approx(outlier_exposure(step().outlier_logits).item())
+    method = MixOE(nn.Linear(5, 3), SETTINGS)
+    assert method(at).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert method(step()).item() == pytest.approx(outlier_exposure(step().outlier_logits).item())
 
 
 def filled(head: nn.Linear, monkeypatch, kept: int = 40) -> VOS:
     """VOS that has seen `kept` features of each class, around (0, ...), (10, ...) and (20, ...)."""
     monkeypatch.setattr(vos, "KEPT", kept)
     torch.manual_seed(0)
-    method = VOS(head)
+    method = VOS(head, SETTINGS)
     spread = torch.tensor([1.0, 0.1, 0.1, 0.1, 3.0])
     for _ in range(kept):
         labels = torch.arange(3)
@@ -126,6 +154,6 @@ def test_vos_trains_the_head_once_it_is_due(monkeypatch):
 
 
 def test_vos_energy_with_equal_weights_is_the_energy(monkeypatch):
-    method = VOS(nn.Linear(5, 3))
+    method = VOS(nn.Linear(5, 3), SETTINGS)
     method.class_weights.data.fill_(1.0)
     assert torch.allclose(method._energy(step().logits), energy(step().logits))
