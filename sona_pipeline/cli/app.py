@@ -29,20 +29,18 @@ for group in (outliers, detectors, hub):
     group.add_to(app)
 app.register_install_completion_command()
 
-PIPE = 13
-"""Number of the signal that ends programs whose reader has gone, which Windows lacks."""
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input ends with a message and exit code 2, Ctrl-C with exit code 130."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     print_anything()
     try:
         app(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to be flushed
-        sys.exit(128 + PIPE)
+        sys.exit(1)
     except (CycloptsError, ValueError, OSError, FloatingPointError, MemoryError) as error:
         Console(stderr=True).print(f"[bold red]sona:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -82,7 +82,7 @@ def settle_settings(path: Path, settings: dict, notes: dict | None = None) -> No
     """
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path)
         earlier.pop("notes", None)
         if changed := [key for key in sorted(settings | earlier) if settings.get(key) != earlier.get(key)]:
             pairs = ((key, _short(earlier.get(key)), _short(settings.get(key))) for key in changed)
@@ -191,4 +191,8 @@ def read_json_lines(path: Path) -> Iterator[dict]:
     """The rows of a table of JSON lines; none if the file is not there."""
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"line {number} of {path} is no JSON: {error}") from None

@@ -27,12 +27,11 @@ def say(*lines: str | Table) -> None:
     for line in lines:
         if isinstance(line, str):
             console.print(line, highlight=False, soft_wrap=True)
+        elif _is_screen(console.file):
+            console.print(line)
         else:
-            console.print(line, width=None if _is_screen(console.file) else _width(line), crop=False)
-
-
-def _width(table: Table) -> int:
-    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+            unbounded = Console(file=console.file, width=WIDEST, quiet=console.quiet)
+            unbounded.print(line, width=Measurement.get(unbounded, unbounded.options, line).maximum)
 
 
 def _is_screen(file: object) -> bool:

@@ -32,8 +32,7 @@ def process_state(cpu: bool = False) -> PartialState:
         cpu: compute on the CPU even if there is an accelerator.
 
     Raises:
-        ValueError: the environment announces other processes in a way that makes no sense.
-        TimeoutError: the other processes that it announces do not come.
+        ValueError: the environment announces other processes, and they do not come or it makes no sense.
     """
     cpu = cpu or not torch.accelerator.is_available()
     if PartialState._shared_state or not _is_announced(cpu):
@@ -74,11 +73,10 @@ def _meet(cpu: bool) -> object:
     if thread.is_alive():
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         print(f"Waiting for {others} at {place}, for {SECONDS_TO_MEET:.0f} s at most.", file=sys.stderr, flush=True)
-        thread.join(SECONDS_TO_MEET)
-    if not came:
-        raise TimeoutError(f"{others} do not come: {_WAY_OUT}")
+    while thread.is_alive():  # up to its end, which is not to come while Python ends
+        thread.join(1)
     if isinstance(came[0], Exception):
-        reason = " ".join(str(came[0]).split())[:300]
+        reason = " ".join(str(came[0]).split())[:200].removesuffix(".")
         raise ValueError(f"{others} cannot be met ({reason}): {_WAY_OUT}") from came[0]
     return came[0]
 
@@ -88,8 +86,11 @@ def _announce(came: list[object]) -> None:
     try:
         limit = timedelta(seconds=SECONDS_TO_MEET)
         store, _, count = next(iter(torch.distributed.rendezvous("env://", timeout=limit)))
+        deadline = time.monotonic() + SECONDS_TO_MEET
         store.add(_HERE, 1)
-        while store.add(_HERE, 0) < count:
+        while (here := store.add(_HERE, 0)) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {SECONDS_TO_MEET:.0f} s, {here} of {count} are there")
             time.sleep(0.05)
         came.append(store)
     except Exception as error:

@@ -184,3 +184,9 @@ def test_json_that_is_damaged_is_refused_by_name(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"a\.json is no JSON: Expecting value"):
         read_json(tmp_path / "a.json")
+
+
+def test_lines_that_are_no_json_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a":\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*a\.jsonl is no JSON: Expecting value"):
+        list(read_json_lines(tmp_path / "a.jsonl"))

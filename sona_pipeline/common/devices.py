@@ -1,0 +1,61 @@
+"""What this machine can compute on."""
+
+from __future__ import annotations
+
+import torch
+
+
+def usable_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of this name, or the fastest there is.
+
+    Raises:
+        ValueError: it is not there, with those that are.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise ValueError("it holds no numbers")
+        torch.ones(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, ImportError) as error:
+        there = ", ".join(devices_there())
+        raise ValueError(f"the device {name} cannot be used: this machine has {there}, so name one of them") from error
+    return device
+
+
+def devices_there() -> list[str]:
+    """Names of the devices of this machine."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator else 0
+    return ["cpu", *(f"{accelerator.type}:{k}" for k in range(count) if accelerator)]
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the device can do in `dtype` what diffusion models do."""
+    functional = torch.nn.functional
+    try:
+        x = torch.ones(1, 4, 4, 4, device=device, dtype=dtype)
+        x = functional.group_norm(functional.conv2d(x, torch.ones(4, 4, 1, 1, device=device, dtype=dtype)), 2)
+        x = functional.interpolate(functional.silu(x), scale_factor=2.0).flatten(2)
+        x = functional.gelu(functional.scaled_dot_product_attention(x, x, x) @ x.transpose(1, 2))
+        functional.layer_norm(x, x.shape[-1:]).sum().item()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"the device {device} cannot compute in {name} ({first_line(error)}): use float32") from error
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError unless `torch.compile` works for the device, which takes a C++ compiler and Python's headers."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # every backend has errors of its own
+        raise ValueError(
+            f"the UNet cannot be compiled here ({first_line(error)}): install a C++ compiler, such as g++, and the"
+            " headers of Python, or leave --compile out"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
