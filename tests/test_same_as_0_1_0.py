@@ -6,6 +6,7 @@ numbers differ between processors. A later change that is meant to change an out
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ LINES = [
     " --output detector",
     "train --data images --recipe small --epochs 1 --batch-size 8 --method vos --optimizer adamw --keep last"
     " --validation-share 0 --cpu --output plain",
-    "evaluate --detector sona=detector --detector vos=plain --id images --near same=images --score energy --score knn"
+    "evaluate --detector sona=detector --detector vos=plain --id images --near same=copies --score energy --score knn"
     " --fit images --device cpu --output results",
 ]
 
@@ -49,6 +50,7 @@ def run(code: str, package: Path, folder: Path) -> dict[str, bytes]:
         path = folder / "images" / images.label_name(i) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         images.image(i).save(path)
+    shutil.copytree(folder / "images", folder / "copies")
     (folder / "labels.txt").write_text("bag\nsandal\n")
     lines = json.dumps([line.split() for line in LINES])
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}

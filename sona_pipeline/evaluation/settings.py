@@ -42,6 +42,8 @@ class TestImages:
     """Labelled ID images that were not trained on, for the post-hoc scores fitted to such and for SEARCH."""
     validation_ood: str | None = None
     """OOD images for SEARCH, none of which is a test image."""
+    validation_split: str = "validation"
+    """Split of VALIDATION and VALIDATION_OOD, of data with several."""
 
 
 @dataclass(frozen=True)

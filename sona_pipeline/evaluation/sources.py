@@ -43,15 +43,21 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
     """
     _check_search(source, scores, search)
     _check_once(source)
-    fit, validation = (_open(source, place, "train") if place else None for place in (source.fit, source.validation))
-    ood = _open(source, source.validation_ood, "train", labelled=False) if source.validation_ood else None
+    fit = _open(source, source.fit, "train") if source.fit else None
+    validation = _open(source, source.validation, source.validation_split) if source.validation else None
+    ood = (
+        _open(source, source.validation_ood, source.validation_split, labelled=False) if source.validation_ood else None
+    )
     if source.benchmark:
         return _open_benchmark(source, source.benchmark, scores, search, (fit, validation, ood))
     if not source.id:
         raise ValueError("there are no test images: give --id with --near and --far, or --benchmark with --root")
     known = _open(source, source.id, source.split)
     near, far, shifted = (_named(getattr(source, kind), source, kind == "shifted") for kind in _KINDS)
-    return Opened(TestSets(known, near, far, shifted), fit, validation, ood)
+    opened = Opened(TestSets(known, near, far, shifted), fit, validation, ood)
+    if search:
+        _check_chosen_by(source, opened)
+    return opened
 
 
 def _open(source: TestImages, place: str, split: str, labelled: bool = True) -> ImageSet:
@@ -67,9 +73,8 @@ def _open(source: TestImages, place: str, split: str, labelled: bool = True) -> 
 
 def _check_once(source: TestImages) -> None:
     """Raise ValueError if images are given as several test sets."""
-    sets = [("--id", source.id)] if source.id else []
-    sets += [(f"--{kind} {text}", name_and_place(text)[1]) for kind in _KINDS for text in getattr(source, kind)]
-    check_once(sets)
+    given = [(kind, text) for kind in _KINDS for text in getattr(source, kind)]
+    check_once((f"--{kind} {text}", name_and_place(text)[1]) for kind, text in given)
 
 
 def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> None:
@@ -86,11 +91,24 @@ def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> No
             "--search tries parameters on ID and OOD images that are no test images: give --validation and"
             " --validation-ood"
         )
-    tests = {real_place(text.partition("=")[2]) for text in (*source.near, *source.far)}
-    tests |= {real_place(source.id)} if source.id else set()
-    for option, place in (("--validation", source.validation), ("--validation-ood", source.validation_ood)):
-        if place and real_place(place) in tests:
-            raise ValueError(f"{option} {place} are test images, by which nothing may be chosen: give other images")
+
+
+def _check_chosen_by(source: TestImages, opened: Opened) -> None:
+    """Raise ValueError if parameters would be chosen by test images."""
+    tests = [(source.id, opened.sets.id)] if source.id else []
+    for texts, sets in ((source.near, opened.sets.near), (source.far, opened.sets.far)):
+        tests += [(name_and_place(text)[1], images) for text, images in zip(texts, sets.values())]
+    chosen_by = (
+        ("--validation", source.validation, opened.validation),
+        ("--validation-ood", source.validation_ood, opened.search),
+    )
+    for option, place, images in chosen_by:
+        for test, others in tests:
+            if place and images and real_place(place) == real_place(test) and images.keys == others.keys:
+                raise ValueError(
+                    f"{option} {place} are test images, by which nothing may be chosen: give other images, or another"
+                    " --validation-split"
+                )
 
 
 def _open_benchmark(

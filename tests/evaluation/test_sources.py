@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from shapes import shapes
 
 from sona_pipeline.cli.app import main
 from sona_pipeline.common.settings import settings_of
+from sona_pipeline.data.images import open_images
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.posthoc import POST_HOC
 from sona_pipeline.evaluation.score_names import OPENOOD_NAMES, score_names
@@ -44,6 +46,18 @@ def test_a_search_opens_id_and_ood_validation_images(places):
     assert len(opened.validation) == len(opened.search) == 4
     assert opened.validation.keys != () and opened.search is not opened.validation
     assert open_test_images(source(places, validation_ood=None), SEARCHED).search is None
+
+
+def test_validation_images_come_from_a_split_of_their_own(places, tmp_path):
+    for split, place in {"train": "train", "val": "held-out", "test": "test"}.items():
+        shutil.copytree(places[place], tmp_path / "all" / split)
+    root = str(tmp_path / "all")
+    opened = open_test_images(source(places, validation=root, id=root, validation_ood=None), [])
+    pixels = {
+        place: {open_images(places[place]).image(i).tobytes() for i in range(8)} for place in ("held-out", "test")
+    }
+    assert {opened.validation.image(i).tobytes() for i in range(8)} == pixels["held-out"]
+    assert {opened.sets.id.image(i).tobytes() for i in range(8)} == pixels["test"]
 
 
 def test_a_search_without_images_of_its_own_or_by_test_images_is_refused(places):
