@@ -53,11 +53,9 @@ def test_validation_images_come_from_a_split_of_their_own(places, tmp_path):
         shutil.copytree(places[place], tmp_path / "all" / split)
     root = str(tmp_path / "all")
     opened = open_test_images(source(places, validation=root, id=root, validation_ood=None), [])
-    pixels = {
-        place: {open_images(places[place]).image(i).tobytes() for i in range(8)} for place in ("held-out", "test")
-    }
-    assert {opened.validation.image(i).tobytes() for i in range(8)} == pixels["held-out"]
-    assert {opened.sets.id.image(i).tobytes() for i in range(8)} == pixels["test"]
+    for found, place in ((opened.validation, "held-out"), (opened.sets.id, "test")):
+        expected = open_images(places[place])
+        assert [found.image(i).tobytes() for i in range(4)] == [expected.image(i).tobytes() for i in range(4)]
 
 
 def test_a_search_without_images_of_its_own_or_by_test_images_is_refused(places):
