@@ -11,7 +11,7 @@ import numpy as np
 
 from sona_pipeline import __version__
 from sona_pipeline.common import figures
-from sona_pipeline.common.files import settle_settings, write_text
+from sona_pipeline.common.files import read_json, settle_settings, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data import sample
@@ -71,9 +71,7 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     evaluate_detectors(detectors, sets, output / "results")
 
     draw(output / "pictures", pipe, images, pairs.outliers, generation)
-    detector, baseline = (
-        run["results"]["energy"] for run in json.loads((output / "results" / "results.json").read_text())["runs"]
-    )
+    detector, baseline = (run["results"]["energy"] for run in read_json(output / "results" / "results.json")["runs"])
     counts = {"train": len(images), "validation": len(validation)} | {name: len(some) for _, name, some in sets}
     results = {
         **detector,

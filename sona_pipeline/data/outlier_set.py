@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -11,7 +10,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from sona_pipeline.common.files import json_lines, read_json_lines, write_bytes, write_lines, write_text, write_with
+from sona_pipeline.common.files import (
+    json_lines,
+    read_json,
+    read_json_lines,
+    write_bytes,
+    write_lines,
+    write_text,
+    write_with,
+)
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
@@ -252,7 +259,7 @@ def _sample(folder: Path, row: dict) -> Sample:
 def read_settings(folder: str | Path) -> dict:
     """The settings that an outlier set was made with; FileNotFoundError if `folder` is none."""
     path = expanded(folder) / SETTINGS
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    settings = read_json(path) if path.exists() else {}
     if "ood_labels" not in settings:
         raise FileNotFoundError(f"{folder} is not a set made by `sona generate`: it has no {SETTINGS} of one")
     return settings

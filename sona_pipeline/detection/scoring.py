@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -32,7 +33,7 @@ def files_of(places: Iterable[Path]) -> list[Path]:
         ValueError: a place is given twice, or is an archive.
     """
     places = list(places)
-    check_once([(str(place), str(place)) for place in places])
+    check_once((str(place), str(place)) for place in places if not os.path.islink(place))
     found: list[Path] = []
     for place in map(expanded, places):
         if not place.exists():

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from sona_pipeline.common.assets import PACKAGE, TINY_MODEL
 from sona_pipeline.common.disk import disk_explained, loosen, make_folder
-from sona_pipeline.common.files import write_text
+from sona_pipeline.common.files import read_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +167,7 @@ def write_detector_repository(
         model.save_pretrained(partial)
         training = None
         if settings.exists():
-            training = json.loads(settings.read_text(encoding="utf-8")) | {"network": network}
+            training = read_json(settings) | {"network": network}
             write_text(partial / settings.name, json.dumps(training, indent=2, ensure_ascii=False) + "\n")
         card = cards.detector_card(repo_id, model, training=training, runs=runs, licence=licence)
         card.save(partial / "README.md")
@@ -281,7 +281,7 @@ def read_runs(results: str | Path) -> list[Run]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a folder that `sona evaluate` wrote")
     try:
-        runs = [(run["method"], run["results"]) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        runs = [(run["method"], run["results"]) for run in read_json(path)["runs"]]
     except (ValueError, KeyError, TypeError):
         runs = []
     if not runs:
@@ -298,7 +298,7 @@ def _run_of(detector: Detector, results: str | Path) -> Run:
     notes = (path if path.is_dir() else path.parent) / "scores"
     for stem, (method, by_score) in zip(stems([method for method, _ in runs]), runs):
         note = notes / f"{stem}.json"
-        if note.exists() and json.loads(note.read_text(encoding="utf-8"))["detector"] == mine:
+        if note.exists() and read_json(note)["detector"] == mine:
             return method, by_score
     raise ValueError(f"no run in {results} is of this detector: evaluate it by `sona evaluate`, and give that folder")
 
@@ -340,7 +340,7 @@ def _save_weights(folder: Path, model: str, hub_id: str | None) -> None:
     pipe = SONAPipeline.from_pretrained(place, use_safetensors=True, dtype=_stored_dtype(place / "unet"))
     pipe.save_pretrained(folder)
     for path in folder.rglob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if isinstance(content, dict) and content.pop("_name_or_path", None):
             named = {"_name_or_path": hub_id} if hub_id else {}
             write_text(path, json.dumps(content | named, indent=2, sort_keys=True) + "\n")

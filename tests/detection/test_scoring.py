@@ -1,5 +1,7 @@
 """Which files `sona score` looks at."""
 
+from pathlib import Path
+
 import pytest
 from pictures import fill
 
@@ -33,3 +35,13 @@ def test_places_may_start_at_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     fill(tmp_path, ["in/a.png"])
     assert files_of(["~/in"]) == [tmp_path / "in" / "a.png"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("in", "in/."), ("in", "in"), ("in/a.png", "./in/a.png")])
+def test_a_place_that_is_given_twice_is_named(one, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, ["in/a.png", "in/b.png"])
+    (tmp_path / "in" / "link.png").symlink_to("a.png")
+    with pytest.raises(ValueError, match=r"in.* (is given twice|are one place): give it once"):
+        files_of([one, other])
+    assert files_of(["in/a.png", "in/link.png"]) == [Path("in/a.png"), Path("in/link.png")]  # as a shell lists them

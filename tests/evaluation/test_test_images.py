@@ -57,7 +57,6 @@ def photos(tmp_path, monkeypatch):
     [
         ["--near", "a=birds", "--near", "b=birds/"],
         ["--near", "a=link", "--far", "b=birds"],
-        ["--near", "a=photos/."],
         ["--far", "a=birds", "--shifted", "b=./birds"],
     ],
 )
