@@ -29,7 +29,7 @@ import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -496,7 +496,7 @@ class SONAPipeline(
         check_mask_options(regions["mask_threshold"], regions["mask_granularity"])
         tensor = self.preprocess_image(image)
         self._check_prompts(len(tensor), prompts, embeds)
-        sources = list(generator) if isinstance(generator, (list, tuple)) else generator
+        sources: Any = list(generator) if isinstance(generator, (list, tuple)) else generator
         if sources is not None and not all(
             isinstance(one, torch.Generator) for one in (sources if isinstance(sources, list) else [sources])
         ):
@@ -536,7 +536,7 @@ class SONAPipeline(
                     f"`{name}` is {prompt!r}, but an empty prompt means nothing: say what the image shows."
                 )
         given = {f"{name}_embeds": value for name, value in embeds.items() if value is not None}
-        width = _prompt_width(self.unet)
+        width = prompt_width(self.unet)
         for name, value in given.items():
             if not isinstance(value, torch.Tensor):
                 raise TypeError(f"`{name}` has to be a tensor, but is a {type(value).__name__}.")
@@ -689,7 +689,7 @@ class SONAPipeline(
         The three rows of an image are alike up to the first cross-attention; so far they are computed once.
         """
         rows = self.scheduler.scale_model_input(torch.cat([latents] * 3), t)
-        with _computed_once(_before_prompts(self.unet), len(rows)):
+        with _computed_once(_before_prompts(self.unet), len(rows)), _room_to_compile(self.unet):
             return self.unet(
                 rows,
                 t,
@@ -868,6 +868,15 @@ def _before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
     return [module for module in found if id(module) not in inside]
 
 
+def _room_to_compile(unet: UNet2DConditionModel) -> AbstractContextManager:
+    """Let blocks that are compiled one by one be compiled for every width that the UNet has, and for any batch size."""
+    if all(module._compiled_call_impl is None for module in unet.modules()):
+        return nullcontext()
+    import torch._dynamo.config as settings
+
+    return settings.patch(recompile_limit=max(64, settings.recompile_limit))
+
+
 @contextmanager
 def _computed_once(modules: list[torch.nn.Module], rows: int) -> Iterator[None]:
     """Let this thread's calls of modules compute the first third of `rows` rows, of three equal ones, for all."""
@@ -975,7 +984,7 @@ def usable_scheduler(scheduler: Any) -> Any:
     """The scheduler with the settings of Stable Diffusion; PNDM as DDIM, since its counter cannot start mid-way."""
     if scheduler is None:
         return None
-    wanted = {"steps_offset": 1, "clip_sample": False, "thresholding": False}
+    wanted: dict[str, Any] = {"steps_offset": 1, "clip_sample": False, "thresholding": False}
     has_even_steps = isinstance(scheduler, (PNDMScheduler, DDIMScheduler, DDPMScheduler))
     if has_even_steps and scheduler.config.get("timestep_spacing") == "linspace":
         wanted["timestep_spacing"] = "leading"
@@ -993,7 +1002,8 @@ def check_scheduler(scheduler: Any, num_inference_steps: int) -> None:
     the model expects, and to come back in the end; noise that is added on the way has to be each image's own.
     """
     _check_scheduler_kind(scheduler)
-    if fault := _fault_of_scheduler(type(scheduler), scheduler.to_json_string(), num_inference_steps):
+    kind: Any = type(scheduler)
+    if fault := _fault_of_scheduler(kind, scheduler.to_json_string(), num_inference_steps):
         raise ValueError(fault)
 
 
@@ -1007,7 +1017,7 @@ def _check_scheduler_kind(scheduler: Any) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _fault_of_scheduler(kind: type, config: str, num_inference_steps: int) -> str | None:
+def _fault_of_scheduler(kind: Any, config: str, num_inference_steps: int) -> str | None:
     """Why a scheduler cannot be used, or None."""
     scheduler = kind.from_config(json.loads(config))
     settings = ("clip_sample", "thresholding", "timestep_spacing", "rescale_betas_zero_snr", "use_flow_sigmas")
@@ -1086,7 +1096,7 @@ def check_components(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, sch
     if vae is not None:
         _check_vae(vae, unet)
     if text_encoder is not None and unet is not None:
-        width, needed = getattr(text_encoder.config, "hidden_size", None), _prompt_width(unet)
+        width, needed = getattr(text_encoder.config, "hidden_size", None), prompt_width(unet)
         if width != needed:
             raise ValueError(
                 f"The text encoder gives embeddings of width {width} and the UNet takes {needed}: take both from one"
@@ -1127,7 +1137,7 @@ def _check_unet(unet: Any) -> None:
     for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
         if config.get(name) is not None:
             raise ValueError(f"The UNet has {name} {config[name]!r} and needs more than a prompt: {taken}.")
-    _prompt_width(unet)
+    prompt_width(unet)
 
 
 def _check_vae(vae: Any, unet: Any) -> None:
@@ -1147,7 +1157,7 @@ def _check_vae(vae: Any, unet: Any) -> None:
         )
 
 
-def _prompt_width(unet: Any) -> int:
+def prompt_width(unet: Any) -> int:
     """Width of the prompt embeddings that a UNet takes; its configuration may give one for each block."""
     given = unet.config.cross_attention_dim
     widths = {given} if isinstance(given, int) else set(given)

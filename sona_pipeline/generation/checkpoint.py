@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from pathlib import Path
@@ -10,13 +11,19 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from sona_pipeline.common.assets import TINY_MODEL
+from sona_pipeline.common.devices import check_compiler, check_dtype, first_line, usable_device
+from sona_pipeline.common.names import expanded
 from sona_pipeline.common.settings import check_ranges
+from sona_pipeline.generation.model_files import ModelPlace, find_model
 from sona_pipeline.generation.settings import DTYPES, SCHEDULERS, ModelSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipeline import SONAPipeline, prompt_length, prompt_width, usable_scheduler
 
+logger = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
@@ -24,12 +31,14 @@ def load_pipeline(model: str, device: str | torch.device | None = None, **option
     """The pipeline of a Stable Diffusion checkpoint, ready to generate.
 
     Args:
-        model: Hub id or folder; "tiny" is the embedded model.
+        model: Hub id, folder, or .safetensors file; "tiny" is the embedded model.
         device: the fastest there is by default.
-        options: the other fields of `ModelSettings`: `revision`, `dtype`, `scheduler`, `channels_last`, ...
+        options: the other fields of `ModelSettings`: `revision`, `variant`, `dtype`, `scheduler`, `channels_last`, ...
 
     Raises:
-        ValueError: a name is not one of those there, or the checkpoint has code that is not trusted.
+        ValueError: a name is not one of those there, the device or its dtype or its compiler cannot be used, the
+            checkpoint is another kind of model, damaged, pickled, or has code that is not trusted.
+        FileNotFoundError: the checkpoint is not there.
     """
     return load_model(ModelSettings(model, device=None if device is None else str(device), **options))
 
@@ -41,17 +50,16 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     if is_tiny:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-    fastest = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    place = torch.device(settings.device or device or fastest)
+    place = usable_device(settings.device or device)
     on_cpu = place.type == "cpu"
-    pipe = SONAPipeline.from_pretrained(
-        TINY_MODEL if is_tiny else settings.model,
-        revision=settings.revision,
-        use_safetensors=True,
-        trust_remote_code=settings.trust_remote_code,
-        dtype=DTYPES[settings.dtype or ("float32" if on_cpu else "float16")],
-    ).to(place)
-    pipe.scheduler = SCHEDULERS[settings.scheduler].from_config(pipe.scheduler.config)
+    dtype = DTYPES[settings.dtype or ("float32" if on_cpu else "float16")]
+    check_dtype(place, dtype)
+    found = ModelPlace(str(TINY_MODEL)) if is_tiny else find_model(settings.model, settings.revision, settings.variant)
+    if settings.compile:
+        check_compiler(place)
+    pipe = _loaded(found, settings, dtype)
+    pipe = pipe if on_cpu else pipe.to(place)
+    pipe.scheduler = usable_scheduler(SCHEDULERS[settings.scheduler].from_config(pipe.scheduler.config))
     if settings.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
@@ -63,13 +71,60 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     return pipe
 
 
+def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> SONAPipeline:
+    """The pipeline of the files that were found, on the CPU.
+
+    Raises:
+        FileNotFoundError: files are missing.
+        ValueError: they are damaged, or no such model.
+    """
+    if found.variant and not settings.variant:
+        logger.info("The weights of %s are there as the variant %s only, which is taken.", found.place, found.variant)
+    try:
+        if found.is_file:
+            pipe = SONAPipeline.from_single_file(found.place, config=_config_place(settings), dtype=dtype)
+            pipe.register_to_config(_name_or_path=found.place)
+            return pipe
+        return SONAPipeline.from_pretrained(
+            found.place,
+            revision=settings.revision,
+            variant=found.variant,
+            local_files_only=found.is_cached,
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+            dtype=dtype,
+        )
+    except (OSError, EntryNotFoundError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) or "Unable to load weights" in str(error):
+            raise ValueError(
+                f"weights of {found.place} are damaged: copy or download it again ({first_line(error)})"
+            ) from error
+        needs = (
+            "its configuration, which comes from the Hub: connect once, or name it by --model-config"
+            if found.is_file and not settings.model_config
+            else "all files of it"
+        )
+        raise FileNotFoundError(f"{found.place} cannot be loaded without {needs} ({first_line(error)})") from error
+    except (TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("Cannot load"):  # one of `check_components`
+            raise
+        raise ValueError(
+            f"{found.place} cannot be loaded: the configuration of a component is not complete, or not that of its"
+            f" weights ({first_line(error)})"
+        ) from error
+
+
+def _config_place(settings: ModelSettings) -> str | None:
+    return str(expanded(settings.model_config)) if settings.model_config else None
+
+
 def identity(pipe: SONAPipeline) -> dict[str, str]:
     """What tells a loaded checkpoint from others: name, commit on the Hub or fingerprint of the files, scheduler.
 
     A pipeline that was put together in memory has neither, and is called so.
     """
     name = pipe.name_or_path or "in memory"
-    if Path(name).is_dir():
+    if Path(name).exists():
         name, version = Path(name).resolve().name, _fingerprint(Path(name))
     else:
         commit = re.search(r"snapshots/([0-9a-f]{40})", Path(str(pipe.unet.config.get("_name_or_path"))).as_posix())
@@ -77,13 +132,13 @@ def identity(pipe: SONAPipeline) -> dict[str, str]:
     return {"model": name, "model_revision": version, "scheduler": type(pipe.scheduler).__name__}
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(place: Path) -> str:
     """A hash of names and sizes of a checkpoint's weights and settings, and of samples all over each file."""
     found = hashlib.sha256()
-    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt") and p.is_file()]
-    for path in sorted(files):
+    files = [p for p in place.rglob("*") if p.suffix in (".json", ".safetensors", ".txt") and p.is_file()]
+    for path in sorted(files) or [place]:
         size = path.stat().st_size
-        found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        found.update(f"{path.relative_to(place).as_posix()} {size}\n".encode())
         with path.open("rb") as file:
             for k in range(_SAMPLES):
                 file.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
@@ -118,13 +173,13 @@ def find_batch_size(pipe: SONAPipeline, size: int, most: int = 256, gain: float 
 
 def _seconds_of_step(pipe: SONAPipeline, batch_size: int, size: int) -> float:
     """Median time of three UNet calls for a batch, after the VAE has taken the batch both ways."""
-    config, dtype, device = pipe.unet.config, pipe.unet.dtype, pipe.device
+    dtype, device = pipe.unet.dtype, pipe.device
     pixels = torch.zeros(batch_size, pipe.vae.config.in_channels, size, size, dtype=pipe.vae.dtype, device=device)
-    latents = pipe.vae.encode(pixels).latent_dist.mode()
-    pipe.vae.decode(latents)
-    rows = latents.to(dtype).repeat(3, 1, 1, 1)
+    latents = pipe.encode_image(pixels, dtype, device, None)
+    pipe.decode(latents, "pt")
+    rows = latents.repeat(3, 1, 1, 1)
     prompts = torch.zeros(
-        len(rows), pipe.tokenizer.model_max_length, config.cross_attention_dim, dtype=dtype, device=device
+        len(rows), prompt_length(pipe.tokenizer, pipe.text_encoder), prompt_width(pipe.unet), dtype=dtype, device=device
     )
     times = []
     for _ in range(4):

@@ -145,7 +145,13 @@ class OutlierMaker:
 
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        return self.pipe.encode_image(pixels, self.pipe.unet.dtype, self.pipe.device, generators)
+        """Latents; all NaN if those of an image are, so that the images are then made one by one."""
+        try:
+            return self.pipe.encode_image(pixels, self.pipe.unet.dtype, self.pipe.device, generators)
+        except FloatingPointError:
+            sides = [side // self.pipe.vae_scale_factor for side in pixels.shape[2:]]
+            shape = len(pixels), self.pipe.vae.config.latent_channels, *sides
+            return torch.full(shape, math.nan, dtype=self.pipe.unet.dtype, device=self.pipe.device)
 
     def prompts_of(self, items: Sequence[PlannedOutlier]) -> tuple[list[str], list[str]]:
         """ID and OOD prompt of every item."""
@@ -277,7 +283,7 @@ class PromptCache:
 
 def image_form(pipe: SONAPipeline, size: int | None) -> tuple[int, str]:
     """Side in pixels, and mode, of the images that a pipeline takes; the model's own side for None."""
-    return size or pipe.unet.config.sample_size * pipe.vae_scale_factor, "L" if is_grey_model(pipe) else "RGB"
+    return size or pipe.image_size, "L" if is_grey_model(pipe) else "RGB"
 
 
 def is_grey_model(pipe: SONAPipeline) -> bool:

@@ -138,9 +138,13 @@ class ModelSettings:
     """Which diffusion model makes them, and on what."""
 
     model: str = SD2_BASE
-    """Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' is the embedded one."""
+    """Stable Diffusion checkpoint: a Hub id, a folder, or a .safetensors file; 'tiny' is the embedded one."""
     revision: str | None = None
     """Branch, tag or commit of the model."""
+    variant: str | None = None
+    """Variant of the weights, such as 'fp16' (those without one by default, or the one that is there)."""
+    model_config: str | None = None
+    """Folder or Hub id with the configuration of a .safetensors file (found on the Hub by default)."""
     trust_remote_code: bool = False
     """Run the code that comes with the model, such as an autoencoder of its own."""
     scheduler: Annotated[str, OneOf(SCHEDULERS)] = "ddim"
