@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sona_pipeline.common.devices import usable_device
 from sona_pipeline.common.disk import check_readable, disk_explained, loosen, make_folder
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.imaging import fit, upright, with_short_side
@@ -284,7 +285,7 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
         ValueError: its weights are a pickle, damaged or of another network, its settings are no settings of a
             detector, or there is no such device.
     """
-    device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    place = usable_device(device)
     folder = expanded(folder)
     _check_is_detector(folder)
     try:
@@ -302,10 +303,7 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
         raise ValueError(
             f"weights and config.json of {folder} do not belong together: take both from one run ({_shortened(error)})"
         ) from error
-    try:
-        return detector.eval().to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {device} cannot be used: {error}") from error
+    return detector.eval().to(place)
 
 
 def _check_is_detector(folder: str | Path) -> None:

@@ -50,7 +50,7 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     if is_tiny:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-    place = usable_device(settings.device or device)
+    place = usable_device(device if settings.device is None else settings.device)
     on_cpu = place.type == "cpu"
     dtype = DTYPES[settings.dtype or ("float32" if on_cpu else "float16")]
     check_dtype(place, dtype)

@@ -1,0 +1,86 @@
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sona_pipeline import TINY_DETECTOR, load_detector, load_pipeline
+from sona_pipeline.cli.app import main
+from sona_pipeline.common.devices import check_compiler, check_dtype, devices_there, usable_device
+
+NOT_THERE = ["gpu", "cuda:99", "mps", "meta", "toaster", "cpu:x", ""]
+LOADERS = {
+    "pipeline": lambda device: load_pipeline("tiny", device),
+    "detector": lambda device: load_detector(TINY_DETECTOR, device),
+}
+
+
+@pytest.mark.parametrize("device", [one for one in NOT_THERE if one not in devices_there()])
+@pytest.mark.parametrize("load", LOADERS)
+def test_device_that_is_not_there_is_the_same_sentence_everywhere(load, device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(
+        ValueError, match=rf"the device {re.escape(device)} cannot be used: this machine has cpu"
+    ) as caught:
+        LOADERS[load](device)
+    assert "\n" not in str(caught.value)
+
+
+COMMANDS = {
+    "generate": "generate --data images --model tiny --ood-labels labels.txt --output out --device toaster",
+    "demo": "demo --device toaster",
+    "score": f"score images --detector {TINY_DETECTOR} --device toaster",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_say_it_and_write_nothing(command, tmp_path, monkeypatch, capsys):
+    from sona_pipeline import sample
+
+    monkeypatch.chdir(tmp_path)
+    images = sample.id_images("train")
+    for k in range(8):
+        path = tmp_path / "images" / images.label_name(k) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.image(k).save(path)
+    (tmp_path / "labels.txt").write_text("bag\n")
+    with pytest.raises(SystemExit) as end:
+        main(COMMANDS[command].split())
+    assert end.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert "the device toaster cannot be used: this machine has cpu" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_that_are_there():
+    assert usable_device("cpu") == usable_device(torch.device("cpu")) == torch.device("cpu")
+    assert str(usable_device()).split(":")[0] in {one.split(":")[0] for one in devices_there()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes_that_this_processor_computes_in(dtype):
+    check_dtype(torch.device("cpu"), dtype)
+
+
+def test_dtype_that_the_device_cannot_compute_in():
+    with pytest.raises(ValueError, match=r"the device cpu cannot compute in int64 \(.+\): use float32"):
+        check_dtype(torch.device("cpu"), torch.int64)
+
+
+def test_compiler_that_is_missing_is_one_sentence_before_anything_is_loaded(tmp_path):
+    script = (
+        "from sona_pipeline import load_pipeline\n"
+        "try:\n    load_pipeline('tiny', 'cpu', compile=True)\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    environment = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    (said,) = done.stdout.splitlines()
+    assert said.startswith("the UNet cannot be compiled here (") and "install a C++ compiler, such as g++" in said
+
+
+def test_compiler_that_works_is_no_error(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    check_compiler(torch.device("cpu"))
