@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from sona_pipeline.common.names import expanded
 
 
 def real_place(place: str) -> str:
-    """What is the same for all spellings of a place: the file or folder that a path leads to, or a Hub id as it is."""
+    """What is the same for all spellings of a place: the file or folder that a path leads to, or a Hub id."""
     path = expanded(place)
-    return str(path.resolve()) if path.exists() else place
+    return str(path.resolve()) if path.exists() else os.path.normpath(place)
 
 
 def check_once(places: Iterable[tuple[str, str]]) -> None:

@@ -22,4 +22,6 @@ def test_all_spellings_of_a_folder_are_one_place(spelling, photos):
 def test_what_is_given_twice_is_named_once(photos):
     with pytest.raises(ValueError, match=r"^--near a=me/birds is given twice: give it once$"):
         check_once([("--near a=me/birds", "me/birds")] * 2)
+    with pytest.raises(ValueError, match="are one place"):
+        check_once([("--near a=gone", "gone"), ("--near b=./gone/", "./gone/")])
     check_once([("--near a", "me/birds"), ("--near b", "me/photos"), ("--far c", "photos"), ("--far d", "none")])
