@@ -7,12 +7,10 @@ import signal
 import sys
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
-from rich.markup import escape
 
 from sona_pipeline import __version__
 from sona_pipeline.cli import detectors, hub, outliers
-from sona_pipeline.common.messages import print_anything
+from sona_pipeline.common.messages import print_anything, say_failure
 
 app = App(
     name="sona",
@@ -42,14 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is left to be flushed
         sys.exit(1)
     except (CycloptsError, ValueError, OSError, FloatingPointError, MemoryError) as error:
-        Console(stderr=True).print(f"[bold red]sona:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+        say_failure(error)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-def _sentence(error: Exception) -> str:
-    """What is wrong, without the number of an error of the system."""
-    if isinstance(error, PermissionError) and error.filename:
-        return f"{error.filename} may not be read, or not be written to, by this account"
-    return str(error)

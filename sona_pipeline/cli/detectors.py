@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, ends_explained, has_all_letters, say
+from sona_pipeline.common.messages import console, ends_explained, has_all_letters, say, warning
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training import settings as training
@@ -51,12 +51,10 @@ def train(given: Given) -> None:
 
     training.check_settings(settings)
     check_running(running, job.output)
-    state = process_state(running.cpu)
-    console.quiet = not state.is_main_process
+    console.quiet = not process_state(running.cpu).is_main_process
     sets, left_out = open_training_sets(source, settings.seed)
     if left_out:
-        count = left_out + len(sets.images)
-        say(f"[yellow]{left_out} of {count} images have no outlier, and are left out[/]")
+        say(warning(f"{left_out} of {left_out + len(sets.images)} images have no outlier, and are left out"))
     if sets.validation is None and "id_rate" not in given:
         settings = replace(settings, id_rate=None)
     with ends_explained(job.output, settings.batch_size):
@@ -69,8 +67,7 @@ def train(given: Given) -> None:
             running=running,
         )
     threshold = "no threshold" if detector.threshold is None else f"threshold {detector.threshold:.4g}"
-    place = escape(str(job.output))
-    say(f"Detector of {len(detector.classes)} classes, {threshold}: {place}")
+    say(f"Detector of {len(detector.classes)} classes, {threshold}: {escape(str(job.output))}")
 
 
 def score(given: Given) -> None:
@@ -83,19 +80,17 @@ def score(given: Given) -> None:
     """
     asked = given.of(AskSettings)
     from sona_pipeline.detection.detector import load_detector
-    from sona_pipeline.detection.scoring import as_row, files_of, table_of, verdicts
+    from sona_pipeline.detection.scoring import as_row, check_some_read, files_of, table_of, verdicts
 
     files = files_of(asked.images)
-    said = verdicts(load_detector(asked.detector, asked.device), files, asked.batch_size, asked.cam)
     found = []
-    for verdict in said:
+    for verdict in verdicts(load_detector(asked.detector, asked.device), files, asked.batch_size, asked.cam):
         found.append(verdict)
         if asked.json:
             print(json.dumps(as_row(verdict), ensure_ascii=not has_all_letters(sys.stdout)), flush=True)
     if not asked.json:
         say(table_of(found))
-    if all(isinstance(what, str) for _, what in found):
-        raise ValueError(f"none of the {len(found)} images can be read; the first: {found[0][1]}")
+    check_some_read(found)
 
 
 def evaluate(given: Given) -> None:

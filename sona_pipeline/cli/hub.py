@@ -8,20 +8,18 @@ from rich.markup import escape
 from sona_pipeline.cli.options import Command, add_command
 from sona_pipeline.common.configuration import Given
 from sona_pipeline.common.messages import say, stopped_explained
-from sona_pipeline.hub.settings import (
-    DetectorPush,
-    OutlierPush,
-    PipelinePush,
-    PushSettings,
-    SpacePush,
-    UpstreamSettings,
-)
+from sona_pipeline.hub import settings as hub
 
 PUSH = """Publish a pipeline, an outlier set, a detector or the demo on the Hugging Face Hub, with a card.
 
 Needs a token: `hf auth login`, or HF_TOKEN. With `--dry-run` nothing is pushed, and no token needed.
 """
-PUSHED = {"pipeline": PipelinePush, "outliers": OutlierPush, "detector": DetectorPush, "space": SpacePush}
+PUSHED = {
+    "pipeline": hub.PipelinePush,
+    "outliers": hub.OutlierPush,
+    "detector": hub.DetectorPush,
+    "space": hub.SpacePush,
+}
 
 
 def add_to(app: App) -> None:
@@ -30,10 +28,10 @@ def add_to(app: App) -> None:
     for name, kind in PUSHED.items():
         add_command(push, push_of(name, kind), {"Options": kind})
     app.command(push)
-    add_command(app, upstream, {"Options": UpstreamSettings})
+    add_command(app, upstream, {"Options": hub.UpstreamSettings})
 
 
-def push_of(name: str, kind: type[PushSettings]) -> Command:
+def push_of(name: str, kind: type[hub.PushSettings]) -> Command:
     """The command that pushes what settings of one kind are about."""
 
     def command(given: Given) -> None:
@@ -55,7 +53,7 @@ def upstream(given: Given) -> None:
 
     Example: `sona upstream --output upstream/`
     """
-    output = given.of(UpstreamSettings).output
+    output = given.of(hub.UpstreamSettings).output
     from sona_pipeline.hub.upstream import write_upstream
 
     with stopped_explained():

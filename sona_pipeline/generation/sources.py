@@ -8,10 +8,17 @@ from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.class_names import Names, names_of_classes
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_source
+from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.generation.generate import check_output
 from sona_pipeline.generation.ood_labels import Collision, labels_of
 from sona_pipeline.generation.plan import check_settings
-from sona_pipeline.generation.settings import GenerationSettings, LabelSettings, OutputSettings, SourceImages
+from sona_pipeline.generation.settings import (
+    GenerationSettings,
+    InspectionSettings,
+    LabelSettings,
+    OutputSettings,
+    SourceImages,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,11 @@ class Sources:
     id_names: dict[str, Names]
     settings: GenerationSettings
     collisions: list[Collision]
+
+    def left_out(self) -> list[str]:
+        """A sentence about the labels that are left out, if there are any."""
+        whys = "; ".join(f"{c.label!r} (ID class {c.id_class!r}, {c.reason})" for c in self.collisions)
+        return [f"{len(self.collisions)} OOD labels are left out: {whys}"] if whys else []
 
 
 def open_sources(
@@ -63,3 +75,10 @@ def open_sources(
     images = images.drawn(source.limit) if source.limit else images
     check_there(images)
     return Sources(images, id_names, settings, collisions)
+
+
+def open_inspected(asked: InspectionSettings) -> ImageSet | None:
+    """The ID images of an inspection, if it names any; what is raised is told by `open_images`."""
+    if not asked.data:
+        return None
+    return open_source(ImageSource(asked.data, asked.split, asked.image_column, asked.label_column, asked.image_root))
