@@ -37,6 +37,24 @@ def upload(label: str, elem_id: str) -> gr.Image:
     return image
 
 
+def in_range(preprocess: Callable) -> Callable:
+    """What takes the place of gradio's `preprocess` of numbers, which has no message for one that is left empty.
+
+    The new one raises `gr.Error` for that, and for what is no number or out of the range of its field.
+    """
+
+    @functools.wraps(preprocess)
+    def checked(field: gr.Number | gr.Slider, value: Any) -> float:
+        name, low, high = str(field.label).partition(":")[0], field.minimum, field.maximum
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            what = "empty" if value in (None, "") else repr(value)
+            raise gr.Error(f"{name!r} is {what}: give a number from {low} to {high}.", print_exception=False)
+        return preprocess(field, value)
+
+    return checked
+
+
 def opened(path: str | None) -> Image.Image:
     """An uploaded image, decoded and upright.
 

@@ -23,7 +23,7 @@ from sona_pipeline import TINY_DETECTOR, Names, imagenet_labels, load_detector, 
 
 from .detector_tab import DetectorTab
 from .labels import Suggestions
-from .limits import PIXELS, UPLOAD_BYTES, refuse_address
+from .limits import PIXELS, UPLOAD_BYTES, in_range, refuse_address
 from .masks_tab import MasksTab
 from .settings import PageSettings
 from .tracing import Runner
@@ -37,6 +37,8 @@ means**, **keeps what surrounds it**, and **adds the meaning of another label**.
 
 Image.MAX_IMAGE_PIXELS = PIXELS
 processing_utils.async_ssrf_protected_download = refuse_address
+for field in (gr.Number, gr.Slider):
+    field.preprocess = in_range(field.preprocess)  # type: ignore[method-assign] # for the page, and for what it updates
 
 
 def build(model: str = "tiny", detector: str | None = None, device: str | None = None) -> gr.Blocks:

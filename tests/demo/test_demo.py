@@ -145,6 +145,16 @@ def test_stop_ends_a_run_after_the_step_it_is_at(page):
     expect(page.locator("#status")).to_contain_text("noised up to step 100 of 100", timeout=MINUTE)
 
 
+def test_an_empty_seed_is_answered_by_a_message(page):
+    page.get_by_role("button", name="t-shirt → bag").click()
+    expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
+    page.get_by_role("button", name=re.compile("^Settings")).click()
+    page.wait_for_timeout(1000)  # the settings take their first values while they unfold
+    page.get_by_label("Seed", exact=True).fill("")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_text("'Seed' is empty: give a number from 0 to 2147483647.")).to_be_visible(timeout=MINUTE)
+
+
 def test_upload_that_is_no_image_is_answered_by_a_message(page, tmp_path):
     (tmp_path / "notes.png").write_text("this is no picture")
     page.locator("#source input[type=file]").set_input_files(tmp_path / "notes.png")
@@ -229,11 +239,17 @@ def test_pictures_are_those_of_the_pipeline(client, source, strength):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 1000}, "1000 is greater than maximum value 100"),
-        ({"guidance_scale": 1e9}, "greater than maximum value 30"),
-        ({"mask_threshold": 0.5}, "0.5 is greater than maximum value 0.49"),
+        ({"steps": 1000}, "'Steps of the full schedule' is 1000: give a number from 1 to 100"),
+        ({"steps": None}, "'Steps of the full schedule' is empty: give a number from 1 to 100"),
+        ({"guidance_scale": 1e9}, "'Guidance scale' is 1000000000.0: give a number from 0 to 30.0"),
+        ({"guidance_scale": None}, "'Guidance scale' is empty: give a number from 0 to 30.0"),
+        ({"mask_threshold": 0.5}, "'Mask threshold' is 0.5: give a number from 0.01 to 0.49"),
+        ({"mask_threshold": None}, "'Mask threshold' is empty: give a number from 0.01 to 0.49"),
+        ({"strength": None}, "'Strength' is empty: give a number from 0.02 to 1.0"),
         ({"strength": 0.03}, "`strength` 0.03 is less than one of 20 steps"),
-        ({"seed": -1}, "-1 is less than minimum value 0"),
+        ({"seed": -1}, "'Seed' is -1: give a number from 0 to 2147483647"),
+        ({"seed": None}, "'Seed' is empty: give a number from 0 to 2147483647"),
+        ({"seed": "one"}, "'Seed' is 'one': give a number from 0 to 2147483647"),
         ({"mask_granularity": "pixel"}, "pixel"),
         ({"ood_label": "x" * 81}, "The OOD label has 81 characters, but at most 80 are taken"),
         ({"id_label": " "}, "The ID label is empty"),
