@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
+from sona_pipeline.common.caches import use_writable_caches
 from sona_pipeline.common.configuration import Given, read_configuration
 from sona_pipeline.common.settings import Setting, settings_of
 
@@ -44,6 +45,7 @@ def add_command(
     def run(*arguments: Any, **values: Any) -> None:
         names = [setting.name for setting in options.values() if setting.is_argument]
         file = values.pop("config", None)
+        use_writable_caches()
         given = read_configuration(file, options, settings_in) if file else {}
         function(Given(given | dict(zip(names, arguments)) | values))
 
