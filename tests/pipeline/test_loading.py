@@ -25,7 +25,8 @@ from loopback_hub import LoopbackHub
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from sona_pipeline import SONAPipeline
+from sona_pipeline import SONAPipeline, load_pipeline
+from sona_pipeline.generation.checkpoint import identity
 
 SOURCE = Path(inspect.getfile(SONAPipeline))
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -333,18 +334,45 @@ def ldm_vae_key(key, vae):
     return "first_stage_model." + renamed(key, names)
 
 
-def test_from_single_file(tiny_pipe, sd_folder, tmp_path):
+def write_single_file(tiny_pipe, path):
+    """Write the pipeline's weights in the original form of Stable Diffusion 1."""
     state = {ldm_unet_key(key, tiny_pipe.unet): value for key, value in tiny_pipe.unet.state_dict().items()}
     for key, value in tiny_pipe.vae.state_dict().items():
         convolution = re.search(r"\.to_\w+.*weight", key)  # attention was made of 1 x 1 convolutions
         state[ldm_vae_key(key, tiny_pipe.vae)] = value[:, :, None, None] if convolution else value
     for key, value in tiny_pipe.text_encoder.state_dict().items():
         state["cond_stage_model.transformer.text_model." + key.removeprefix("text_model.")] = value
-    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "sd.safetensors")
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+
+
+@pytest.mark.parametrize("way", ["from_single_file", "load_pipeline"])
+def test_from_single_file(way, tiny_pipe, sd_folder, tmp_path):
+    path = tmp_path / "sd.safetensors"
+    write_single_file(tiny_pipe, path)
     for weights in sd_folder.rglob("*.safetensors"):
         weights.unlink()
-    pipe = SONAPipeline.from_single_file(tmp_path / "sd.safetensors", config=str(sd_folder))
+    if way == "load_pipeline":
+        pipe = load_pipeline(str(path), "cpu", model_config=str(sd_folder))
+        assert identity(pipe)["model"] == "sd.safetensors"
+        assert re.fullmatch("[0-9a-f]{16}", identity(pipe)["model_revision"])
+    else:
+        pipe = SONAPipeline.from_single_file(path, config=str(sd_folder))
     assert_same(outlier_latents(pipe), outlier_latents(tiny_pipe))
+
+
+def test_single_file_whose_configuration_cannot_be_had_says_so(tiny_pipe, tmp_path):
+    path = tmp_path / "sd.safetensors"
+    write_single_file(tiny_pipe, path)
+    script = f"""
+        from sona_pipeline import load_pipeline
+        try:
+            load_pipeline({str(path)!r}, "cpu")
+        except FileNotFoundError as error:
+            report(said=str(error))
+    """
+    found = in_fresh_process(script, tmp_path, offline(tmp_path) | {"PYTHONPATH": str(SOURCE.parents[1])})
+    assert "sd.safetensors cannot be loaded without its configuration, which comes from the Hub" in found["said"]
+    assert "--model-config" in found["said"] and "\n" not in found["said"]
 
 
 # Adapters, compilation and offloading

@@ -56,6 +56,41 @@ def test_threads_that_share_a_unet_do_not_disturb_each_other():
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+WIDE = {
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+    "block_out_channels": [8, 16, 24],
+}
+
+
+@pytest.mark.parametrize("options", [{"fullgraph": True}, {"fullgraph": True, "dynamic": True}, {}])
+def test_repeated_blocks_compile_as_a_whole_graph(options):
+    pipe = SONAPipeline(**build())
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config | WIDE).eval()
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def made():
+        generators = [torch.Generator().manual_seed(k) for k in range(5)]
+        given = {"stop_step": [1, 2, 3, 4, 5], "num_inference_steps": 5, "output_type": "latent"}
+        return pipe(images, "a cat", "a dog", generator=generators, **given).images
+
+    expected = made()
+    torch.compiler.reset()
+    pipe.unet.compile_repeated_blocks(backend="eager", **options)
+    torch.testing.assert_close(made(), expected, rtol=1e-4, atol=1e-4)
+    hooked = _before_prompts(pipe.unet)
+    assert pipe.unet.conv_in in hooked and pipe.unet.down_blocks[0].resnets[0] in hooked
+    assert pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1 not in hooked
+
+
+def test_parts_of_a_compiled_block_get_no_hooks():
+    pipe = SONAPipeline(**build())
+    pipe.unet.down_blocks[0].compile(backend="eager", fullgraph=True)
+    assert _before_prompts(pipe.unet) == [pipe.unet.conv_in]
+
+
 def test_compiled_unet_is_called_as_it_is():
     pipe = SONAPipeline(**build())
     pipe.unet.compile(backend="eager")
