@@ -1142,13 +1142,14 @@ def _check_unet(unet: Any) -> None:
 
 def _check_vae(vae: Any, unet: Any) -> None:
     config = vae.config
-    for name in ("in_channels", "out_channels", "latent_channels", "scaling_factor", "block_out_channels"):
+    for name in ("in_channels", "latent_channels", "scaling_factor", "block_out_channels"):
         if not config.get(name):
             raise ValueError(f"`vae` is a {type(vae).__name__} without {name!r}: take an `AutoencoderKL`.")
-    if config.in_channels != config.out_channels:
+    given = config.get("out_channels", config.in_channels)
+    if config.in_channels != given:
         raise ValueError(
-            f"The VAE takes images of {config.in_channels} channels and gives {config.out_channels}: take one that"
-            " gives back what it takes."
+            f"The VAE takes images of {config.in_channels} channels and gives {given}: take one that gives back what it"
+            " takes."
         )
     if unet is not None and config.latent_channels != unet.config.in_channels:
         raise ValueError(
