@@ -18,7 +18,16 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class DiskFullError(OSError):
-    """A file could not be written since there is no room for it; the message names its folder."""
+    """A file could not be written since there is no room for it.
+
+    Attributes:
+        folder: that it would lie in, which the message names.
+        what: what the disk does.
+    """
+
+    def __init__(self, folder: Path, what: str):
+        super().__init__(f"the disk of {folder} {what}")
+        self.folder, self.what = folder, what
 
 
 @contextmanager
@@ -39,7 +48,7 @@ def disk_explained(folder: Path) -> Iterator[None]:
         place = _place(error, folder)
         if number in FULL:
             what = "takes no file of that size" if number == errno.EFBIG else "is full"
-            raise DiskFullError(f"the disk of {place} {what}") from error
+            raise DiskFullError(place, what) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS) and place == folder:
             raise PermissionError(f"{folder} may not be written to: choose another folder") from error
         if isinstance(error, OSError):

@@ -88,7 +88,8 @@ def ends_explained(output: Path, batch_size: int) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise MemoryError(f"no memory for batches of {batch_size} images: lower --batch-size") from None
     except DiskFullError as error:
-        raise OSError(f"{error}; what is done is kept: make room in {output}, and go on") from error
+        folder = output if error.folder.is_relative_to(output) else error.folder
+        raise OSError(f"the disk of {folder} {error.what}; what is done is kept: make room, and go on") from error
     except (OSError, RuntimeError) as error:
         if _SHARED_MEMORY.search(str(error)) or getattr(error, "errno", None) in FULL:
             raise OSError(

@@ -40,7 +40,7 @@ class Track:
             speed_estimate_period=300,
             disable=not shown,
         )
-        self._task = self._progress.add_task(title, total=total)
+        self._task = self._progress.add_task(self._printable(title), total=total)
         self._logged = time.monotonic()
 
     def __enter__(self) -> Track:
@@ -62,7 +62,12 @@ class Track:
 
     def say(self, title: str) -> None:
         """Change what the bar says."""
-        self._progress.update(self._task, description=title)
+        self._progress.update(self._task, description=self._printable(title))
+
+    def _printable(self, title: str) -> str:
+        """The title in letters that the encoding of the console has."""
+        encoding = self._progress.console.encoding
+        return title.encode(encoding, "backslashreplace").decode(encoding)
 
     def _log(self) -> None:
         console = self._progress.console

@@ -1,0 +1,133 @@
+"""What the commands print, in pipes and on terminals of few letters, and how they end when nothing can be done."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Column, Table
+
+from sona_pipeline.common import messages
+from sona_pipeline.common.assets import TINY_DETECTOR
+from sona_pipeline.common.progress import Track
+from sona_pipeline.data import sample
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Four images in a folder of a long name with letters that ASCII lacks."""
+    folder = tmp_path_factory.mktemp("images") / ("ö" + "long" * 30)
+    folder.mkdir()
+    for i in range(4):
+        sample.id_images("train").image(i).save(folder / f"pïcture {i}.png")
+    return folder
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "sona_pipeline", *map(str, arguments)]
+    known = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
+    return subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def sona(*arguments: object, code: int = 0, **environment: str) -> tuple[str, str]:
+    with start(*arguments, **environment) as run:
+        out, error = run.communicate()
+    assert run.returncode == code, (out, error)
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    return out.decode(encoding), error.decode(encoding)
+
+
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_tables_in_pipes_have_whole_paths_on_one_line(images, columns):
+    out, _ = sona("score", "--detector", TINY_DETECTOR, images, COLUMNS=columns)
+    lines = out.splitlines()
+    for i in range(4):
+        assert sum(str(images / f"pïcture {i}.png") in line for line in lines) == 1
+    assert len(lines) == 4 + 4
+
+
+def test_a_narrow_screen_folds_a_table_and_cuts_nothing(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(messages, "console", Console(file=screen, width=24, color_system=None))
+    table = Table(Column("image", overflow="fold"), Column("verdict", overflow="fold"))
+    table.add_row("abcdefghijklmnopqrstuvwxyz", "OOD")
+    messages.say(table)
+    found = "".join(line.split("│")[1].strip() for line in screen.getvalue().splitlines() if line.startswith("│"))
+    assert found == "abcdefghijklmnopqrstuvwxyz"
+    assert max(map(len, screen.getvalue().splitlines())) <= 24
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_letters_that_a_terminal_lacks_are_escaped(images, encoding):
+    with start("score", "--detector", TINY_DETECTOR, images, PYTHONIOENCODING=encoding) as run:
+        out, error = run.communicate()
+    assert run.returncode == 0, error
+    assert "picture" not in out.decode(encoding) and "cture 3.png" in out.decode(encoding)
+    out, _ = sona("score", "--detector", TINY_DETECTOR, images, "--json", PYTHONIOENCODING=encoding)
+    assert [Path(json.loads(line)["image"]).name for line in out.splitlines()] == [f"pïcture {i}.png" for i in range(4)]
+    _, error = sona("score", "--detector", TINY_DETECTOR, images / "nöthing", code=2, PYTHONIOENCODING=encoding)
+    assert "does not exist" in error
+
+
+def test_help_and_progress_survive_a_terminal_of_few_letters():
+    assert "Usage" in sona("generate", "--help", PYTHONIOENCODING="ascii")[0]
+    code = "from sona_pipeline.common.progress import Track\nwith Track('scöres → x', 2) as track: track.advance()"
+    known = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=known, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_title_of_a_bar_keeps_its_letters_where_they_can_be_shown(capsys):
+    with Track("scöres", 2) as track:
+        track.say("größer")
+    assert "größer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_a_reader_that_goes_away_ends_a_command_quietly(images, options):
+    with start("score", "--detector", TINY_DETECTOR, images, *options) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b""
+        assert run.wait() != 0
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_images_of_which_none_can_be_read_are_an_error(tmp_path, options):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    out, error = sona("score", "--detector", TINY_DETECTOR, tmp_path, *options, code=2)
+    assert out.count("cannot identify") == 2
+    assert f"sona: none of the 2 images can be read; the first: {tmp_path}/a.png" in error
+
+
+def test_cam_pictures_of_places_that_look_alike_have_names_of_their_own(tmp_path):
+    pytest.importorskip("captum")
+    for name in ("a/b.png", "a-b.png", "A-B.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        sample.id_images("train").image(0).save(tmp_path / name)
+    sona("score", "--detector", TINY_DETECTOR, tmp_path, "--cam", tmp_path / "cams")
+    names = [path.name for path in (tmp_path / "cams").iterdir()]
+    assert len({name.casefold() for name in names}) == len(names) == 3
+
+
+def test_options_take_places_at_home(images, tmp_path):
+    (tmp_path / "sorted" / "shirt").mkdir(parents=True)
+    (tmp_path / "sorted" / "dress").mkdir()
+    for path, name in zip(sorted(images.iterdir()), ("shirt", "shirt", "dress", "dress")):
+        (tmp_path / "sorted" / name / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "labels.txt").write_text("bag\nsandal\n")
+    home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hub")}
+    how = ("--data=~/sorted", "--model", "tiny", "--ood-labels=~/labels.txt", "--steps", 2, "--output=~/set")
+    assert f"Outliers of 4 images: {tmp_path}/set/outliers" in sona("generate", *how, **home)[0]
+    sona("inspect", "~/set", "--data=~/sorted", "--output=~/sheet.png", **home)
+    assert (tmp_path / "sheet.png").exists()
+    (tmp_path / "detector").symlink_to(TINY_DETECTOR)
+    sets = ("--id=~/sorted", "--near=same=~/sorted")
+    sona("evaluate", "--detector", "tiny=~/detector", *sets, "--output=~/results", **home)
+    assert (tmp_path / "results" / "scores" / "tiny-0.parquet").exists()
+    sona("score", "--detector=~/detector", "~/sorted", **home)
