@@ -11,13 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from sona_pipeline import sample
 
 ROOT = Path(__file__).parents[1]
-NEW = ("channel_order", "m_in", "m_out", "initial_checkpoint")
-"""Settings that 0.1.0 does not have, in the files that hold settings."""
+NEW = ("channel_order", "m_in", "m_out", "initial_checkpoint", "parameters")
+"""What 0.1.0 does not write: settings of detectors and trainings, and parameters of post-hoc scores in the results."""
 COMMIT = "ee43f02"
 LINES = [
     "generate --data images --model tiny --ood-labels labels.txt --steps 6 --batch-size 4 --seed 3 --output outliers",
@@ -61,10 +62,17 @@ def run(code: str, package: Path, folder: Path) -> dict[str, bytes]:
 
 
 def content(path: Path) -> bytes:
-    """What a file holds; of settings what counts, without versions and without those that are new."""
-    if path.name in ("settings.json", "training.json", "config.json"):
-        settings = json.loads(path.read_text())
-        return json.dumps({key: value for key, value in settings.items() if key not in ("notes", *NEW)}).encode()
+    """What a file holds, without versions and what is new.
+
+    Of the scores of images it is the table, since the file names the version of the detector's settings, too.
+    """
+    if path.parent.name == "scores":
+        return pq.read_table(path).to_pandas().to_csv().encode() if path.suffix == ".parquet" else b""
+    if path.suffix == ".json":
+        hidden = ("notes", *NEW)
+        return json.dumps(
+            json.loads(path.read_text(), object_hook=lambda x: {k: x[k] for k in x if k not in hidden})
+        ).encode()
     return path.read_bytes()
 
 
