@@ -73,9 +73,6 @@ NOT_RUN = {
     "python examples/benchmarks/detectors.py *": (
         "tests/examples/test_examples.py::test_table_of_detectors_has_every_method_and_score"
     ),
-    "python examples/benchmarks/search.py *": (
-        "tests/examples/test_examples.py::test_table_of_searched_scores_has_every_score_twice"
-    ),
     "python examples/benchmarks/cifar10/run.py *": CIFAR10,
     "mkdir cifar10 && cp *": CIFAR10,
     "cp examples/patch_autoencoder.py *": CIFAR10,
