@@ -389,7 +389,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))"
     code = f"{limits}; from sona_pipeline.cli.app import main; main()"
     done = in_process(code, "push", "pipeline", "user/x", "--dry-run", cwd=tmp_path, environment={})
-    assert done.returncode == 2 and "sona: weights cannot be read, or cannot be written to" in done.stderr
+    assert done.returncode == 2 and "takes no file of that size" in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
