@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Column, Table
 
+from sona_pipeline.cli import app as command_line
 from sona_pipeline.common import messages
 from sona_pipeline.common.assets import TINY_DETECTOR
 from sona_pipeline.common.progress import Track
@@ -131,3 +133,22 @@ def test_options_take_places_at_home(images, tmp_path):
     sona("evaluate", "--detector", "tiny=~/detector", *sets, "--output=~/results", **home)
     assert (tmp_path / "results" / "scores" / "tiny-0.parquet").exists()
     sona("score", "--detector=~/detector", "~/sorted", **home)
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), ImportError("half a module")])
+def test_ctrl_c_while_a_library_is_imported_is_no_error_of_it(monkeypatch, capsys, error):
+    def broken_off(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr(command_line, "app", broken_off)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(["score"])
+    assert ended.value.code == 130 and not capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(command_line, "app", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        command_line.main(["score"])
