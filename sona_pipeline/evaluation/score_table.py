@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -133,32 +134,19 @@ def score_images(
         if not scores:
             return known
     detector.eval()
-    scorers: dict[str, Fitted] = {}
-    unfit: list[dict[str, str]] = []
-    facts = dict(known.attrs.get("fits", {})) if known is not None else {}
-    if post_hoc := [score for score in scores if score not in SCORES]:
-        batches = {
-            name: _Batches(name, _numbered(images, group, name, detector.classes), detector, batch_size, workers)
-            for name, group, images in fits
-        }
-        scorers, unfit = _fitted(post_hoc, detector, batches)
-        if unfit and not skip_unfit:
-            raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
-        scores = [score for score in scores if score in SCORES or score in scorers]
-        facts |= {score: scorer.facts | {"images": fits.content} for score, scorer in scorers.items()}
-        unreadable += [row for part in batches.values() for row in part.unreadable("fit") if row not in unreadable]
-        if known is not None and not scores:
-            table = known.copy()
-            table.attrs |= {"unreadable": unreadable, "unfit": unfit}
-            return table
-    tables = []
-    with Track(title, sum(len(images) for _, _, images in parts)) as track:
-        for group, name, images in parts:
-            tested = _Batches(name, images, detector, batch_size, workers)
-            rows = [_scored(detector, indices, pixels, scores, scorers) for indices, pixels in _counted(tested, track)]
-            tables.append(_with_images(pd.concat(rows, ignore_index=True), group, name, images))
-            unreadable += tested.unreadable(group)
-    table = pd.concat(tables, ignore_index=True)
+    batched = partial(_Batches, detector=detector, batch_size=batch_size, workers=workers)
+    found = _fit(scores, detector, fits, batched)
+    scorers, unfit = found.scorers, found.unfit
+    if unfit and not skip_unfit:
+        raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
+    scores = [score for score in scores if score in SCORES or score in scorers]
+    unreadable += [row for row in found.unreadable if row not in unreadable]
+    if known is not None and not scores:
+        table = known.copy()
+        table.attrs |= {"unreadable": unreadable, "unfit": unfit}
+        return table
+    table, missing = _tested(parts, batched, scores, scorers, title)
+    unreadable += missing
     wrong = _not_finite(table, scores)
     if wrong and (not skip_unfit or (len(wrong) == len(scores) and known is None)):
         raise ValueError(f"the score {wrong[0]['score']} cannot be used: {wrong[0]['reason']}")
@@ -168,7 +156,9 @@ def score_images(
         scores = [score for score in scores if score in table]
         table = known.merge(table[["group", "set", "key", *scores]], on=["group", "set", "key"], validate="1:1")
     table.attrs |= {"unreadable": unreadable, "unfit": unfit}
-    table.attrs["fits"] = {score: found for score, found in facts.items() if score in table}
+    earlier = known.attrs.get("fits", {}) if known is not None else {}
+    facts = earlier | {score: scorer.facts | {"images": fits.content} for score, scorer in scorers.items()}
+    table.attrs["fits"] = {score: fact for score, fact in facts.items() if score in table}
     return table
 
 
@@ -310,13 +300,23 @@ def _ood_results(table: ScoreTable, id_rows: ScoreTable, score: str) -> dict:
     return results
 
 
-def _fitted(
-    scores: list[str], detector: Detector, batches: Mapping[str, _Batches]
-) -> tuple[dict[str, Fitted], list[dict[str, str]]]:
-    """The scores fitted to the images "fit" and "validation", and those that cannot be, with the reasons.
+class _Fitting(NamedTuple):
+    """Scores that are fitted, those that cannot be, with the reasons, and the images that could not be read for it."""
+
+    scorers: dict[str, Fitted]
+    unfit: list[dict[str, str]]
+    unreadable: list[dict[str, str]]
+
+
+def _fit(scores: Sequence[str], detector: Detector, fits: _Fits, batched: Callable[..., _Batches]) -> _Fitting:
+    """Fit those of the scores that are post-hoc to the images "fit" and "validation".
 
     With images "search", parameters are chosen by them and the images "validation".
     """
+    scores = [score for score in scores if score not in SCORES]
+    if not scores:
+        return _Fitting({}, [], [])
+    batches = {name: batched(name, _numbered(images, group, name, detector.classes)) for name, group, images in fits}
     from sona_pipeline.evaluation.posthoc import Known, fitted
     from sona_pipeline.evaluation.posthoc.search import Trial, searched
 
@@ -332,7 +332,25 @@ def _fitted(
             raise
         except (ValueError, RuntimeError) as error:  # of linear algebra, for one
             unfit.append({"score": score, "reason": str(error)})
-    return scorers, unfit
+    return _Fitting(scorers, unfit, [row for part in batches.values() for row in part.unreadable("fit")])
+
+
+def _tested(
+    parts: Sequence[tuple[str, str, ImageSet]],
+    batched: Callable[..., _Batches],
+    scores: list[str],
+    scorers: Mapping[str, Fitted],
+    title: str,
+) -> tuple[ScoreTable, list[dict[str, str]]]:
+    """The rows of all images that can be read, and those that cannot."""
+    tables, unreadable = [], []
+    with Track(title, sum(len(images) for _, _, images in parts)) as track:
+        for group, name, images in parts:
+            tested = batched(name, images)
+            rows = [_scored(tested.detector, i, pixels, scores, scorers) for i, pixels in _counted(tested, track)]
+            tables.append(_with_images(pd.concat(rows, ignore_index=True), group, name, images))
+            unreadable += tested.unreadable(group)
+    return pd.concat(tables, ignore_index=True), unreadable
 
 
 def _not_finite(table: ScoreTable, scores: Sequence[str]) -> list[dict[str, str]]:
