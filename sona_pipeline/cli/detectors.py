@@ -11,7 +11,8 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, ends_explained, has_all_letters, say, warning
+from sona_pipeline.common.endings import ends_explained
+from sona_pipeline.common.messages import console, has_all_letters, say, warning
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training import settings as training

@@ -7,7 +7,8 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import Command, add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import say, stopped_explained
+from sona_pipeline.common.endings import stopped_explained
+from sona_pipeline.common.messages import say
 from sona_pipeline.hub import settings as hub
 
 PUSH = """Publish a pipeline, an outlier set, a detector or the demo on the Hugging Face Hub, with a card.

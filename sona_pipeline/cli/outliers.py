@@ -11,7 +11,8 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.messages import console, ends_explained, say, warning
+from sona_pipeline.common.endings import ends_explained
+from sona_pipeline.common.messages import console, say, warning
 from sona_pipeline.common.names import expanded
 from sona_pipeline.demo.settings import PageSettings
 from sona_pipeline.generation import settings as generation

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sona_pipeline.common.messages import brief
+
 
 def usable_device(name: str | torch.device | None = None) -> torch.device:
     """The device of this name, or the fastest there is.
@@ -42,7 +44,7 @@ def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
         functional.layer_norm(x, x.shape[-1:]).sum().item()
     except (RuntimeError, NotImplementedError, TypeError) as error:
         name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"the device {device} cannot compute in {name} ({first_line(error)}): use float32") from error
+        raise ValueError(f"the device {device} cannot compute in {name} ({brief(error)}): use float32") from error
 
 
 def check_compiler(device: torch.device) -> None:
@@ -51,11 +53,6 @@ def check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # every backend has errors of its own
         raise ValueError(
-            f"the UNet cannot be compiled here ({first_line(error)}): install a C++ compiler, such as g++, and the"
+            f"the UNet cannot be compiled here ({brief(error)}): install a C++ compiler, such as g++, and the"
             " headers of Python, or leave --compile out"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

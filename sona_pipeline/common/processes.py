@@ -12,6 +12,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import get_cpu_distributed_information
 
+from sona_pipeline.common.messages import brief
+
 FOREVER = timedelta(days=30)
 """How long processes that have met wait for each other."""
 SECONDS_TO_MEET, SECONDS_UNTIL_SAID = 300.0, 5.0
@@ -76,8 +78,7 @@ def _meet(cpu: bool) -> object:
     while thread.is_alive():  # up to its end, which is not to come while Python ends
         thread.join(1)
     if isinstance(came[0], Exception):
-        reason = " ".join(str(came[0]).split())[:200].removesuffix(".")
-        raise ValueError(f"{others} cannot be met ({reason}): {_WAY_OUT}") from came[0]
+        raise ValueError(f"{others} cannot be met ({brief(came[0])}): {_WAY_OUT}") from came[0]
     return came[0]
 
 

@@ -10,7 +10,7 @@ from sona_pipeline.common.names import expanded
 from sona_pipeline.data.folders import has_images, inner_folder, open_folder
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import image_suffixes
-from sona_pipeline.data.lists import check_once, is_image_list, list_classes, open_list
+from sona_pipeline.data.lists import check_listed_once, is_image_list, list_classes, open_list
 from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.data.table_files import PARQUET, is_configured, parquet_files
 from sona_pipeline.data.tables import hub_table, open_parquet, open_table, saved_table
@@ -77,7 +77,7 @@ def _open_list(path: Path, root: str | Path | None, class_list: str | Path | Non
     if root and not expanded(root).is_dir():
         raise FileNotFoundError(f"the image root {root} is no folder: give the one that the paths in {path} start from")
     images = open_list(path, root or path.parent, list_classes(class_list) if class_list else None)
-    check_once(path, images.keys)
+    check_listed_once(path, images.keys)
     return images
 
 

@@ -63,7 +63,7 @@ def list_classes(path: str | Path) -> dict[int, str]:
     return _list_classes(path, *_read_list(path))
 
 
-def check_once(path: Path, files: Iterable[str]) -> None:
+def check_listed_once(path: Path, files: Iterable[str]) -> None:
     """Raise ValueError if one of the `files` in an image list stands there twice."""
     seen: set[str] = set()
     for file in files:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sona_pipeline.common.messages import brief
 from sona_pipeline.data.class_names import check_spellings
 from sona_pipeline.data.columns import check_image_column, check_label_column, check_rows, features_of, picture
 from sona_pipeline.data.image_set import ImageSet
@@ -91,9 +92,8 @@ def parquet_table(shards: list[Path], features: Features | None = None) -> Datas
     try:
         return datasets.Dataset.from_parquet([str(shard) for shard in shards], features=features)
     except (datasets.exceptions.DatasetGenerationError, TypeError, ValueError) as error:
-        cause = " ".join(str(error.__cause__ or error).split())
         others = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
-        raise ValueError(f"{shards[0]}{others} cannot be read as a table: {cause[:300]}") from error
+        raise ValueError(f"{shards[0]}{others} cannot be read as a table: {brief(error.__cause__ or error)}") from error
 
 
 def saved_table(path: Path, split: str) -> Dataset:

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import tempfile
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +25,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.common.devices import usable_device
 from sona_pipeline.common.disk import check_readable, disk_explained, loosen, make_folder
+from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.imaging import fit, upright, with_short_side
 from sona_pipeline.detection import networks
@@ -292,16 +292,16 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
             detector = Detector.from_pretrained(str(folder))
     except (OSError, EntryNotFoundError) as error:
-        raise FileNotFoundError(f"the weights of {folder} cannot be read: {_shortened(error)}") from error
+        raise FileNotFoundError(f"the weights of {folder} cannot be read: {brief(error)}") from error
     except SafetensorError as error:
         raise ValueError(
-            f"model.safetensors of {folder} is damaged: copy or download it again ({_shortened(error)})"
+            f"model.safetensors of {folder} is damaged: copy or download it again ({brief(error)})"
         ) from error
     except ValueError as error:
-        raise ValueError(f"the detector in {folder} cannot be built: {_shortened(error)}") from error
+        raise ValueError(f"the detector in {folder} cannot be built: {brief(error)}") from error
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"weights and config.json of {folder} do not belong together: take both from one run ({_shortened(error)})"
+            f"weights and config.json of {folder} do not belong together: take both from one run ({brief(error)})"
         ) from error
     return detector.eval().to(place)
 
@@ -318,11 +318,6 @@ def _check_is_detector(folder: str | Path) -> None:
         file = path / "config.json" if path.exists() else Path(hf_hub_download(str(folder), "config.json"))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(
-            f"{folder} is neither a folder nor a detector on the Hub that can be had: {_shortened(error)}"
+            f"{folder} is neither a folder nor a detector on the Hub that can be had: {brief(error)}"
         ) from error
     check_config(file, inspect.signature(Detector.__init__).parameters, folder)
-
-
-def _shortened(error: Exception) -> str:
-    """What an error of another library says, on one line."""
-    return textwrap.shorten(str(error), 300, placeholder=" ...")

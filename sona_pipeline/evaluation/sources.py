@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sona_pipeline.common.places import check_once, real_place
-from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_images
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation import openood
@@ -55,6 +55,8 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
     known = _open(source, source.id, source.split)
     near, far, shifted = (_named(getattr(source, kind), source, kind == "shifted") for kind in _KINDS)
     opened = Opened(TestSets(known, near, far, shifted), fit, validation, ood)
+    for _, _, images in opened.sets:
+        check_there(images)
     if search:
         _check_chosen_by(source, opened)
     return opened

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from sona_pipeline.common.assets import TINY_MODEL
-from sona_pipeline.common.devices import check_compiler, check_dtype, first_line, usable_device
+from sona_pipeline.common.devices import check_compiler, check_dtype, usable_device
+from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.generation.model_files import ModelPlace, find_model
@@ -97,20 +98,20 @@ def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> S
     except (OSError, EntryNotFoundError, SafetensorError) as error:
         if isinstance(error, SafetensorError) or "Unable to load weights" in str(error):
             raise ValueError(
-                f"weights of {found.place} are damaged: copy or download it again ({first_line(error)})"
+                f"weights of {found.place} are damaged: copy or download it again ({brief(error)})"
             ) from error
         needs = (
             "its configuration, which comes from the Hub: connect once, or name it by --model-config"
             if found.is_file and not settings.model_config
             else "all files of it"
         )
-        raise FileNotFoundError(f"{found.place} cannot be loaded without {needs} ({first_line(error)})") from error
+        raise FileNotFoundError(f"{found.place} cannot be loaded without {needs} ({brief(error)})") from error
     except (TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:
         if isinstance(error, ValueError) and not str(error).startswith("Cannot load"):  # one of `check_components`
             raise
         raise ValueError(
             f"{found.place} cannot be loaded: the configuration of a component is not complete, or not that of its"
-            f" weights ({first_line(error)})"
+            f" weights ({brief(error)})"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from sona_pipeline.common.files import read_json
 from sona_pipeline.common.names import expanded
 
 INDEX = "model_index.json"
@@ -102,9 +102,9 @@ def _files_on_hub(model: str, revision: str | None) -> tuple[set[str], bool]:
 
 def _read_index(path: Path) -> dict:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: copy or download it again ({error})") from error
+        index = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; copy or download it again") from error
     if not isinstance(index, dict):
         raise ValueError(f"{path} is no table of components: copy or download it again")
     return index

@@ -159,7 +159,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
 
 pipe = DiffusionPipeline.from_pretrained({loading})
-side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+side = pipe.image_size
 image = load_image("{id_label}.jpg").resize((side, side))
 output = pipe(image, id_prompt="a photo of a {id_label}", ood_prompt="a photo of a {ood_label}", strength=0.7)
 output.images[0].save("outlier.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sona_pipeline.common.places import real_place
-from sona_pipeline.data.image_set import ImageSet, hold_out
+from sona_pipeline.data.image_set import ImageSet, check_there, hold_out
 from sona_pipeline.data.images import open_images, open_source
 from sona_pipeline.data.lists import is_image_list
 from sona_pipeline.data.outlier_set import open_outlier_set
@@ -32,6 +32,7 @@ def open_training_sets(source: TrainingImages, seed: int) -> tuple[TrainingSets,
             " out"
         )
     images, validation = open_source(source), None
+    check_there(images)
     if source.validation:
         validation = _open_validation(source, source.validation, images)
     elif source.validation_share > 0:

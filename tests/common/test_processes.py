@@ -10,6 +10,8 @@ import time
 import pytest
 
 CODE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background does not hear it otherwise
 import sona_pipeline.common.processes as processes
 processes.SECONDS_TO_MEET, processes.SECONDS_UNTIL_SAID = {seconds}, 0.2
 print(processes.process_state(cpu=True).num_processes)

@@ -103,3 +103,9 @@ def test_help_lists_every_score():
 def test_guide_lists_every_score():
     guide = (Path(__file__).parents[2] / "examples" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     assert [name for name in [*SCORES, *POST_HOC, "all", *OPENOOD_NAMES] if f"`{name}`" not in guide] == []
+
+
+def test_test_images_of_a_wrong_root_are_refused_before_anything_is_scored(places, tmp_path):
+    (tmp_path / "list.txt").write_text("a/1.png 0\nb/2.png 1\n")
+    with pytest.raises(FileNotFoundError, match="none of the 2 images can be had"):
+        open_test_images(source(places, id=str(tmp_path / "list.txt"), image_root=tmp_path), SEARCHED, search=True)

@@ -75,3 +75,9 @@ def test_an_outlier_set_belongs_to_images_in_another_normal_form(there, here, tm
     sets, left_out = open_training_sets(source, 0)
     assert (sets.images.keys, left_out) == ((f"{here}/1.png", f"{here}/{here}.png"), 1)
     assert sets.outliers.strengths == (0.5, 1.0)
+
+
+def test_images_of_a_wrong_root_are_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "list.txt").write_text("a/1.png 0\nb/2.png 1\n")
+    with pytest.raises(FileNotFoundError, match="none of the 2 images can be had"):
+        open_training_sets(TrainingImages(str(tmp_path / "list.txt"), image_root=tmp_path), 0)
