@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_narrow_screen_folds_a_table_and_cuts_nothing(monkeypatch):
     assert max(map(len, screen.getvalue().splitlines())) <= 24
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_letters_that_a_terminal_lacks_are_escaped(images, encoding):
     with start("score", "--detector", TINY_DETECTOR, images, PYTHONIOENCODING=encoding) as run:
         out, error = run.communicate()
@@ -117,26 +118,30 @@ def test_cam_pictures_of_places_that_look_alike_have_names_of_their_own(tmp_path
     assert len({name.casefold() for name in names}) == len(names) == 3
 
 
-def test_options_take_places_at_home(images, tmp_path):
+def test_options_take_places_at_home(images, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        command_line.main(list(map(str, words)))
+        return capsys.readouterr().out
+
     (tmp_path / "sorted" / "shirt").mkdir(parents=True)
     (tmp_path / "sorted" / "dress").mkdir()
     for path, name in zip(sorted(images.iterdir()), ("shirt", "shirt", "dress", "dress")):
         (tmp_path / "sorted" / name / path.name).write_bytes(path.read_bytes())
     (tmp_path / "labels.txt").write_text("bag\nsandal\n")
-    home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hub")}
+    monkeypatch.setenv("HOME", str(tmp_path))
     how = ("--data=~/sorted", "--model", "tiny", "--ood-labels=~/labels.txt", "--steps", 2, "--output=~/set")
-    assert f"Outliers of 4 images: {tmp_path}/set/outliers" in sona("generate", *how, **home)[0]
-    sona("inspect", "~/set", "--data=~/sorted", "--output=~/sheet.png", **home)
+    assert f"Outliers of 4 images: {tmp_path}/set/outliers" in run("generate", *how)
+    run("inspect", "~/set", "--data=~/sorted", "--output=~/sheet.png")
     assert (tmp_path / "sheet.png").exists()
     (tmp_path / "detector").symlink_to(TINY_DETECTOR)
     sets = ("--id=~/sorted", "--near=same=~/sorted")
-    sona("evaluate", "--detector", "tiny=~/detector", *sets, "--output=~/results", **home)
+    run("evaluate", "--detector", "tiny=~/detector", *sets, "--output=~/results")
     assert (tmp_path / "results" / "scores" / "tiny-0.parquet").exists()
-    sona("score", "--detector=~/detector", "~/sorted", **home)
+    assert f"{tmp_path}/sorted/shirt" in run("score", "--detector=~/detector", "~/sorted")
 
 
 @pytest.mark.parametrize("error", [RecursionError("deep"), ImportError("half a module")])
-def test_ctrl_c_while_a_library_is_imported_is_no_error_of_it(monkeypatch, capsys, error):
+def test_ctrl_c_while_a_library_is_imported_is_no_error_of_it(monkeypatch, capsys, request, error):
     def broken_off(*_):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -144,7 +149,9 @@ def test_ctrl_c_while_a_library_is_imported_is_no_error_of_it(monkeypatch, capsy
             raise error from None
 
     monkeypatch.setattr(command_line, "app", broken_off)
-    before = signal.getsignal(signal.SIGINT)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    before = signal.default_int_handler  # which a job in the background does not have
+    signal.signal(signal.SIGINT, before)
     with pytest.raises(SystemExit) as ended:
         command_line.main(["score"])
     assert ended.value.code == 130 and not capsys.readouterr().err

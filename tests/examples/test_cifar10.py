@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from patch_autoencoder import PatchAutoencoder
 from PIL import Image
 
-from sona_pipeline import Detector, GenerationSettings, ImageSet, SONAPipeline, open_outlier_set
+from sona_pipeline import Detector, GenerationSettings, ImageSet, SONAPipeline, open_outlier_set, sample
 from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted
 
@@ -214,7 +214,16 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator):
+@pytest.fixture
+def fewer(bench, monkeypatch):
+    """Few validation images, since every score goes through them."""
+    few = {"id_images": lambda part: sample.id_images(part).drawn(20)}
+    few["far_ood"] = lambda: {name: images.drawn(20) for name, images in sample.far_ood().items()}
+    monkeypatch.setattr(bench.data, "sample", SimpleNamespace(**few))
+    monkeypatch.setattr(bench.data, "VALIDATION_PER_CLASS", 10)
+
+
+def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, fewer):
     def run(*arguments) -> None:
         bench.run.app([str(argument) for argument in arguments], exit_on_error=False, result_action="return_value")
 
