@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from warm_python import warm_python
 
 from sona_pipeline import __version__
 from sona_pipeline.cli.app import app, main
@@ -14,10 +16,18 @@ from sona_pipeline.data import sample
 from sona_pipeline.detection.detector import load_detector
 
 
-def sona(*arguments, code: int = 0) -> subprocess.CompletedProcess:
-    run = subprocess.run([sys.executable, "-m", "sona_pipeline", *map(str, arguments)], capture_output=True, text=True)
-    assert run.returncode == code, run.stdout + run.stderr
-    return run
+@pytest.fixture(scope="module")
+def sona(tmp_path_factory):
+    """Runs a command in a process of its own."""
+    with warm_python(tmp_path_factory.mktemp("tools")) as warm:
+
+        def run(*arguments, code: int = 0, python: str | Path = warm / "python") -> subprocess.CompletedProcess:
+            command = [python, "-m", "sona_pipeline", *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == code, done.stdout + done.stderr
+            return done
+
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def folders(tmp_path_factory):
     return root
 
 
-def test_generate_train_score_evaluate(folders, tmp_path):
+def test_generate_train_score_evaluate(sona, folders, tmp_path):
     labels = ("--ood-labels", folders / "labels.txt")
     sona("generate", "--data", folders / "id", "--model", "tiny", *labels, "--steps", 4, "--output", tmp_path / "set")
     training = ("--data", folders / "id", "--outliers", tmp_path / "set", "--recipe", "small", "--batch-size", 16)
@@ -73,7 +83,7 @@ def test_generate_train_score_evaluate(folders, tmp_path):
         assert (tmp_path / "results" / name).stat().st_size > 100
 
 
-def test_dry_run_prints_a_plan_and_writes_nothing(folders, tmp_path):
+def test_dry_run_prints_a_plan_and_writes_nothing(sona, folders, tmp_path):
     options = ("--ood-labels", folders / "labels.txt", "--batch-size", "auto", "--dry-run")
     run = sona("generate", "--data", folders / "id", "--model", "tiny", *options, "--output", tmp_path / "set")
     for word in ("Images:     60 of 6 classes", "OOD labels: 2", "UNet rows:", "Time:", "Disk:", "Batch size:"):
@@ -81,7 +91,7 @@ def test_dry_run_prints_a_plan_and_writes_nothing(folders, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_options_of_images_labels_and_shards_come_together(folders, tmp_path):
+def test_options_of_images_labels_and_shards_come_together(sona, folders, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps({"shirt": "blouse, chemise", "dress": ["gown", "frock"]}))
     (tmp_path / "captions.txt").write_text("a bag on a table\nan old gown\ntwo sandals\n")
     listing = [f"{path.relative_to(folders / 'id')} {k}" for k, name in enumerate(("shirt", "dress"))
@@ -214,20 +224,21 @@ def test_validation_list_has_the_classes_of_the_training_list(folders, tmp_path,
     assert given["validation"].labels == (1, 0)
 
 
-def test_message_of_a_process_has_no_traceback_and_keeps_brackets(folders, tmp_path):
+def test_message_of_a_process_has_no_traceback_and_keeps_brackets(sona, folders, tmp_path):
     missing = tmp_path / "[/red] no"
-    run = sona("generate", "--data", missing, "--ood-labels", folders / "labels.txt", "--output", tmp_path, code=2)
+    options = ("--data", missing, "--ood-labels", folders / "labels.txt", "--output", tmp_path)
+    run = sona("generate", *options, code=2, python=sys.executable)
     assert f"{missing} does not exist" in run.stderr.replace("\n", " ")
     assert "Traceback" not in run.stderr
 
 
-def test_help_names_the_commands_and_the_version_is_told():
+def test_help_names_the_commands_and_the_version_is_told(sona):
     run = sona("--help")
     assert all(command in run.stdout for command in ("quickstart", "generate", "inspect", "train", "score", "evaluate"))
     assert sona("--version").stdout.strip() == f"sona {__version__}"
 
 
-def test_a_run_is_repeated_by_its_own_file(folders, tmp_path):
+def test_a_run_is_repeated_by_its_own_file(sona, folders, tmp_path):
     (tmp_path / "how.yaml").write_text("steps: 3\nscheduler: unipc\nbatch-size: 8\nmodel: tiny\ndtype: bfloat16\n")
     images = ("--data", folders / "id", "--seed", 5, "--limit", 6)
     sona("generate", "--config", tmp_path / "how.yaml", *images, "--steps", 4, "--output", tmp_path / "one")
