@@ -159,3 +159,21 @@ def test_ctrl_c_while_a_library_is_imported_is_no_error_of_it(monkeypatch, capsy
     monkeypatch.setattr(command_line, "app", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
         command_line.main(["score"])
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_it_in_silence():
+    stopping = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
+
+class Stopping:
+    def find_spec(self, name, *_):
+        if name == "cyclopts":
+            signal.raise_signal(signal.SIGINT)
+
+from sona_pipeline.__main__ import main
+sys.meta_path.insert(0, Stopping())
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", stopping, "--help"], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
