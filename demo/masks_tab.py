@@ -204,7 +204,7 @@ class MasksTab:
         guidance_scale: float,
         mask_threshold: float,
         mask_granularity: str,
-        terms: list[str],
+        terms: list[str] | None,
         seed: int,
         compares: bool,
         over: str,
@@ -237,7 +237,7 @@ class MasksTab:
             guidance_scale=guidance_scale,
             mask_threshold=mask_threshold,
             mask_granularity=mask_granularity,
-            **{name: name in terms for name in TERMS},
+            **{name: name in (terms or ()) for name in TERMS},
             seed=int(seed),
         )
         source = fit(opened(path), self.size, self.mode)

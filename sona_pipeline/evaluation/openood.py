@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sona_pipeline.common.files import write_with
+from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.lists import list_classes, open_list
 from sona_pipeline.data.outlier_set import IMAGE_LIST
@@ -126,7 +127,7 @@ def save_resnet18(detector: Detector, path: str | Path) -> None:
         ValueError: the detector has another network.
     """
     weights = resnet18_state_dict(detector)
-    write_with(Path(path), lambda partial: torch.save(weights, partial))
+    write_with(expanded(path), lambda partial: torch.save(weights, partial))
 
 
 def oe_config(folder: str | Path) -> str:
@@ -138,7 +139,7 @@ def oe_config(folder: str | Path) -> str:
     Raises:
         FileNotFoundError: there is no outlier set of image files.
     """
-    folder = Path(folder).resolve()
+    folder = expanded(folder).resolve()
     if not (folder / IMAGE_LIST).is_file():
         raise FileNotFoundError(f"{folder} has no {IMAGE_LIST}: give an outlier set of the format 'folder'")
     return f"""\
@@ -166,7 +167,7 @@ def _way_to_get(root: str | Path, data: str) -> str:
 
 
 def _list_file(benchmark: Benchmark, root: str | Path, listed: ListedImages) -> Path:
-    path = Path(root) / listed.path
+    path = expanded(root) / listed.path
     if not path.is_file():
         how = _way_to_get(root, benchmark.download)
         raise FileNotFoundError(f"the image list {path} is missing: {how}, if no older {LISTS} is in the way")
@@ -180,7 +181,7 @@ def _open(
     names: Mapping[int, str],
     as_they_are: bool = False,
 ) -> ImageSet:
-    path, folder = _list_file(benchmark, root, listed), Path(root) / listed.images
+    path, folder = _list_file(benchmark, root, listed), expanded(root) / listed.images
     images = open_list(path, folder, names)
     if not (folder / images.keys[0]).is_file():
         data = images.keys[0].partition("/")[0]

@@ -246,6 +246,14 @@ def test_configuration_of_a_folder_given_from_here_holds_elsewhere(outlier_set, 
     assert oe_config(outlier_set.name) == oe_config(outlier_set)
 
 
+def test_places_may_start_at_home(outlier_set, tmp_path, monkeypatch):
+    home = fake_data(tmp_path, "cifar10")
+    monkeypatch.setenv("HOME", str(outlier_set.parent))
+    assert oe_config(f"~/{outlier_set.name}") == oe_config(outlier_set)
+    monkeypatch.setenv("HOME", str(home))
+    assert open_part("cifar10", "~", "test").keys == open_part("cifar10", home, "test").keys
+
+
 def test_configuration_needs_an_image_list(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no outliers\.txt: give an outlier set of the format 'folder'"):
         oe_config(tmp_path)
