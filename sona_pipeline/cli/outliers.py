@@ -92,8 +92,8 @@ def generate(given: Given) -> None:
     if writing.batch_size == "auto":
         say(f"Batch size: {batch_size}")
     if job.dry_run:
-        plan = run.make_plan(images, pipe, settings)
-        say(*described(plan, estimate(plan, pipe, job.output, batch_size, writing.reconstructions)))
+        plan = run.make_plan(images, pipe, settings, writing)
+        say(*described(plan, estimate(plan, pipe, job.output, batch_size, writing)))
         return
     with ends_explained(job.output, batch_size):
         writing = replace(writing, batch_size=batch_size)

@@ -69,20 +69,21 @@ def _lacks_locks(folder: Path) -> bool:
     return False
 
 
-def settle_settings(path: Path, settings: dict, notes: dict | None = None) -> None:
+def settle_settings(path: Path, settings: dict, notes: dict | None = None, then: dict | None = None) -> None:
     """Write the settings of a job, or check that an earlier run into the same folder had the very same.
 
     Args:
         path: of the JSON file.
         settings: what has to be equal.
         notes: what is written beside the settings under "notes" and may change.
+        then: settings that earlier versions did not record, as they had them.
 
     Raises:
         ValueError: they differ; the message says in what.
     """
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        earlier = read_json(path)
+        earlier = (then or {}) | read_json(path)
         earlier.pop("notes", None)
         if changed := [key for key in sorted(settings | earlier) if settings.get(key) != earlier.get(key)]:
             pairs = ((key, _short(earlier.get(key)), _short(settings.get(key))) for key in changed)

@@ -48,6 +48,10 @@ class ImageSet:
             _open=lambda i: self._open(indices[i]),
         )
 
+    def changed(self, change: Callable[[Image.Image], Image.Image]) -> ImageSet:
+        """The same images after a change, which is made whenever one is opened."""
+        return replace(self, _open=lambda index: change(self._open(index)))
+
     def of_classes(self, names: Sequence[str]) -> ImageSet:
         """Only the images of the classes `names`, with all class names kept.
 

@@ -13,6 +13,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from sona_pipeline.data.settings import RESIZE_MODES
 
+FILTER = Image.Resampling.LANCZOS
+"""Lanczos' filter scales every picture; Pillow widens it where a picture becomes smaller, which is antialiasing."""
+
+LONGEST = 16
+"""Long side of a whole image as a multiple of the short one, so that a strip does not fill the memory."""
+
 _OF_THE_IMAGE = {None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 # Registered with Pillow, but films, meteorological data, or code that needs another program to be drawn.
@@ -84,8 +90,13 @@ def _place(error: OSError, name: str) -> str:
     return "it" if error.filename is None or os.fspath(error.filename) == name else str(error.filename)
 
 
+def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` with the width and height `size`, by `FILTER`; the very same image if it has them."""
+    return image if image.size == size else image.resize(size, FILTER)
+
+
 def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "crop") -> Image.Image:
-    """`image` as `size` x `size` pixels in `mode`, resampled by Lanczos' filter.
+    """`image` as `size` x `size` pixels in `mode`, scaled by `FILTER`.
 
     16-bit greys are scaled to 8 bits, and floats from [0, 1] if none is above 1; transparent parts are laid on white.
 
@@ -105,28 +116,28 @@ def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "cr
     if image.size == (size, size):
         return image
     if resize_mode == "squash":
-        return image.resize((size, size), Image.Resampling.LANCZOS)
+        return scaled(image, (size, size))
     if resize_mode == "crop":
-        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    sides = [max(1, round(side * size / max(image.size))) for side in image.size]
+        return ImageOps.fit(image, (size, size), FILTER)
+    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
     padded = Image.new(mode, (size, size))
-    left, top = (round((size - side) / 2) for side in sides)
-    padded.paste(image.resize(sides, Image.Resampling.LANCZOS), (left, top))
+    padded.paste(scaled(image, (width, height)), (round((size - width) / 2), round((size - height) / 2)))
     return padded
 
 
-def with_short_side(image: Image.Image, size: int, longest: int) -> Image.Image:
+def with_short_side(image: Image.Image, size: int) -> Image.Image:
     """The whole of `image` in RGB, scaled as `fit` scales it, so that its short side has `size` pixels.
+
+    Its long side is cropped around its centre where it is longer than `LONGEST` times the short one.
 
     Args:
         image: of any size and mode.
         size: short side of the result in pixels.
-        longest: what the long side is cropped to around its centre, as a multiple of the short side.
     """
     image = _opaque(_eight_bits(image)).convert("RGB")
     short = min(image.size)
-    width, height = (round(min(side, longest * short) * size / short) for side in image.size)
-    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    width, height = (round(min(side, LONGEST * short) * size / short) for side in image.size)
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), FILTER)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

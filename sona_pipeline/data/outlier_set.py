@@ -24,7 +24,8 @@ from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded, upright
 from sona_pipeline.data.settings import PACKINGS
-from sona_pipeline.data.shards import Sample
+from sona_pipeline.data.codecs import KeptForm
+from sona_pipeline.data.shards import Sample, suffix_of
 
 OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
 SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "rejects.jsonl", "outliers.txt"
@@ -200,12 +201,14 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         images: the ID images that it was made of, or more; they belong together by their keys.
 
     Raises:
+        form: that outliers and round trips are kept in; None if it was not recorded, as by version 0.1.0.
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: no image of the set belongs to `images`, or its shards lack outliers, since it is not finished.
     """
     settings = read_settings(folder)
     row_of = finder({row["source_key"]: row for row in read_rows(folder)})
     pairs = {index: row for index, key in enumerate(images.keys) if (row := row_of(key))}
+    form: KeptForm | None = None
     if not pairs:
         raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
     paired, rows = list(pairs), list(pairs.values())
@@ -231,7 +234,14 @@ def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, I
         found = [_open_files(folder / kind, names) for kind in kinds]
     else:
         found = [_open_shards(folder / OUTLIERS, settings["format"], kind, names) for kind in kinds]
+        form=recorded_form(settings),
     return found[0], found[1] if len(found) > 1 else None
+
+
+def recorded_form(settings: dict) -> KeptForm | None:
+    """The form that the pictures of a set are kept in, by its settings; None if these do not say it."""
+    size = settings.get("notes", {}).get("model_size")
+    return KeptForm(size, settings["save_size"] or size, settings["codec"], settings["quality"]) if size else None
 
 
 def read_samples(folder: str | Path) -> Iterator[Sample]:
@@ -353,7 +363,7 @@ def _open_shards(root: Path, form: str, kind: str, names: Sequence[str]) -> Imag
     if not shards:
         raise ValueError(f"{root} has no shards yet: let `sona generate` finish the set")
     table = datasets.load_dataset(form, data_files=shards, split="train")
-    column = PACKINGS[form].columns[kind == RECONSTRUCTIONS]
+    column = PACKINGS[form].columns(suffix_of(names[0]))[kind == RECONSTRUCTIONS]
     rows = table["file_name"] if form == "parquet" else (row["file_name"] for row in table["json"])
     place = {name: index for index, name in enumerate(rows)}
     if missing := [name for name in names if name not in place]:

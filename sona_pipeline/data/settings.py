@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sona_pipeline.common.registry import Registry
 
 if TYPE_CHECKING:
+    from sona_pipeline.data.codecs import Codec
     from sona_pipeline.data.shards import Packing
 
 RESIZE_MODES = ("crop", "pad", "squash")
@@ -22,6 +23,11 @@ PACKINGS: Registry[Packing] = Registry(
 """Forms of shards."""
 FORMATS = ("folder", *PACKINGS)
 """Forms of an outlier set: image folders, or shards."""
+
+CODECS: Registry[Codec] = Registry(
+    {name: f"sona_pipeline.data.codecs:{name.upper()}" for name in ("png", "webp", "jpeg")}
+)
+"""What pictures of an outlier set are written with."""
 
 
 @dataclass(frozen=True)

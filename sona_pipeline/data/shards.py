@@ -21,7 +21,10 @@ ROW_GROUP = 100
 
 @dataclass(frozen=True)
 class Sample:
-    """One outlier: its row of the metadata table, its PNG file, and that of its source's VAE round trip, or None."""
+    """One outlier: its row of the metadata table, its image file, and that of its source's VAE round trip, or None.
+
+    The suffix of the row's `file_name` says what both files are.
+    """
 
     row: dict
     outlier: bytes
@@ -32,8 +35,9 @@ class Packing(Protocol):
     """A kind of shard: how samples become a part, and parts a shard."""
 
     suffix: str
-    columns: tuple[str, str]
-    """What `datasets` calls the outlier and the reconstruction."""
+
+    def columns(self, suffix: str) -> tuple[str, str]:
+        """What `datasets` calls the outlier and the reconstruction, if they are image files with this suffix."""
 
     def pack(self, path: Path, samples: Sequence[Sample]) -> None:
         """Write samples to a file."""
@@ -55,7 +59,10 @@ class Parquet:
     """Rows of the metadata table with the columns `image` and, if there are any, `reconstruction`."""
 
     suffix = "parquet"
-    columns = ("image", "reconstruction")
+
+    def columns(self, suffix: str) -> tuple[str, str]:
+        """The same for all image files."""
+        return "image", "reconstruction"
 
     def pack(self, path: Path, samples: Sequence[Sample]) -> None:
         """Write samples to a parquet file, as `datasets` does."""
@@ -73,24 +80,31 @@ class Parquet:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(ROW_GROUP):
                 for row in batch.to_pylist():
-                    pictures = [row.pop(name, None) for name in self.columns]
+                    pictures = [row.pop(name, None) for name in self.columns("")]
                     yield Sample(row, *(picture and picture["bytes"] for picture in pictures))
 
 
 class WebDataset:
-    """For each outlier the files NAME.png, NAME.json (its row) and, if there are any, NAME.reconstruction.png."""
+    """For each outlier the files NAME.png, NAME.json (its row) and, if there are any, NAME.reconstruction.png.
+
+    The suffix is that of another codec where there is another one.
+    """
 
     suffix = "tar"
-    columns = ("png", "reconstruction.png")
+
+    def columns(self, suffix: str) -> tuple[str, str]:
+        """What follows the name of the outlier, without the dot."""
+        return suffix, f"reconstruction.{suffix}"
 
     def pack(self, path: Path, samples: Sequence[Sample]) -> None:
         """Write samples to a tar file."""
         with tarfile.open(path, "w") as tar:
             for sample in samples:
-                name = Path(sample.row["file_name"]).stem
-                _add(tar, f"{name}.png", sample.outlier)
+                name, suffix = Path(sample.row["file_name"]).stem, suffix_of(sample.row["file_name"])
+                outlier, reconstruction = self.columns(suffix)
+                _add(tar, f"{name}.{outlier}", sample.outlier)
                 if sample.reconstruction:
-                    _add(tar, f"{name}.reconstruction.png", sample.reconstruction)
+                    _add(tar, f"{name}.{reconstruction}", sample.reconstruction)
                 _add(tar, f"{name}.json", json.dumps(sample.row, ensure_ascii=False).encode())
 
     def merge(self, path: Path, parts: Sequence[Path], is_kept: Callable[[str], bool]) -> None:
@@ -109,8 +123,14 @@ class WebDataset:
         with tarfile.open(path) as tar:
             for name, members in groupby(tar, lambda member: member.name.split(".")[0]):
                 files = {member.name.removeprefix(f"{name}."): _content(tar, member) for member in members}
-                outlier, reconstruction = self.columns
-                yield Sample(json.loads(files["json"]), files[outlier], files.get(reconstruction))
+                row = json.loads(files["json"])
+                outlier, reconstruction = self.columns(suffix_of(row["file_name"]))
+                yield Sample(row, files[outlier], files.get(reconstruction))
+
+
+def suffix_of(file_name: str) -> str:
+    """The suffix of an outlier's file, without the dot."""
+    return Path(file_name).suffix[1:]
 
 
 PARQUET: Packing = Parquet()

@@ -35,8 +35,6 @@ from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
 
 Picture = Image.Image | str | Path
-LONGEST = 16
-"""Long side of a whole image as a multiple of the short one, so that a strip does not fill the memory."""
 _Model = TypeVar("_Model", bound=ModelHubMixin)
 
 
@@ -186,7 +184,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
 
     def whole(self, image: Image.Image) -> torch.Tensor:
         """An image scaled and not cropped, as uint8 `[3, H, W]` with the short side S / crop_pct; at most 16 : 1."""
-        return pil_to_tensor(with_short_side(image, round(self.image_size / self.crop_pct), LONGEST))
+        return pil_to_tensor(with_short_side(image, round(self.image_size / self.crop_pct)))
 
     def one(self, image: Image.Image) -> torch.Tensor:
         """An image scaled and cropped as the network sees it, uint8 `[3, S, S]`."""

@@ -14,8 +14,9 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from sona_pipeline.generation.make import OutlierMaker, Work
+from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_form
 from sona_pipeline.generation.plan import Plan
+from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 
 
@@ -39,7 +40,9 @@ class Estimate:
     free_bytes: int
 
 
-def estimate(plan: Plan, pipe: SONAPipeline, output: Path, batch_size: int, reconstructions: bool = True) -> Estimate:
+def estimate(
+    plan: Plan, pipe: SONAPipeline, output: Path, batch_size: int, writing: OutputSettings | None = None
+) -> Estimate:
     """Make part of one batch to see what the whole plan would cost; nothing is written.
 
     The batch is made once to warm up and twice more, with few steps only; the difference of the times is the cost of
@@ -50,13 +53,14 @@ def estimate(plan: Plan, pipe: SONAPipeline, output: Path, batch_size: int, reco
         pipe: a loaded pipeline.
         output: folder that the set would go to.
         batch_size: images that are made together.
-        reconstructions: whether VAE round trips are made, too.
+        writing: what would be written.
 
     Raises:
         ValueError: none of the images in the batch can be read.
     """
-    plan = replace(plan, settings=replace(plan.settings, reject=()))
-    maker = OutlierMaker(pipe, plan, reconstructions=reconstructions)
+    plan, writing = replace(plan, settings=replace(plan.settings, reject=())), writing or OutputSettings()
+    form = kept_form(image_form(pipe, plan.settings.size)[0], writing)
+    maker = OutlierMaker(pipe, plan, form=form, reconstructions=writing.reconstructions)
     few, many = 1, min(4, plan.settings.num_inference_steps)
     size = min(batch_size, len(plan))
     work = maker.read(plan.batch(np.argsort(plan.hashes, kind="stable")[:size]))

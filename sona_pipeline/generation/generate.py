@@ -20,6 +20,7 @@ from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.progress import Track
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.common.stages import ahead
+from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet, check_there, is_grey
 from sona_pipeline.data.outlier_set import (
     REJECTS,
@@ -31,9 +32,10 @@ from sona_pipeline.data.outlier_set import (
     read_settings,
     reasons_of,
 )
+from sona_pipeline.data.settings import CODECS
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
-from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model
+from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
 from sona_pipeline.generation.prompts import check_prompts
@@ -44,6 +46,8 @@ DEPTH = 2
 """Batches that reading and writing may be ahead of or behind the device."""
 SECONDS_UNTIL_IN_SIGHT = 300
 """How long files of other machines may take to appear."""
+NEW_KEYS = {"codec": "png"}
+"""What version 0.1.0 did not record, and how it was then."""
 Result = TypeVar("Result")
 
 
@@ -89,11 +93,17 @@ def generate_outliers(
     check_run(images, pipe, settings, writing)
     batch_size = settled_batch_size(pipe, settings, writing, output)
     writing = replace(writing, batch_size=batch_size)
-    plan = make_plan(images, pipe, settings)
+    form = kept_form(image_form(pipe, settings.size)[0], writing)
+    plan = make_plan(images, pipe, settings, writing)
     names = id_names or {name: (settings.id_label(name),) for name in images.classes}
     classifier = load_classifier(writing.classifier, names, pipe.device) if writing.classifier else None
     maker = OutlierMaker(
-        pipe, plan, reconstructions=writing.reconstructions, classifier=classifier, strict=writing.strict
+        pipe,
+        plan,
+        form=form,
+        reconstructions=writing.reconstructions,
+        classifier=classifier,
+        strict=writing.strict,
     )
     writer = OutlierWriter(output, writing.format)
     with ExitStack() as stack:
@@ -101,7 +111,7 @@ def generate_outliers(
         def settle() -> None:
             stack.enter_context(only_run(output))
             writer.discard()
-            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing))
+            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing, form), NEW_KEYS)
 
         _on_main_process(state, settle)
         is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
@@ -119,10 +129,13 @@ def generate_outliers(
     return output
 
 
-def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings) -> Plan:
+def make_plan(
+    images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings | None = None
+) -> Plan:
     """The plan of a run, with the similarities of labels where the label choice needs them."""
+    suffix = CODECS[(writing or OutputSettings()).codec].suffix
     if settings.label_choice == "random":
-        return plan_outliers(images, settings)
+        return plan_outliers(images, settings, suffix=suffix)
     check_settings(images, settings)
     id_prompts = [settings.id_prompt_of(name) for name in images.classes]
     ood_prompts = [settings.ood_prompt_of(label) for label in settings.ood_labels]
@@ -131,7 +144,7 @@ def make_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
         encode = text_encoder(settings.label_encoder) if settings.label_encoder else pipeline_encoder(pipe)
         return similarities(encode, id_prompts, ood_prompts)
 
-    return plan_outliers(images, settings, _on_main_process(process_state(), compare))
+    return plan_outliers(images, settings, _on_main_process(process_state(), compare), suffix)
 
 
 def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> None:
@@ -142,6 +155,7 @@ def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
     if is_grey_model(pipe) and not is_grey(images):
         raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
     size, mode = image_form(pipe, settings.size)
+    kept_form(size, writing)
     pipe.preprocess_image(Image.new(mode, (size, size)))
     pipe.set_timesteps(settings.num_inference_steps, pipe.device)
     check_prompts(images.classes, pipe, settings)
@@ -150,6 +164,7 @@ def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
 def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
     """Raise ValueError if what is to be written cannot be, whatever the model and the images."""
     check_ranges(writing)
+    kept_form(settings.size or writing.save_size or 0, writing)
     if not writing.classifier and SOURCE_CONFIDENCE in {Bound.parse(text).check for text in settings.reject}:
         raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
 
@@ -231,15 +246,21 @@ def _check_made(plan: Plan, folder: Path, tried: np.ndarray) -> None:
         )
 
 
-def _recorded(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> tuple[dict, dict]:
+def _recorded(
+    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, form: KeptForm
+) -> tuple[dict, dict]:
     """What has to be equal in all runs into one folder, and what is only noted."""
     fixed = identity(pipe) | asdict(settings)
     fixed |= {
         "format": writing.format,
+        "save_size": writing.save_size,
+        "codec": form.codec,
+        "quality": form.quality,
         "reconstructions": writing.reconstructions,
         "classifier": writing.classifier,
     }
     notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
+    notes["model_size"] = form.model_size
     return fixed, notes | {"versions": versions()}
 
 

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from sona_pipeline.common.files import digest, png
+from sona_pipeline.common.files import digest
+from sona_pipeline.data.codecs import KeptForm, settled_quality
 from sona_pipeline.data.imaging import fit
 from sona_pipeline.data.outlier_set import MAY_PASS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
+from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 
 PASSING = (FileNotFoundError, PermissionError)
@@ -61,6 +63,7 @@ class OutlierMaker:
     Args:
         pipe: a loaded pipeline.
         plan: what is to be made, and of what.
+        form: what the files are; by default PNG of the model's size.
         reconstructions: also give the VAE round trips of the sources.
         classifier: for the check `source_confidence`; None leaves it out.
         strict: raise for an image that cannot be read or denoised, instead of rejecting it. Errors of the disk are
@@ -72,6 +75,7 @@ class OutlierMaker:
         pipe: SONAPipeline,
         plan: Plan,
         *,
+        form: KeptForm | None = None,
         reconstructions: bool = True,
         classifier: Classifier | None = None,
         strict: bool = False,
@@ -79,6 +83,7 @@ class OutlierMaker:
         self.pipe, self.plan, self.settings = pipe, plan, plan.settings
         self.reconstructions, self.classifier, self.strict = reconstructions, classifier, strict
         self.size, self.mode = image_form(pipe, plan.settings.size)
+        self.form = form or KeptForm(self.size, self.size)
         self.bounds = [Bound.parse(text) for text in plan.settings.reject]
         self.prompts = PromptCache(pipe)
 
@@ -235,7 +240,7 @@ class OutlierMaker:
         return [self._sample(*one) for one in work.made]
 
     def _sample(self, item: PlannedOutlier, checks: dict, outlier: Image.Image, other: Image.Image | None) -> Sample:
-        content, class_name = png(outlier), self.plan.images.label_name(item.index)
+        content, class_name = self.form.encoded(outlier), self.plan.images.label_name(item.index)
         row = {
             "file_name": item.file_name,
             "source_key": self.plan.images.keys[item.index],
@@ -247,7 +252,7 @@ class OutlierMaker:
             **checks,
             "sha256": digest(content),
         }
-        return Sample(row, content, png(other) if other else None)
+        return Sample(row, content, self.form.encoded(other) if other else None)
 
     def _reject(self, item: PlannedOutlier, reason: str, may_pass: bool = False) -> dict:
         row = {"file_name": item.file_name, "source_key": self.plan.images.keys[item.index], "reason": reason}
@@ -284,6 +289,20 @@ class PromptCache:
 def image_form(pipe: SONAPipeline, size: int | None) -> tuple[int, str]:
     """Side in pixels, and mode, of the images that a pipeline takes; the model's own side for None."""
     return size or pipe.image_size, "L" if is_grey_model(pipe) else "RGB"
+
+
+def kept_form(size: int, writing: OutputSettings) -> KeptForm:
+    """How outliers of a model with images of `size` pixels are kept.
+
+    Raises:
+        ValueError: Pillow lacks the codec, it has no quality, or images would be scaled up.
+    """
+    if writing.save_size and writing.save_size > size:
+        raise ValueError(
+            f"the images would be kept at {writing.save_size} px, but the model makes them at {size} px: give at most"
+            " that, since what is scaled up holds no more"
+        )
+    return KeptForm(size, writing.save_size or size, writing.codec, settled_quality(writing.codec, writing.quality))
 
 
 def is_grey_model(pipe: SONAPipeline) -> bool:

@@ -50,6 +50,7 @@ class Plan:
         stop_steps: `[N]`, 1 .. `num_inference_steps`.
         labels: indices of the OOD labels, `[N]`.
         seeds: `[N]`, not negative.
+        suffix: of the files, without the dot.
     """
 
     images: ImageSet
@@ -58,6 +59,7 @@ class Plan:
     stop_steps: np.ndarray
     labels: np.ndarray
     seeds: np.ndarray
+    suffix: str = "png"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,7 +67,7 @@ class Plan:
     def __getitem__(self, index: int) -> PlannedOutlier:
         return PlannedOutlier(
             index=int(index),
-            file_name=f"{self._folders[self.images.label_name(index)]}/{self.hashes[index]:016x}.png",
+            file_name=f"{self._folders[self.images.label_name(index)]}/{self.hashes[index]:016x}.{self.suffix}",
             stop_step=int(self.stop_steps[index]),
             ood_label=self.settings.ood_labels[self.labels[index]],
             seed=int(self.seeds[index]),
@@ -97,7 +99,9 @@ class Plan:
         return Batch(hashlib.sha256(self.hashes[indices].tobytes()).hexdigest()[:16], indices)
 
 
-def plan_outliers(images: ImageSet, settings: GenerationSettings, similarity: np.ndarray | None = None) -> Plan:
+def plan_outliers(
+    images: ImageSet, settings: GenerationSettings, similarity: np.ndarray | None = None, suffix: str = "png"
+) -> Plan:
     """The outlier of every image; each follows from the seed, the image's key and its class alone.
 
     An image has the same place in the schedule, `stop_step / num_inference_steps` up to rounding, whatever the number
@@ -107,6 +111,7 @@ def plan_outliers(images: ImageSet, settings: GenerationSettings, similarity: np
         images: labelled images.
         settings: see `GenerationSettings`.
         similarity: of ID classes and OOD labels, `[classes, labels]`; rules other than "random" need it.
+        suffix: of the files, without the dot.
 
     Raises:
         ValueError: the settings do not go with the images.
@@ -117,8 +122,15 @@ def plan_outliers(images: ImageSet, settings: GenerationSettings, similarity: np
             raise ValueError(f"the label choice {settings.label_choice!r} needs similarities of the labels")
         similarity = np.broadcast_to(np.float32(0), (len(images.classes), len(settings.ood_labels)))
     allowed = RULES[settings.label_choice](similarity)
-    columns = (np.empty(len(images), t) for t in (np.uint64, np.int32, np.int32, np.int64))
-    plan = Plan(images, settings, *columns)
+    plan = Plan(
+        images,
+        settings,
+        hashes=np.empty(len(images), np.uint64),
+        stop_steps=np.empty(len(images), np.int32),
+        labels=np.empty(len(images), np.int32),
+        seeds=np.empty(len(images), np.int64),
+        suffix=suffix,
+    )
     for index, key in enumerate(images.keys):
         digest = hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()
         step, label, seed = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16))

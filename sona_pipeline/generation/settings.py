@@ -12,7 +12,7 @@ from annotated_types import Ge, Interval
 from sona_pipeline.common.registry import Registry
 from sona_pipeline.common.settings import Argument, Called, OneOf
 from sona_pipeline.data.class_names import finder
-from sona_pipeline.data.settings import FORMATS, RESIZE_MODES, ImageSource
+from sona_pipeline.data.settings import CODECS, FORMATS, RESIZE_MODES, ImageSource
 from sona_pipeline.generation.label_rules import RULES
 
 if TYPE_CHECKING:
@@ -121,7 +121,14 @@ class OutputSettings:
     """What a run writes, and how."""
 
     format: Annotated[str, OneOf(FORMATS)] = "folder"
-    """A folder of PNG files, or shards."""
+    """A folder of image files, or shards."""
+    save_size: Annotated[int, Ge(8)] | None = None
+    """Side in pixels of the outliers and round trips that are written, scaled down by Lanczos' filter (the model's size
+    by default)."""
+    codec: Annotated[str, OneOf(CODECS)] = "png"
+    """What both are written with: 'png' and 'webp' lose nothing, 'jpeg' does."""
+    quality: Annotated[int, Interval(ge=1, le=100)] | None = None
+    """Quality of 'jpeg' (90 by default)."""
     reconstructions: bool = True
     """Also write VAE round trips of the ID images, with the same codec."""
     classifier: str | None = None

@@ -117,7 +117,8 @@ class TrainingItems(Dataset):
     """ID images as dictionaries: `image`, `label`, and where given `outlier`, `is_used` and `reconstruction`.
 
     Outliers of an `OutlierPairs` stay with their sources; any other set gives a random outlier each time. In place of
-    an item with an image that cannot be read comes the next one; `rejects` then says which was left out, and why.
+    an item with an image that cannot be read comes the next one; `rejects` then says which was left out, and why. ID
+    images undergo the scaling and the lossy codec that their outliers have undergone.
 
     Args:
         images: labelled ID images.
@@ -133,7 +134,8 @@ class TrainingItems(Dataset):
         min_strength: float,
         pixels: Callable[[ImageSet], Pixels],
     ):
-        self.images, self.image = images, pixels(images)
+        form = outliers.form if isinstance(outliers, OutlierPairs) else None
+        self.images, self.image = images, pixels(images.changed(form.undergone) if form else images)
         self.is_paired = isinstance(outliers, OutlierPairs)
         self.outlier: Pixels | None = None
         self.reconstruction: Pixels | None = None

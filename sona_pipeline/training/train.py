@@ -138,5 +138,7 @@ def _settled(sets: TrainingSets, training: Training, running: Running) -> dict:
         "workers": running.workers,
     }
     exposure = {"outliers": made, "mi_weight": mi_weight(settings, outliers)}
+    form = getattr(outliers, "form", None)
+    seen = {"outlier_form": asdict(form)} if form else {}
     start = {"initial_weights": digest_of_weights(training.detector)} if settings.initial_checkpoint else {}
-    return asdict(settings) | data | exposure | how | start
+    return asdict(settings) | data | exposure | how | seen | start

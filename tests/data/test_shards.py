@@ -41,7 +41,7 @@ def merged(form: str, folder, batches, is_kept=lambda name: True):
 def opened(form: str, shard, folder) -> list[tuple[dict, int, int | None]]:
     """Row, outlier's shade and round trip's shade of all samples, as `datasets` reads them."""
     table = datasets.load_dataset(form, data_files=str(shard), split="train", cache_dir=folder / "cache")
-    outlier, other = PACKINGS[form].columns
+    outlier, other = PACKINGS[form].columns("png")
     found = []
     for line in table:
         row = line["json"] if form == "webdataset" else {k: v for k, v in line.items() if k not in (outlier, other)}

@@ -8,7 +8,7 @@ from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.estimate import estimate
 from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.plan import plan_outliers
-from sona_pipeline.generation.settings import GenerationSettings
+from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
 
@@ -31,8 +31,10 @@ def test_estimate_counts_rows_and_bytes_and_writes_nothing(pipe, tmp_path):
     generate_outliers(images, pipe, tmp_path, SETTINGS)
     real = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert 0.5 < cost.bytes / real < 2
-    without = estimate(plan, pipe, tmp_path, 64, reconstructions=False)
+    without = estimate(plan, pipe, tmp_path, 64, OutputSettings(reconstructions=False))
     assert without.bytes < cost.bytes
+    small = estimate(plan, pipe, tmp_path, 64, OutputSettings(save_size=8))
+    assert small.bytes < cost.bytes
 
 
 @pytest.mark.parametrize("steps", [1, 2])
