@@ -6,6 +6,12 @@ from typing import Any
 import ways
 from sets import Recipe
 
+FEW_STEPS = [
+    (name, title, steps)
+    for name, title in (("ddim", "DDIM"), ("dpmsolver++", "DPM-Solver++"), ("unipc", "UniPC"), ("euler", "Euler"))
+    for steps in (8, 10, 12, 25)
+]
+"""Schedulers as in `SCHEDULERS`, what they are called in a table, and steps."""
 SETS = {
     "sona": Recipe(),
     "text-to-image": Recipe(ways.text_to_image),
@@ -29,9 +35,10 @@ SETS = {
     "spatial": Recipe(changes={"mask_granularity": "spatial"}),
     "warm-up": Recipe(ways.sona(warmup_steps=10)),
     "momentum": Recipe(ways.sona(momentum_scale=0.3, momentum_beta=0.6)),
-    "ddim-25": Recipe(changes={"num_inference_steps": 25}),
-    "dpmsolver++-20": Recipe(changes={"num_inference_steps": 20}, scheduler="dpmsolver++"),
-    "unipc-10": Recipe(changes={"num_inference_steps": 10}, scheduler="unipc"),
+    **{
+        f"{name}-{steps}": Recipe(changes={"num_inference_steps": steps}, scheduler=name)
+        for name, _, steps in FEW_STEPS
+    },
 }
 """Outlier sets by the name of their folder."""
 OF_DIFFUSERS = ("sega", "leditspp", "diffedit")
@@ -174,11 +181,8 @@ TABLES = {
     ),
     "steps": Table(
         "Fewer steps",
-        {
-            "50 DDIM steps": SONA,
-            "25 DDIM steps": Row("ddim-25"),
-            "20 DPM-Solver++ steps": Row("dpmsolver++-20"),
-            "10 UniPC steps": Row("unipc-10"),
-        },
+        {"50 DDIM steps": SONA}
+        | {f"{steps} {title} steps": Row(f"{name}-{steps}") for name, title, steps in FEW_STEPS},
+        seeds=3,
     ),
 }
