@@ -17,8 +17,11 @@ import pytest
 from sona_pipeline import sample
 
 ROOT = Path(__file__).parents[1]
-NEW = ("channel_order", "m_in", "m_out", "initial_checkpoint", "parameters")
-"""What 0.1.0 does not write: settings of detectors and trainings, and parameters of post-hoc scores in the results."""
+NEW = (
+    *("channel_order", "m_in", "m_out", "initial_checkpoint", "parameters"),
+    *("save_size", "codec", "quality", "outlier_form"),
+)
+"""What 0.1.0 does not write: settings of detectors, trainings and sets, and parameters of scores in the results."""
 COMMIT = "ee43f02"
 LINES = [
     "generate --data images --model tiny --ood-labels labels.txt --steps 6 --batch-size 4 --seed 3 --output outliers",

@@ -69,7 +69,7 @@ LONG = 40
 """Names that a card lists at most."""
 
 COLUMNS = {
-    "image": "the outlier, a PNG file",
+    "image": "the outlier",
     "reconstruction": "its source after the round trip through the model's autoencoder; it still shows the source",
     "file_name": "name of the outlier, by source class",
     "source_key": "which image of the ID data it comes from",
@@ -83,7 +83,7 @@ COLUMNS = {
     "saturation": "share of black and white pixels beyond the source's",
     "source_confidence": "probability that a classifier gives the source class",
     "fingerprint": "a difference hash; images that look nearly the same mostly have the same",
-    "sha256": "of the PNG file",
+    "sha256": "of the outlier's file",
 }
 """What the columns of an outlier set are."""
 
@@ -177,12 +177,12 @@ class OutlierFacts:
     Attributes:
         columns: of the table, in their order.
         size: width and height of the images in pixels.
-        mode: "RGB" or "L".
+        is_grey: whether they have no colours.
     """
 
     columns: Sequence[str]
     size: tuple[int, int]
-    mode: str
+    is_grey: bool
 
 
 def outlier_card(
@@ -210,7 +210,8 @@ like it, but was asked to mean something that is none of the {len(found.classes)
 
 | | |
 |---|---|
-| images | {count:,}, {facts.size[0]} x {facts.size[1]} pixels, {"grey" if facts.mode == "L" else "colour"} |
+| images | {count:,}, {facts.size[0]} x {facts.size[1]} pixels, {"grey" if facts.is_grey else "colour"} |
+| files | {_files(found.settings)} |
 | split | `{split}` |
 | source classes | {_listed(found.classes)} |
 | OOD labels | {_listed(found.labels)} |
@@ -251,6 +252,15 @@ at or below.
 {CITATION}
 """
     return DatasetCard(_with_data(data, text))
+
+
+def _files(settings: Mapping) -> str:
+    """What the image files of a set are; version 0.1.0 wrote PNG of the model's size."""
+    names = {"webp": "WebP without loss", "jpeg": f"JPEG of quality {settings.get('quality')}"}
+    found = names.get(settings.get("codec", "png"), "PNG")
+    if settings.get("save_size"):
+        found += f", scaled down from {settings['notes']['model_size']} pixels by Lanczos' filter"
+    return f"{found}; round trips, where there are any, alike"
 
 
 def _outlier_data(repo_id: str, split: str, count: int, id_set: str | None, licence: str | None) -> DatasetCardData:

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,7 @@ def write_outlier_repository(
     """
     from PIL import Image
 
+    from sona_pipeline.data.image_set import ImageSet, is_grey
     from sona_pipeline.data.imaging import decoded
     from sona_pipeline.data.outlier_set import SETTINGS, SHARD_BYTES, read_samples
     from sona_pipeline.data.shards import write_table
@@ -116,13 +117,14 @@ def write_outlier_repository(
         raise ValueError("a near-OOD test set belongs to a set of ID images: say which, as a Hub id or in words")
     samples, found = read_samples(outliers), inspect_outliers(outliers)
     found.settings.update(_without_places(found.settings))
-    first = next(samples)
+    few = list(islice(samples, 16))
     with laid_out(folder) as partial:
-        write_table(partial / "data", "test" if near_ood else "train", chain([first], samples), SHARD_BYTES)
+        write_table(partial / "data", "test" if near_ood else "train", chain(few, samples), SHARD_BYTES)
         write_text(partial / SETTINGS, json.dumps(found.settings, indent=2, ensure_ascii=False) + "\n")
-        pictures = ["image", *(["reconstruction"] if first.reconstruction else [])]
-        image = decoded(lambda: Image.open(io.BytesIO(first.outlier)), first.row["file_name"])
-        facts = cards.OutlierFacts([*pictures, *first.row], image.size, image.mode)
+        pictures = ["image", *(["reconstruction"] if few[0].reconstruction else [])]
+        names = tuple(sample.row["file_name"] for sample in few)
+        images = ImageSet(names, (), (), lambda i: decoded(lambda: Image.open(io.BytesIO(few[i].outlier)), names[i]))
+        facts = cards.OutlierFacts([*pictures, *few[0].row], images.image(0).size, is_grey(images))
         card = cards.outlier_card(repo_id, found, facts, id_set=id_set, near_ood=near_ood, licence=licence)
         card.save(partial / "README.md")
 

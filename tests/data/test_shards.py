@@ -8,23 +8,23 @@ import pytest
 import webdataset
 from PIL import Image
 
-from sona_pipeline.common.files import png
-from sona_pipeline.data.settings import PACKINGS
+from sona_pipeline.data.settings import CODECS, PACKINGS
 from sona_pipeline.data.shards import Sample
 
 formats = pytest.mark.parametrize("form", ["parquet", "webdataset"])
 
 
-def sample(number: int, *, reconstruction: bool = True) -> Sample:
+def sample(number: int, *, reconstruction: bool = True, codec: str = "png") -> Sample:
     """An outlier of shade `number`; its round trip is ten shades lighter."""
     row = {
-        "file_name": f"sea%20lion/{number:016x}.png",
+        "file_name": f"sea%20lion/{number:016x}.{CODECS[codec].suffix}",
         "source_key": f"sea lion/ü {number}.jpg",
         "stop_step": number,
         "seed": 2**62 + number,
         "contrast": number / 8,
     }
-    outlier, other = (png(Image.new("RGB", (6, 4), (shade, 0, 255))) for shade in (number, number + 10))
+    pictures = (Image.new("RGB", (6, 4), (shade, 0, 255)) for shade in (number, number + 10))
+    outlier, other = map(CODECS[codec].encoded, pictures)
     return Sample(row, outlier, other if reconstruction else None)
 
 
@@ -106,6 +106,20 @@ def test_webdataset_opens_a_tar(tmp_path):
     assert [json.loads(one["json"]) for one in found] == [sample(n).row for n in (1, 4, 2)]
     assert [one["png"] for one in found] == [sample(n).outlier for n in (1, 4, 2)]
     assert [one["reconstruction.png"] for one in found] == [sample(n).reconstruction for n in (1, 4, 2)]
+
+
+@formats
+@pytest.mark.parametrize("codec", ["webp", "jpeg"])
+def test_shards_hold_files_of_every_codec(form, codec, tmp_path):
+    batches = [[sample(1, codec=codec)], [sample(4, codec=codec)]]
+    shard = merged(form, tmp_path, batches)
+    assert list(PACKINGS[form].unpack(shard)) == [sample(1, codec=codec), sample(4, codec=codec)]
+    table = datasets.load_dataset(form, data_files=str(shard), split="train", cache_dir=tmp_path / "cache")
+    for name in PACKINGS[form].columns(CODECS[codec].suffix):
+        assert {picture.format for picture in table[name]} == {CODECS[codec].format}
+    if form == "webdataset":
+        decoded = list(webdataset.WebDataset(str(shard), shardshuffle=False).decode("pil"))
+        assert [one[CODECS[codec].suffix].size for one in decoded] == [(6, 4)] * 2
 
 
 @formats

@@ -1,3 +1,4 @@
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -7,16 +8,25 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
 from sona_pipeline.common.files import only_run, settle_settings
 from sona_pipeline.data import sample
+from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.images import open_images
-from sona_pipeline.data.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows
+from sona_pipeline.data.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows, read_samples
+from sona_pipeline.data.settings import CODECS
 from sona_pipeline.generation.checkpoint import load_pipeline
-from sona_pipeline.generation.generate import check_run, generate_outliers, make_plan, through_stages
+from sona_pipeline.generation.generate import (
+    NEW_KEYS,
+    check_output,
+    check_run,
+    generate_outliers,
+    make_plan,
+    through_stages,
+)
 from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
@@ -148,6 +158,70 @@ def test_set_made_with_other_settings_is_refused(images, pipe, tmp_path):
     with pytest.raises(ValueError, match=r"format \('folder' then, 'parquet' now\)"):
         generate_outliers(images, pipe, tmp_path, SETTINGS, OutputSettings(format="parquet"))
     assert contents(tmp_path) == before
+
+
+def test_a_set_of_0_1_0_which_recorded_no_codec_goes_on_as_png(images, pipe, tmp_path):
+    generate_outliers(images.take(range(4)), pipe, tmp_path, SETTINGS)
+    path = tmp_path / "settings.json"
+    record = {key: value for key, value in json.loads(path.read_text()).items() if key not in NEW_KEYS}
+    path.write_text(json.dumps({k: v for k, v in record.items() if k not in ("save_size", "quality")}))
+    before = contents(tmp_path)
+    for writing in (OutputSettings(codec="webp"), OutputSettings(save_size=16), OutputSettings(codec="jpeg")):
+        with pytest.raises(ValueError, match=r"made with other settings: (codec \('png' then|save_size \(None then)"):
+            generate_outliers(images, pipe, tmp_path, SETTINGS, writing)
+    assert contents(tmp_path) == before
+    generate_outliers(images, pipe, tmp_path, SETTINGS)
+    assert contents(tmp_path).items() > {n: c for n, c in before.items() if n.endswith(".png")}.items()
+    assert len(list(read_rows(tmp_path))) == 10
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet", "webdataset"])
+@pytest.mark.parametrize("codec", ["webp", "jpeg"])
+def test_outliers_and_round_trips_have_one_codec_and_one_size(images, pipe, tmp_path, form, codec):
+    """What was written is read again: no file tells outliers from round trips by its format, size, or tables."""
+    writing = OutputSettings(format=form, save_size=16, codec=codec, quality=80 if codec == "jpeg" else None)
+    generate_outliers(images, pipe, tmp_path, SETTINGS, writing)
+    suffix, looks = CODECS[codec].suffix, set()
+    for kept in read_samples(tmp_path):
+        assert kept.row["file_name"].endswith(f".{suffix}")
+        for content in (kept.outlier, kept.reconstruction):
+            picture = Image.open(io.BytesIO(content))
+            assert picture.format == CODECS[codec].format
+            looks.add((picture.size, picture.mode, str(getattr(picture, "quantization", None))))
+    assert len(looks) == 1 and next(iter(looks))[0] == (16, 16)
+    pairs = open_outlier_set(tmp_path, images)
+    assert len(pairs.outliers) == len(pairs.reconstructions) == 10
+    assert pairs.outliers.image(0).size == pairs.reconstructions.image(0).size == (16, 16)
+    assert pairs.form == KeptForm(32, 16, codec, writing.quality)
+
+
+def test_a_set_of_another_codec_resumes_and_opens_in_the_ecosystem(images, pipe, tmp_path):
+    writing = OutputSettings(codec="webp", save_size=24)
+    generate_outliers(images.take(range(6)), pipe, tmp_path / "one", SETTINGS, writing)
+    generate_outliers(images, pipe, tmp_path / "one", SETTINGS, writing)
+    generate_outliers(images, pipe, tmp_path / "other", SETTINGS, writing)
+    assert contents(tmp_path / "one").keys() == contents(tmp_path / "other").keys()
+    victim = next((tmp_path / "one" / "outliers").rglob("*.webp"))
+    victim.unlink()
+    generate_outliers(images, pipe, tmp_path / "one", SETTINGS, writing)
+    assert contents(tmp_path / "one").keys() == contents(tmp_path / "other").keys()
+    lines = (tmp_path / "one" / "outliers.txt").read_text().split("\n")
+    assert all((tmp_path / "one" / line.split(" ")[0]).is_file() for line in lines if line)
+    place = tmp_path / "one" / "outliers"
+    table = datasets.load_dataset("imagefolder", data_dir=place, cache_dir=tmp_path / "cache")["train"]
+    assert len(table) == len(ImageFolder(place)) == 10
+    assert {picture.size for picture in table["image"]} == {(24, 24)}
+
+
+def test_checks_and_fingerprints_are_of_the_image_before_it_is_scaled(images, pipe, tmp_path):
+    generate_outliers(images, pipe, tmp_path / "large", SETTINGS)
+    generate_outliers(images, pipe, tmp_path / "small", SETTINGS, OutputSettings(save_size=8, codec="jpeg"))
+    hidden = ("file_name", "sha256")
+    large, small = (
+        {row["source_key"]: {k: v for k, v in row.items() if k not in hidden} for row in read_rows(tmp_path / name)}
+        for name in ("large", "small")
+    )
+    assert large == small
 
 
 def test_settings_file_tells_model_parameters_and_versions(images, pipe, tmp_path):
@@ -341,11 +415,29 @@ def test_bad_settings_are_refused(images, pipe, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"format": "zip"}, "`format` is 'zip'"), ({"batch_size": 0}, "`batch_size` is 0")]
+    ("change", "message"),
+    [
+        ({"format": "zip"}, "`format` is 'zip'"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"codec": "bmp"}, "`codec` is 'bmp', but has to be one of png, webp, jpeg"),
+        ({"codec": "jpeg", "quality": 101}, "`quality` is 101, but has to be 1 or more and at most 100"),
+        ({"quality": 90}, "the quality is 90, but 'png' loses nothing and has none: leave it out, or take 'jpeg'"),
+        ({"save_size": 4}, "`save_size` is 4, but has to be 8 or more"),
+        ({"save_size": 33}, "kept at 33 px, but the model makes them at 32 px: give at most that"),
+    ],
 )
 def test_bad_output_settings_are_refused(images, pipe, change, message):
     with pytest.raises(ValueError, match=message):
         check_run(images, pipe, SETTINGS, replace(OutputSettings(), **change))
+
+
+def test_what_cannot_be_written_is_said_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: name != "webp")
+    with pytest.raises(ValueError, match="the codec is 'webp', which this Pillow lacks"):
+        check_output(SETTINGS, OutputSettings(codec="webp"))
+    with pytest.raises(ValueError, match="kept at 65 px, but the model makes them at 64 px"):
+        check_output(replace(SETTINGS, size=64), OutputSettings(save_size=65))
+    check_output(SETTINGS, OutputSettings(save_size=65))
 
 
 def test_keys_that_are_not_unique_are_refused(images, pipe, tmp_path):

@@ -35,7 +35,7 @@ def found() -> Inspection:
     return Inspection(SETTINGS, *counts, checks, 2, Counter({"contrast < 0.05": 4}), [{}] * COUNT)
 
 
-FACTS = cards.OutlierFacts(COLUMNS, (64, 48), "RGB")
+FACTS = cards.OutlierFacts(COLUMNS, (64, 48), False)
 
 
 def outlier_card(found, facts=FACTS, **options):
@@ -70,6 +70,18 @@ def all_cards(found):
         outlier_card(found, trips, near_ood=True, id_set="owner/animals", licence="cc-by-4.0"),
         cards.detector_card("me/detector", detector(), training=TRAINING, runs=runs),
     ]
+
+
+def test_card_says_what_the_files_are(found):
+    assert "| files | PNG; round trips" in str(outlier_card(found))
+    for settings, said in (
+        ({"codec": "webp", "save_size": None, "quality": None}, "| files | WebP without loss;"),
+        (
+            {"codec": "jpeg", "save_size": 224, "quality": 85, "notes": {"model_size": 512}},
+            "| files | JPEG of quality 85, scaled down from 512 pixels by Lanczos' filter;",
+        ),
+    ):
+        assert said in str(outlier_card(replace(found, settings=SETTINGS | settings)))
 
 
 def metadata(card) -> dict:

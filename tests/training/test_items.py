@@ -1,10 +1,14 @@
+import io
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from PIL import Image
 from shapes import beside, damaged, shapes
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.training import items as training_data
 from sona_pipeline.training.items import EpochOrder, Labelled, Pixels, TrainingItems, collate, mixed_seed
@@ -34,6 +38,21 @@ def test_items_keep_image_label_outlier_and_round_trip_together(images, outliers
         for name, source in (("image", images), ("outlier", outliers), ("reconstruction", rounds)):
             assert torch.equal(item[name], pil_to_tensor(source.image(i)))
         assert (item["label"], item["is_used"]) == (images.labels[i], strengths[i] >= 0.5)
+
+
+def test_id_images_undergo_what_their_outliers_have_undergone(images, outliers):
+    """Scaled up for the model, down to be kept, and through the codec; outliers and round trips are as they were."""
+    rounds, form = shapes(["horizontal", "vertical"], 12, seed=2), KeptForm(48, 12, "jpeg", 50)
+    items = TrainingItems(images, OutlierPairs(images, outliers, rounds, (1.0,) * 12, form), 0.5, plain)
+    for i in range(12):
+        item, image = items[i], images.image(i).convert("RGB")
+        for side in (48, 12):
+            image = image.resize((side, side), Image.Resampling.LANCZOS)
+        stored = io.BytesIO()
+        image.save(stored, "JPEG", quality=50)
+        assert torch.equal(item["image"], pil_to_tensor(Image.open(stored)))
+        assert torch.equal(item["outlier"], pil_to_tensor(outliers.image(i)))
+        assert torch.equal(item["reconstruction"], pil_to_tensor(rounds.image(i)))
 
 
 def test_outliers_without_pairs_are_drawn_anew(images, outliers):
