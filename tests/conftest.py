@@ -20,6 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sona_pipeline.pipeline import SONAPipeline
 
+# What outlasts a loss of power is a matter of tests/generation/test_power_loss.py; no other test waits for disks.
+os.fsync = lambda descriptor: None
+
 # The same examples in every run, and none refused for being slow on a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")

@@ -1,11 +1,12 @@
-"""What a disk refuses, said in a sentence; and permissions as the umask has them."""
+"""What a disk refuses, said in a sentence; what outlasts a loss of power; and permissions as the umask has them."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,9 @@ NAME_BYTES = 255
 """Bytes that the name of a file may have on the file systems of today."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Numbers of errors that say that there is no room."""
+SYNCS_AT_ONCE = 16
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
+"""Numbers of errors by which some network disks say that they sync no folders."""
 
 
 class DiskFullError(OSError):
@@ -81,7 +85,7 @@ def check_readable(*paths: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, as far as they are not there.
+    """Make a folder and those above it, as far as they are not there; they outlast a loss of power.
 
     Raises:
         NotADirectoryError: there is a file in its place.
@@ -89,9 +93,36 @@ def make_folder(folder: Path) -> None:
     """
     try:
         with disk_explained(folder):
+            missing = [one for one in (folder, *folder.parents) if not one.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            for one in missing:
+                sync(one.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(f"{folder} cannot be a folder, since a file is there: choose another") from error
+
+
+def sync(path: Path) -> None:
+    """Bring the content of a file, or the names in a folder, to the disk, where a loss of power leaves them."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # which syncs no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(paths: Sequence[Path]) -> None:
+    """`sync` many at once: a disk that is asked by several threads takes a fraction of the time for each."""
+    if len(paths) > 1:
+        with ThreadPoolExecutor(min(len(paths), SYNCS_AT_ONCE)) as pool:
+            list(pool.map(sync, paths))
+    else:
+        list(map(sync, paths))
 
 
 def loosen(path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from sona_pipeline.common.disk import NAME_BYTES, DiskFullError, disk_explained, loosen, make_folder
+from sona_pipeline.common.disk import NAME_BYTES, DiskFullError, disk_explained, loosen, make_folder, sync_all
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -153,17 +153,46 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a file at the place it is given, which becomes `path` when that is done."""
-    make_folder(path.parent)
+    write_together({path: write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write files, each by its function at the place it is given; each becomes its path when all are done.
+
+    On return they are on the disk, where a loss of power leaves them. Of many files that takes less time together.
+    """
+    partials = {path: _partial(path) for path in files}
+    folders = list(dict.fromkeys(path.parent for path in files))
+    for folder in folders:
+        make_folder(folder)
+    try:
+        for path, write in files.items():
+            with disk_explained(path.parent):
+                write(partials[path])
+                loosen(partials[path])
+        with disk_explained(folders[0] if folders else Path()):
+            sync_all(list(partials.values()))
+            for path, partial in partials.items():
+                os.replace(partial, path)
+            sync_all(folders)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file lies while it is written."""
     partial = path.with_name(f".{path.name}.partial")
     if len(os.fsencode(partial.name)) > NAME_BYTES:
-        partial = path.with_name(f".{digest(os.fsencode(path.name))}.partial")
-    try:
-        with disk_explained(path.parent):
-            write(partial)
-            loosen(partial)
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return path.with_name(f".{digest(os.fsencode(path.name))}.partial")
+    return partial
+
+
+def remove(*paths: Path) -> None:
+    """Take files away, as far as they are there; a loss of power brings none of them back."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    sync_all([folder for folder in dict.fromkeys(path.parent for path in paths) if folder.exists()])
 
 
 def png(image: Image.Image) -> bytes:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from sona_pipeline.common.disk import sync
 from sona_pipeline.common.files import (
     json_lines,
     read_json,
     read_json_lines,
-    write_bytes,
+    remove,
     write_lines,
     write_text,
+    write_together,
     write_with,
 )
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import finder
+from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded, upright
 from sona_pipeline.data.settings import PACKINGS
-from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.shards import Sample, suffix_of
 
 OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
@@ -34,7 +37,7 @@ FINGERPRINT = "fingerprint"
 """The column of `metadata.jsonl` that most outliers that look nearly the same have in common."""
 MAY_PASS = "may_pass"
 """The column of `rejects.jsonl` that says of a reject that another run may make an outlier of the image."""
-_PARTS = ".parts"
+_PARTS, _MERGED = ".parts", ".merged"
 _PASSED_IN_0_1_0 = re.compile(r": \[Errno \d+\] |became NaN or|is not finite")
 """Reasons of this kind that version 0.1.0 recorded without that column."""
 
@@ -43,7 +46,8 @@ class OutlierWriter:
     """Writes the outliers of a run, and merges them into a set at its end.
 
     Each batch is committed by one small file under `.parts`, written when everything else of it is on the disk; a run
-    that is killed loses the batches in flight and nothing else. `finish` merges the parts and takes them away.
+    that is killed, or whose machine loses its power, loses the batches in flight and nothing else. `finish` merges the
+    parts and takes them away.
 
     Args:
         folder: of the set.
@@ -68,8 +72,8 @@ class OutlierWriter:
     def discard(self) -> None:
         """Take away the settings and rejects of runs that have made no outlier, so that others may be chosen."""
         if (self.folder / SETTINGS).exists() and not any(True for _ in read_rows(self.folder)):
-            for path in (self.folder / REJECTS, *self.parts.glob("*"), self.folder / SETTINGS):
-                path.unlink(missing_ok=True)
+            remove(self.folder / REJECTS, *self.parts.glob("*"))
+            remove(self.folder / SETTINGS)
 
     def commit(self, name: str, samples: Sequence[Sample], rejects: Sequence[dict]) -> None:
         """Bring a batch to the disk.
@@ -81,14 +85,20 @@ class OutlierWriter:
                 `may_pass` where another run may make it.
         """
         if self.form == "folder":
-            for sample in samples:
-                if sample.reconstruction:
-                    write_bytes(self.folder / RECONSTRUCTIONS / sample.row["file_name"], sample.reconstruction)
-                write_bytes(self.folder / OUTLIERS / sample.row["file_name"], sample.outlier)
+            write_together(self._pictures(samples))
         elif samples:
             packing = PACKINGS[self.form]
             write_with(self.parts / f"{name}.{packing.suffix}", lambda path: packing.pack(path, samples))
         write_text(self.parts / f"{name}.jsonl", json_lines([*(sample.row for sample in samples), *rejects]))
+
+    def _pictures(self, samples: Sequence[Sample]) -> dict[Path, Callable[[Path], object]]:
+        """What writes the files of image folders, by their paths."""
+        files: dict[Path, Callable[[Path], object]] = {}
+        for sample in samples:
+            for kind, content in ((RECONSTRUCTIONS, sample.reconstruction), (OUTLIERS, sample.outlier)):
+                if content:
+                    files[self.folder / kind / sample.row["file_name"]] = partial(_write, content)
+        return files
 
     def committed(self) -> set[str]:
         """Names of the batches that any process has committed since the last `finish`."""
@@ -101,6 +111,7 @@ class OutlierWriter:
         one with the first file name. After a kill the next `finish` comes to the same end; without anything new it
         touches nothing.
         """
+        self._clear(self.folder / _MERGED)
         if self.table.exists() and not self.parts.exists():
             return
         for listing in self.parts.glob("*.merge"):
@@ -111,16 +122,23 @@ class OutlierWriter:
         if rejects:
             write_text(self.folder / REJECTS, json_lines(rejects[name] for name in sorted(rejects)))
         else:
-            (self.folder / REJECTS).unlink(missing_ok=True)
+            remove(self.folder / REJECTS)
         if self.form == "folder":
             self._remove(rejects)
         else:
             self._merge_parts(rejects)
         self._write_tables()
-        for path in self.parts.iterdir() if self.parts.exists() else ():
-            path.unlink()
-        if self.parts.exists():
-            self.parts.rmdir()
+        if self.parts.exists():  # all at once: a reject may outlive the row that took its place
+            os.replace(self.parts, self.folder / _MERGED)
+            sync(self.folder)
+            self._clear(self.folder / _MERGED)
+
+    def _clear(self, folder: Path) -> None:
+        """Take away a folder of files, if it is there."""
+        if folder.exists():
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
 
     def _write_tables(self) -> None:
         lines = {row["file_name"]: json_lines([row]) for row in read_rows(self.folder)}
@@ -130,9 +148,7 @@ class OutlierWriter:
         write_lines(self.table, (lines[name] for name in names))
 
     def _remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.folder / OUTLIERS / name).unlink(missing_ok=True)
-            (self.folder / RECONSTRUCTIONS / name).unlink(missing_ok=True)
+        remove(*(self.folder / kind / name for name in names for kind in (OUTLIERS, RECONSTRUCTIONS)))
 
     def _merged(self, rejects: Container[str]) -> set[str]:
         """File names of the outliers that were merged before: those in the table, and in parts that shards took in."""
@@ -168,8 +184,8 @@ class OutlierWriter:
     def _end_merge(self, listing: Path) -> None:
         """Take away the parts in a listing if their shard is there; a kill may have come before or after it."""
         if self._shard(listing).exists():
-            for name in listing.read_text(encoding="utf-8").splitlines():
-                (self.parts / name).unlink(missing_ok=True)
+            sync(self._shard(listing).parent)
+            remove(*(self.parts / name for name in listing.read_text(encoding="utf-8").splitlines()))
         listing.unlink()
 
     def _shard(self, listing: Path) -> Path:
@@ -185,12 +201,14 @@ class OutlierPairs:
         outliers: the outlier of each.
         reconstructions: the VAE round trip of each, or None.
         strengths: stop step over number of steps of each outlier, in (0, 1].
+        form: that outliers and round trips are kept in; None if it was not recorded, as by version 0.1.0.
     """
 
     images: ImageSet
     outliers: ImageSet
     reconstructions: ImageSet | None
     strengths: tuple[float, ...]
+    form: KeptForm | None = None
 
 
 def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
@@ -201,14 +219,12 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         images: the ID images that it was made of, or more; they belong together by their keys.
 
     Raises:
-        form: that outliers and round trips are kept in; None if it was not recorded, as by version 0.1.0.
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: no image of the set belongs to `images`, or its shards lack outliers, since it is not finished.
     """
     settings = read_settings(folder)
     row_of = finder({row["source_key"]: row for row in read_rows(folder)})
     pairs = {index: row for index, key in enumerate(images.keys) if (row := row_of(key))}
-    form: KeptForm | None = None
     if not pairs:
         raise ValueError(f"no outlier in {folder} comes from these images: their keys differ")
     paired, rows = list(pairs), list(pairs.values())
@@ -218,7 +234,14 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         outliers=outliers,
         reconstructions=reconstructions,
         strengths=tuple(row["stop_step"] / settings["num_inference_steps"] for row in rows),
+        form=recorded_form(settings),
     )
+
+
+def recorded_form(settings: dict) -> KeptForm | None:
+    """The form that the pictures of a set are kept in, by its settings; None if these do not say it."""
+    size = settings.get("notes", {}).get("model_size")
+    return KeptForm(size, settings["save_size"] or size, settings["codec"], settings["quality"]) if size else None
 
 
 def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None]:
@@ -234,14 +257,7 @@ def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, I
         found = [_open_files(folder / kind, names) for kind in kinds]
     else:
         found = [_open_shards(folder / OUTLIERS, settings["format"], kind, names) for kind in kinds]
-        form=recorded_form(settings),
     return found[0], found[1] if len(found) > 1 else None
-
-
-def recorded_form(settings: dict) -> KeptForm | None:
-    """The form that the pictures of a set are kept in, by its settings; None if these do not say it."""
-    size = settings.get("notes", {}).get("model_size")
-    return KeptForm(size, settings["save_size"] or size, settings["codec"], settings["quality"]) if size else None
 
 
 def read_samples(folder: str | Path) -> Iterator[Sample]:
@@ -315,6 +331,10 @@ def _kind(reason: str) -> str:
 def may_pass(reject: dict) -> bool:
     """Whether an image was rejected for a reason that may pass: a missing file, or numbers that overflowed."""
     return reject.get(MAY_PASS, False) or bool(_PASSED_IN_0_1_0.search(reject["reason"]))
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _each_once(rows: Iterable[dict]) -> Iterator[dict]:
