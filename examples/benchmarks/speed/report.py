@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("sona-pipeline", "torch", "diffusers", "transformers", "accelerate")
+from sona_pipeline import __version__
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def environment() -> dict:
@@ -17,7 +19,7 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"sona-pipeline": __version__} | {name: version(name) for name in PACKAGES},
     }
 
 
@@ -68,3 +70,16 @@ def _goal(row: dict) -> str:
         return ""
     wanted = f"at most {row['at_most']:.2f}" if "at_most" in row else f"at least {row['at_least']:.2f}"
     return f"{wanted}: {'met' if row['is_met'] else 'missed'}"
+
+
+def rows_table(rows: list[dict]) -> str:
+    """Rows of any columns in Markdown."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
