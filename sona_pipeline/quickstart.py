@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
 from sona_pipeline import __version__
 from sona_pipeline.common import figures
@@ -18,6 +20,7 @@ from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
+from sona_pipeline.evaluation.report import summary, table
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import generate_outliers
@@ -83,6 +86,17 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     }
     write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def outcome(output: Path, results: dict) -> list[str | Table]:
+    """What came of it and where it lies, for the console."""
+    place = escape(str(output))
+    found = summary([("SONA", {"energy": results}), ("cross-entropy", {"energy": results["baseline"]})])
+    return [
+        table(found),
+        f"\nPictures: {place}/pictures   Outliers: {place}/generated/outliers",
+        f"Tables:   {place}/results   Detector: {place}/detector",
+    ]
 
 
 def draw(folder: Path, pipe: SONAPipeline, images: ImageSet, outliers: ImageSet, settings: GenerationSettings) -> None:

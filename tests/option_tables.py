@@ -9,15 +9,15 @@ from pathlib import Path
 from sona_pipeline.demo.settings import PageSettings
 
 from sona_pipeline.cli.detectors import EVALUATE, TRAIN
-from sona_pipeline.cli.hub import PUSHED
-from sona_pipeline.cli.outliers import GENERATE
 from sona_pipeline.common.settings import Setting, settings_of
 from sona_pipeline.detection.settings import AskSettings
-from sona_pipeline.generation.settings import InspectionSettings
+from sona_pipeline.generation.settings import GENERATE, InspectionSettings, MergeSettings
+from sona_pipeline.hub.settings import PUSHED
 
 GUIDES = Path(__file__).parents[1] / "examples" / "guides"
 COMMANDS = {
     "generate": GENERATE,
+    "merge": {"": MergeSettings},
     "inspect": {"": InspectionSettings},
     "train": TRAIN,
     "score": {"": AskSettings},

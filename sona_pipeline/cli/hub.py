@@ -15,18 +15,12 @@ PUSH = """Publish a pipeline, an outlier set, a detector or the demo on the Hugg
 
 Needs a token: `hf auth login`, or HF_TOKEN. With `--dry-run` nothing is pushed, and no token needed.
 """
-PUSHED = {
-    "pipeline": hub.PipelinePush,
-    "outliers": hub.OutlierPush,
-    "detector": hub.DetectorPush,
-    "space": hub.SpacePush,
-}
 
 
 def add_to(app: App) -> None:
     """Add the commands to the command line."""
     push = App(name="push", help=PUSH)
-    for name, kind in PUSHED.items():
+    for name, kind in hub.PUSHED.items():
         add_command(push, push_of(name, kind), {"Options": kind})
     app.command(push)
     add_command(app, upstream, {"Options": hub.UpstreamSettings})

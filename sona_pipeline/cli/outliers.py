@@ -1,4 +1,4 @@
-"""Commands about outliers: `sona quickstart`, `sona generate`, `sona inspect`, `sona demo`."""
+"""Commands about outliers: `sona quickstart`, `sona generate`, `sona merge`, `sona inspect`, `sona demo`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,12 @@ from sona_pipeline.generation import settings as generation
 
 # Everything that imports torch is imported by the commands themselves, so that `--help` answers at once.
 
-GENERATE = {
-    "Job": generation.GenerationJob,
-    "ID images": generation.SourceImages,
-    "OOD labels": generation.LabelSettings,
-    "Method": generation.GenerationSettings,
-    "Outlier set": generation.OutputSettings,
-    "Model": generation.ModelSettings,
-}
-
 
 def add_to(app: App) -> None:
     """Add the commands to the command line."""
     app.command(quickstart)
-    add_command(app, generate, GENERATE, generation.settings_in)
+    add_command(app, generate, generation.GENERATE, generation.settings_in)
+    add_command(app, merge, {"Options": generation.MergeSettings})
     add_command(app, inspect, {"Options": generation.InspectionSettings})
     add_command(app, demo, {"Options": PageSettings})
 
@@ -46,16 +38,12 @@ def quickstart(*, output: Path = Path("sona-quickstart"), seed: int = 0) -> None
         output: Folder for everything that is made.
         seed: Seed of outliers and detectors.
     """
-    from sona_pipeline.evaluation.report import summary, table
-    from sona_pipeline.quickstart import quickstart as run
+    from sona_pipeline.quickstart import outcome, quickstart as run
 
     output = expanded(output)
     with ends_explained(output, 64):
         results = run(output, seed)
-    place = escape(str(output))
-    found = summary([("SONA", {"energy": results}), ("cross-entropy", {"energy": results["baseline"]})])
-    say(table(found), f"\nPictures: {place}/pictures   Outliers: {place}/generated/outliers")
-    say(f"Tables:   {place}/results   Detector: {place}/detector")
+    say(*outcome(output, results))
 
 
 def generate(given: Given) -> None:
@@ -68,6 +56,7 @@ def generate(given: Given) -> None:
     * `sona generate --data imagenet200/train --format parquet --scheduler dpmsolver++ --steps 20 --output outliers/`
     * `sona generate --config outliers/settings.json --data photos/ --output again/`
     * `accelerate launch --num_processes 8 -m sona_pipeline generate --data photos/ --output outliers/`
+    * `sona generate --data photos/ --part 2/8 --output parts/2/`
     """
     job, loading = given.of(generation.GenerationJob), given.of(generation.ModelSettings)
     settings, writing = given.of(generation.GenerationSettings, ood_labels=()), given.of(generation.OutputSettings)
@@ -93,13 +82,26 @@ def generate(given: Given) -> None:
         say(f"Batch size: {batch_size}")
     if job.dry_run:
         plan = run.make_plan(images, pipe, settings, writing)
-        say(*described(plan, estimate(plan, pipe, job.output, batch_size, writing)))
+        say(*described(plan, estimate(plan, pipe, job.output, batch_size, writing), writing.part))
         return
     with ends_explained(job.output, batch_size):
         writing = replace(writing, batch_size=batch_size)
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)
     made, *without = outcome(job.output, images)
     say(escape(made), *map(warning, without))
+
+
+def merge(given: Given) -> None:
+    """Join the parts of an outlier set into the very set that one run makes; the parts stay as they are.
+
+    Example: `sona merge parts/1 parts/2 parts/3 --output outliers/`
+    """
+    asked = given.of(generation.MergeSettings)
+    from sona_pipeline.data.parts import merge_parts
+
+    with ends_explained(asked.output, 1):
+        count = merge_parts(asked.parts, asked.output)
+    say(f"{count} outliers of {len(asked.parts)} parts: {escape(str(asked.output))}")
 
 
 def inspect(given: Given) -> None:

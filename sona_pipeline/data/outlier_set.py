@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -37,7 +38,9 @@ FINGERPRINT = "fingerprint"
 """The column of `metadata.jsonl` that most outliers that look nearly the same have in common."""
 MAY_PASS = "may_pass"
 """The column of `rejects.jsonl` that says of a reject that another run may make an outlier of the image."""
-_PARTS, _MERGED = ".parts", ".merged"
+PARTS, _MERGED = ".parts", ".merged"
+MANIFEST = "manifest.json"
+"""What a finished part of a set has: the names of its batches."""
 _PASSED_IN_0_1_0 = re.compile(r": \[Errno \d+\] |became NaN or|is not finite")
 """Reasons of this kind that version 0.1.0 recorded without that column."""
 
@@ -52,11 +55,12 @@ class OutlierWriter:
     Args:
         folder: of the set.
         form: "folder" (image folders), "parquet" or "webdataset".
+        is_part: of a set that `merge_parts` will make of all its parts: its batches stay as they were committed.
     """
 
-    def __init__(self, folder: Path, form: str):
-        self.folder, self.form = folder, form
-        self.parts = folder / _PARTS
+    def __init__(self, folder: Path, form: str, is_part: bool = False):
+        self.folder, self.form, self.is_part = folder, form, is_part
+        self.parts = folder / PARTS
         self.table = _table(folder, form)
 
     def done(self, reconstructions: bool) -> set[int]:
@@ -109,8 +113,11 @@ class OutlierWriter:
 
         With `drop_duplicates`, of outliers with one fingerprint only one stays: that which was merged before, else the
         one with the first file name. After a kill the next `finish` comes to the same end; without anything new it
-        touches nothing.
+        touches nothing. Of a part it only says that all batches are there.
         """
+        if self.is_part:
+            write_text(self.folder / MANIFEST, json.dumps({"batches": sorted(self.committed())}, indent=2) + "\n")
+            return
         self._clear(self.folder / _MERGED)
         if self.table.exists() and not self.parts.exists():
             return
@@ -269,15 +276,18 @@ def read_samples(folder: str | Path) -> Iterator[Sample]:
     """
     folder = expanded(folder)
     form = read_settings(folder)["format"]
-    if (folder / _PARTS).exists() or not _table(folder, form).exists():
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} is a part of a set: join all parts by `sona merge` first")
+    if (folder / PARTS).exists() or not _table(folder, form).exists():
         raise ValueError(f"{folder} is not finished: let the same `sona generate` go on to its end")
     if form != "folder":
         shards = sorted((folder / OUTLIERS).glob(f"*.{PACKINGS[form].suffix}"))
         return chain.from_iterable(map(PACKINGS[form].unpack, shards))
-    return map(lambda row: _sample(folder, row), read_rows(folder))
+    return map(lambda row: read_sample(folder, row), read_rows(folder))
 
 
-def _sample(folder: Path, row: dict) -> Sample:
+def read_sample(folder: Path, row: dict) -> Sample:
+    """An outlier of a set of image folders, by its row of the metadata table."""
     outlier, reconstruction = (folder / kind / row["file_name"] for kind in (OUTLIERS, RECONSTRUCTIONS))
     return Sample(row, outlier.read_bytes(), reconstruction.read_bytes() if reconstruction.exists() else None)
 
@@ -346,7 +356,7 @@ def _each_once(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def _part_rows(folder: Path) -> Iterator[dict]:
-    for path in sorted((folder / _PARTS).glob("*.jsonl")):
+    for path in sorted((folder / PARTS).glob("*.jsonl")):
         yield from read_json_lines(path)
 
 

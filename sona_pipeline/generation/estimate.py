@@ -89,14 +89,15 @@ def estimate(
     )
 
 
-def described(plan: Plan, cost: Estimate) -> list[str | Table]:
-    """What a run would do and cost, for the console."""
+def described(plan: Plan, cost: Estimate, part: str | None = None) -> list[str | Table]:
+    """What a run, or its part, would do and cost, for the console."""
     settings = plan.settings
     table = Table("source", "class", "OOD label", "stop step", "file name", title="The first rows of the plan")
     for item in map(plan.__getitem__, range(min(5, len(plan)))):
         cells = plan.images.keys[item.index], plan.images.label_name(item.index), item.ood_label
         table.add_row(*map(escape, cells), str(item.stop_step), escape(item.file_name))
     return [
+        *([f"Part:       {part}"] if part else []),
         f"Images:     {cost.images} of {len(set(plan.images.labels))} classes",
         f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'",
         f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device",

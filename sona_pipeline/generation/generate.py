@@ -37,6 +37,7 @@ from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
+from sona_pipeline.generation.parts import Part, check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
 from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
@@ -105,19 +106,21 @@ def generate_outliers(
         classifier=classifier,
         strict=writing.strict,
     )
-    writer = OutlierWriter(output, writing.format)
+    writer = OutlierWriter(output, writing.format, is_part=bool(writing.part))
     with ExitStack() as stack:
 
         def settle() -> None:
             stack.enter_context(only_run(output))
             writer.discard()
-            settle_settings(output / SETTINGS, *_recorded(pipe, settings, writing, form), NEW_KEYS)
+            fixed, notes = _recorded(pipe, settings, writing, form)
+            settle_settings(output / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
 
         _on_main_process(state, settle)
         is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
         batches = _remaining(plan, is_done, batch_size)
         mine = batches[state.process_index :: state.num_processes]
-        with Track("outliers", len(plan), shown=state.is_main_process) as track:
+        title = f"outliers of part {writing.part}" if writing.part else "outliers"
+        with Track(title, len(plan), shown=state.is_main_process) as track:
             ready = int(is_done.sum())
             track.reach(ready)
             for count in through_stages(maker, writer, mine, vae_depth=0 if pipe.device.type == "cpu" else 1):
@@ -132,8 +135,17 @@ def generate_outliers(
 def make_plan(
     images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings | None = None
 ) -> Plan:
-    """The plan of a run, with the similarities of labels where the label choice needs them."""
-    suffix = CODECS[(writing or OutputSettings()).codec].suffix
+    """The plan of a run, or of its part, with the similarities of labels where the label choice needs them."""
+    writing = writing or OutputSettings()
+    plan = _whole_plan(images, pipe, settings, writing)
+    if not writing.part:
+        return plan
+    check_part(writing)
+    return share_of(plan, Part.parse(writing.part), int(writing.batch_size))
+
+
+def _whole_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> Plan:
+    suffix = CODECS[writing.codec].suffix
     if settings.label_choice == "random":
         return plan_outliers(images, settings, suffix=suffix)
     check_settings(images, settings)
@@ -164,6 +176,7 @@ def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
 def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
     """Raise ValueError if what is to be written cannot be, whatever the model and the images."""
     check_ranges(writing)
+    check_part(writing)
     kept_form(settings.size or writing.save_size or 0, writing)
     if not writing.classifier and SOURCE_CONFIDENCE in {Bound.parse(text).check for text in settings.reject}:
         raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")

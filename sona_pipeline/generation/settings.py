@@ -138,6 +138,8 @@ class OutputSettings:
     """Images that are made together; 'auto' finds it by trying."""
     strict: bool = False
     """Stop at an image that cannot be read, instead of recording it."""
+    part: str | None = None
+    """Make the I-th of N disjoint parts of the set only, as I/N; 'sona merge' joins the parts."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,16 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """Which parts make a set, and where it goes."""
+
+    parts: Annotated[tuple[Path, ...], Argument()]
+    """All parts of the set, made by `sona generate --part I/N`."""
+    output: Path
+    """Folder for the outlier set."""
+
+
+@dataclass(frozen=True)
 class InspectionSettings:
     """Which outlier set is looked at, and where the sheet goes."""
 
@@ -186,6 +198,17 @@ class InspectionSettings:
     """Folder that the paths of an image list start from."""
     output: Path | None = None
     """PNG file to draw (FOLDER/inspection.png by default)."""
+
+
+GENERATE = {
+    "Job": GenerationJob,
+    "ID images": SourceImages,
+    "OOD labels": LabelSettings,
+    "Method": GenerationSettings,
+    "Outlier set": OutputSettings,
+    "Model": ModelSettings,
+}
+"""What a generation is told, by headings."""
 
 
 def settings_in(record: dict) -> dict:

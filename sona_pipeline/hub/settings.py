@@ -94,3 +94,7 @@ class UpstreamSettings:
 
     output: Path = Path("upstream")
     """New or empty folder for the files."""
+
+
+PUSHED = {"pipeline": PipelinePush, "outliers": OutlierPush, "detector": DetectorPush, "space": SpacePush}
+"""What each kind of push is told."""

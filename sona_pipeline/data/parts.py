@@ -1,0 +1,165 @@
+"""Parts of a set that were made apart, and the set that they make together."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from sona_pipeline.common.files import digest, only_run, read_json, read_json_lines, settle_settings
+from sona_pipeline.common.messages import brief
+from sona_pipeline.common.names import expanded
+from sona_pipeline.common.places import check_once
+from sona_pipeline.data.outlier_set import (
+    MANIFEST,
+    PARTS,
+    SETTINGS,
+    OutlierWriter,
+    hash_of,
+    read_rejects,
+    read_rows,
+    read_sample,
+    read_settings,
+)
+from sona_pipeline.data.settings import PACKINGS
+from sona_pipeline.data.shards import Sample
+
+OF_PARTS = ("part", "batch_size", "images")
+"""Settings that a part has and the whole set has not."""
+
+
+class Batch(NamedTuple):
+    """What a part has of a batch."""
+
+    name: str
+    samples: list[Sample]
+    rejects: list[dict]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part.
+
+    Attributes:
+        folder: that it lies in.
+        settings: that it was made with.
+        number, total: it is the part `number`, from 1 on, of `total`.
+        names: of its batches.
+    """
+
+    folder: Path
+    settings: dict
+    number: int
+    total: int
+    names: tuple[str, ...]
+
+    def batches(self) -> Iterator[Batch]:
+        """Its batches in the order of their names; OSError or ValueError if a file of them is missing or damaged."""
+        for name in self.names:
+            table = list(read_json_lines(self.folder / PARTS / f"{name}.jsonl"))
+            rows = [row for row in table if "reason" not in row]
+            samples = self._samples(name, rows) if rows else []
+            yield Batch(name, samples, [row for row in table if "reason" in row])
+
+    def _samples(self, name: str, rows: list[dict]) -> list[Sample]:
+        form = self.settings["format"]
+        try:
+            if form == "folder":
+                samples = [read_sample(self.folder, row) for row in rows]
+            else:
+                samples = list(PACKINGS[form].unpack(self.folder / PARTS / f"{name}.{PACKINGS[form].suffix}"))
+        except Exception as error:  # whatever a damaged file makes of its reader
+            raise ValueError(
+                f"batch {name} of {self.folder} cannot be read ({brief(error)}): make the part again"
+            ) from error
+        if [digest(sample.outlier) for sample in samples] != [row["sha256"] for row in rows]:
+            raise ValueError(f"batch {name} of {self.folder} is damaged: make the part again")
+        return samples
+
+
+def open_part(place: str | Path) -> Part:
+    """A finished part.
+
+    Raises:
+        FileNotFoundError: there is no outlier set.
+        ValueError: it is a whole set, or not finished, or a file of it is missing.
+    """
+    folder = expanded(place)
+    settings = read_settings(folder)
+    if "part" not in settings:
+        raise ValueError(f"{folder} is a whole set and no part: parts are made by `sona generate --part I/N`")
+    what, way_out = f"{folder}, part {settings['part']}", "let the same `sona generate` go on to its end"
+    if not (folder / MANIFEST).exists():
+        raise ValueError(f"{what}, is not finished: {way_out}")
+    names = tuple(sorted(read_json(folder / MANIFEST)["batches"]))
+    if missing := [name for name in names if not (folder / PARTS / f"{name}.jsonl").exists()]:
+        raise ValueError(f"{what}, lacks {len(missing)} of its batches, such as {missing[0]}: {way_out}")
+    number, total = map(int, settings["part"].split("/"))
+    return Part(folder, settings, number, total, names)
+
+
+def merge_parts(places: Sequence[str | Path], output: str | Path) -> int:
+    """Join the parts of a set into the very set that one run makes, and go on where an earlier merger stopped.
+
+    Args:
+        places: folders of all its parts, in any order; they stay as they are.
+        output: folder of the set.
+
+    Returns:
+        The number of outliers in the set.
+
+    Raises:
+        FileNotFoundError: one of the places is no outlier set.
+        ValueError: parts are missing, given twice, not finished, damaged, or of different settings or images.
+        BlockingIOError: another run is writing to the folder.
+        OSError: the disk fails or is full.
+    """
+    output = expanded(output)
+    check_once((str(place), str(place)) for place in places)
+    parts = [open_part(place) for place in places]
+    check_parts(parts)
+    fixed = {key: value for key, value in parts[0].settings.items() if key not in OF_PARTS}
+    notes = fixed.pop("notes")
+    writer = OutlierWriter(output, fixed["format"])
+    with only_run(output):
+        settle_settings(output / SETTINGS, fixed, notes)
+        known = writer.done(fixed["reconstructions"])
+        known |= {hash_of(row["file_name"]) for row in read_rejects(output)}
+        for batch in heapq.merge(*(part.batches() for part in parts), key=lambda batch: batch.name):
+            samples = [sample for sample in batch.samples if hash_of(sample.row["file_name"]) not in known]
+            rejects = [row for row in batch.rejects if hash_of(row["file_name"]) not in known]
+            if samples or rejects:
+                writer.commit(batch.name, samples, rejects)
+        writer.finish(fixed["drop_duplicates"])
+        return sum(1 for _ in read_rows(output))
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """Raise ValueError if the parts are not all the parts of one set, each once."""
+    first = parts[0]
+    seen: dict[int, Part] = {}
+    for part in parts:
+        _check_alike(first, part)
+        if other := seen.get(part.number):
+            raise ValueError(
+                f"{other.folder} and {part.folder} are both part {part.number}/{part.total}: give one of them"
+            )
+        seen[part.number] = part
+    if missing := [f"{number}/{first.total}" for number in range(1, first.total + 1) if number not in seen]:
+        are = "parts {} are" if len(missing) > 1 else "part {} is"
+        shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise ValueError(f"{are.format(shown)} missing: give the folders of all {first.total} parts")
+
+
+def _check_alike(one: Part, other: Part) -> None:
+    if one.total != other.total:
+        raise ValueError(
+            f"{one.folder} is one of {one.total} parts and {other.folder} one of {other.total}: give parts of one set"
+        )
+    for key in sorted(one.settings.keys() | other.settings.keys()):
+        if key not in ("part", "notes") and one.settings.get(key) != other.settings.get(key):
+            values = (str(part.settings.get(key))[:60] for part in (one, other))
+            pairs = " and ".join(f"{value} in {part.folder}" for value, part in zip(values, (one, other)))
+            raise ValueError(f"parts of one set have the same {key}, but it is {pairs}: give parts of one command")
