@@ -132,7 +132,11 @@ def outcome(folder: Path, images: ImageSet) -> list[str]:
     """Sentences about a run into `folder`: how many images have an outlier, and what about the others, if any."""
     rejects = {row["source_key"]: row for row in read_rejects(folder)}
     without = [rejects[key] for key in images.keys if key in rejects]
-    said = [f"Outliers of {len(images) - len(without)} images: {folder / 'outliers'}"]
+    made = {row["source_key"] for row in read_rows(folder)}
+    part = read_settings(folder).get("part")
+    what = f"Part {part}, outliers" if part else "Outliers"
+    place = folder if part else folder / "outliers"
+    said = [f"{what} of {sum(key in made for key in images.keys)} images: {place}"]
     if without:
         said.append(f"{len(without)} images have no outlier: see {folder / 'rejects.jsonl'}")
     if again := sum(map(may_pass, without)):
