@@ -40,6 +40,7 @@ def inspection_figure(
     steps: int,
     checks: Mapping[str, np.ndarray],
     pairs: Sequence[tuple[Image.Image | None, Image.Image, str]],
+    notes: Sequence[str] = (),
     columns: int = 8,
 ) -> Figure:
     """A sheet of what is in an outlier set.
@@ -50,6 +51,7 @@ def inspection_figure(
         steps: T, the last stop step.
         checks: values of the quality checks, for histograms.
         pairs: samples as in `pairs_figure`, where the source may be missing.
+        notes: lines that stand below the histograms.
         columns: of the samples.
     """
     heights = [3.2, 2.4, _height_of_pairs(pairs, columns)]
@@ -63,6 +65,7 @@ def inspection_figure(
     for axis, (name, values) in zip(np.atleast_1d(middle.subplots(1, len(checks))), checks.items()):
         axis.hist(values, bins=40)
         axis.set(title=f"{name}, median {np.median(values):.3g}", ylabel="outliers")
+    middle.supxlabel("\n".join(notes), fontsize=9)
     _draw_pairs(lower, pairs, columns)
     return figure
 

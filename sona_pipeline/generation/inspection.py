@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.markup import escape
 from rich.table import Column, Table
 
 from sona_pipeline.common import figures
 from sona_pipeline.data.class_names import finder
+from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.imaging import fit
 from sona_pipeline.data.outlier_set import (
     FINGERPRINT,
     may_pass,
@@ -21,11 +25,19 @@ from sona_pipeline.data.outlier_set import (
     read_rows,
     read_settings,
     reasons_of,
+    recorded_form,
 )
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
+from sona_pipeline.generation.shortcuts import FEWEST, MOST, Shortcut, told_apart
 
 QUANTILES = (1, 10, 50, 90, 99)
 """Shares in percent that results of the checks are told by."""
+EARLIEST = 0.1
+"""Share of the schedule that outliers have hardly changed by, where those of the first stop step are too few."""
+MEANING = (
+    "Near 50, codec, scaling and model leave no trace to tell them by; near 100, a detector may learn such a trace"
+    " instead of meanings, unless it has round trips among its ID images"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Inspection:
         duplicates: how many outliers look nearly like one before them.
         rejects: how many images have no outlier, by reason with the numbers left out.
         rows: of the metadata table, by file name.
+        shortcuts: how well a probe tells kinds of images apart; empty until that is measured.
     """
 
     settings: dict
@@ -49,6 +62,7 @@ class Inspection:
     duplicates: int
     rejects: Counter
     rows: list[dict]
+    shortcuts: tuple[Shortcut, ...] = ()
 
 
 def inspect_outliers(folder: str | Path) -> Inspection:
@@ -74,8 +88,66 @@ def inspect_outliers(folder: str | Path) -> Inspection:
     )
 
 
+def find_shortcuts(folder: str | Path, found: Inspection, images: ImageSet | None = None) -> tuple[Shortcut, ...]:
+    """How well a probe tells round trips from their ID images, and outliers that have hardly changed from round trips.
+
+    ID images undergo first what they undergo when a detector is trained. Without round trips there is nothing to tell.
+
+    Args:
+        folder: of the set.
+        found: what is in it.
+        images: the ID images; without them, only the second is told.
+    """
+    if not found.settings["reconstructions"]:
+        return ()
+    shortcuts = []
+    if images is not None:
+        find = finder({key: index for index, key in enumerate(images.keys)})
+        places = {row["file_name"]: place for row in found.rows if (place := find(row["source_key"])) is not None}
+        shortcuts.append(_of_round_trips(folder, found.settings, _evenly(list(places)), places, images))
+    steps = found.settings["num_inference_steps"]
+    last = 1 if found.stop_steps[1] >= FEWEST else max(1, round(EARLIEST * steps))
+    names = _evenly([row["file_name"] for row in found.rows if row["stop_step"] <= last])
+    kind = f"outliers of stop step{f's 1 to {last}' if last > 1 else ' 1'}"
+    return (*shortcuts, _of_outliers(folder, names, kind))
+
+
+def _of_round_trips(
+    folder: str | Path, settings: dict, names: Sequence[str], places: Mapping[str, int], images: ImageSet
+) -> Shortcut:
+    """Of the round trips with these names from their ID images, which are at `places`."""
+    trips = _opened(folder, names)[1]
+
+    def pair(k: int) -> tuple[Image.Image, Image.Image]:
+        trip = trips.image(k)
+        form = recorded_form(settings) or KeptForm(trip.width, trip.width)
+        source = fit(images.image(places[names[k]]), form.model_size, "RGB", settings["resize_mode"])
+        return trip, form.undergone(source)
+
+    return told_apart("round trips", "their ID images", len(names), pair)
+
+
+def _of_outliers(folder: str | Path, names: Sequence[str], kind: str) -> Shortcut:
+    outliers, trips = _opened(folder, names)
+    return told_apart(
+        kind, "the round trips of their sources", len(names), lambda k: (outliers.image(k), trips.image(k))
+    )
+
+
+def _opened(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, ImageSet]:
+    """The outliers and round trips with these names."""
+    outliers, trips = open_outliers(folder, names)
+    assert trips is not None
+    return outliers, trips
+
+
+def _evenly(names: Sequence[str], most: int = MOST) -> list[str]:
+    """At most so many of the names, from all parts of them."""
+    return [names[k] for k in np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).astype(int))]
+
+
 def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = None, pairs: int = 24) -> Inspection:
-    """Draw a sheet: outliers by class, stop step and label, histograms of the checks, and sample pairs.
+    """Draw a sheet: outliers by class, stop step and label, histograms of the checks, shortcuts, and sample pairs.
 
     Args:
         folder: of the set.
@@ -84,7 +156,7 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
         pairs: how many, from all stop steps.
 
     Returns:
-        What is in the set.
+        What is in the set, with the shortcuts.
     """
     found = inspect_outliers(folder)
     by_step = sorted(found.rows, key=lambda row: (row["stop_step"], row["file_name"]))
@@ -104,15 +176,26 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
         )
         for k, row in enumerate(shown)
     ]
+    found = replace(found, shortcuts=find_shortcuts(folder, found, images))
     sheet = figures.inspection_figure(
         {"source class": found.classes, "OOD label": found.labels},
         found.stop_steps,
         found.settings["num_inference_steps"],
         found.checks,
         samples,
+        [_sentence(one) for one in found.shortcuts],
     )
     figures.save_figure(sheet, path)
     return found
+
+
+def _sentence(one: Shortcut) -> str:
+    if one.auroc is None:
+        return f"{one.images.capitalize()} and {one.others}: {one.pairs} are too few for a probe, which needs {FEWEST}"
+    return (
+        f"A probe tells {one.images} from {one.others} with an AUROC of {one.auroc:.1f} ({one.pairs} of each; chance is"
+        f" 50 ± {one.chance:.0f})"
+    )
 
 
 def summary(found: Inspection) -> list[str | Table]:
@@ -124,6 +207,8 @@ def summary(found: Inspection) -> list[str | Table]:
         f"{len(found.rows)} outliers, {len(found.classes)} classes, {len(found.labels)} OOD labels",
         table,
         f"{found.duplicates} look nearly like another one",
+        *map(_sentence, found.shortcuts),
+        *([MEANING] if found.shortcuts else []),
         *(f"{count} images without an outlier: {escape(reason)}" for reason, count in found.rejects.most_common()),
     ]
 

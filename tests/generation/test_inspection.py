@@ -1,3 +1,4 @@
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,11 +10,13 @@ from PIL import Image
 
 from sona_pipeline.common import figures
 from sona_pipeline.common.files import png
+from sona_pipeline.data import sample as sample_images
+from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierWriter
 from sona_pipeline.data.settings import FORMATS
 from sona_pipeline.data.shards import Sample
-from sona_pipeline.generation.inspection import draw_inspection, inspect_outliers
+from sona_pipeline.generation.inspection import draw_inspection, find_shortcuts, inspect_outliers, summary
 
 formats = pytest.mark.parametrize("form", FORMATS)
 
@@ -69,7 +72,7 @@ def sample(number, class_name, ood_label, stop_step, mark, distance, reconstruct
 def outlier_set(folder: Path, form: str = "folder", *, reconstructions: bool = True, finished: bool = True) -> Path:
     folder.mkdir(exist_ok=True)
     settings = {"ood_labels": ["bag", "boot"], "format": form, "reconstructions": reconstructions}
-    (folder / "settings.json").write_text(json.dumps(settings | {"num_inference_steps": 8}))
+    (folder / "settings.json").write_text(json.dumps(settings | {"num_inference_steps": 8, "resize_mode": "crop"}))
     samples = [sample(*outlier, reconstructions) for outlier in OUTLIERS]
     rejects = [
         {"file_name": f"cat/{k:016x}.png", "source_key": f"key {k}", "reason": reason}
@@ -131,10 +134,10 @@ def drawn(monkeypatch, folder: Path, images: ImageSet | None = None, **options) 
     """Shade of the source (or None) and of the outlier, and caption, of the samples on a sheet, which is a picture."""
     seen, draw = [], figures.inspection_figure
 
-    def recorded(counts, stop_steps, steps, checks, pairs):
+    def recorded(counts, stop_steps, steps, checks, pairs, notes):
         assert steps == 8
         seen.extend(pairs)
-        return draw(counts, stop_steps, steps, checks, pairs)
+        return draw(counts, stop_steps, steps, checks, pairs, notes)
 
     monkeypatch.setattr(figures, "inspection_figure", recorded)
     path = folder / "sheets" / "sheet.png"
@@ -230,3 +233,73 @@ def test_an_outlier_that_was_made_again_counts_once(tmp_path):
     OutlierWriter(tmp_path, "folder").commit("again", [sample(*OUTLIERS[0], True)], [])
     found = inspect_outliers(tmp_path)
     assert (found.classes, found.duplicates) == (Counter(cat=3, dog=2), 2)
+
+
+def photo_set(folder: Path, form: str, **kept) -> tuple[Path, list[Image.Image]]:
+    """A set whose round trips are its sources, patches of photographs, and whose outliers are other patches."""
+    patches = sample_images.far_ood()["photos"]
+    order = np.random.default_rng(0).permutation(len(patches))
+    photos = [patches.image(int(i)) for i in order]
+    settings = {"ood_labels": ["bag"], "format": form, "reconstructions": True, "num_inference_steps": 50}
+    settings |= {"resize_mode": "crop", "save_size": None, "codec": "png", "quality": None, "notes": {"model_size": 32}}
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings | kept))
+    samples = []
+    for k in range(200):
+        row = sample(k, "cat", "bag", 1 + k % 8, f"{k}", 1.0, False).row
+        samples.append(Sample(row, png(photos[200 + k]), png(photos[k])))
+    writer = OutlierWriter(folder, form)
+    writer.commit("a", samples, [])
+    writer.finish()
+    return folder, photos
+
+
+def of_photos(photos: list[Image.Image]) -> ImageSet:
+    return ImageSet(tuple(f"key {k}" for k in range(200)), (0,) * 200, ("cat",), photos.__getitem__)
+
+
+def as_jpeg(photo: Image.Image, quality: int) -> Image.Image:
+    content = io.BytesIO()
+    photo.save(content, "JPEG", quality=quality)
+    return Image.open(content)
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset"])
+def test_jpeg_photos_beside_png_round_trips_are_a_shortcut_and_png_ones_are_none(form, tmp_path):
+    folder, photos = photo_set(tmp_path, form)
+    found = draw_inspection(folder, tmp_path / "sheet.png", of_photos([as_jpeg(photo, 80) for photo in photos]))
+    codec, outliers = found.shortcuts
+    assert (codec.pairs, codec.auroc > 95) == (200, True)
+    assert (outliers.images, outliers.pairs) == ("outliers of stop steps 1 to 5", 125)
+    assert abs(outliers.auroc - 50) < outliers.chance
+    said = [line for line in summary(found) if isinstance(line, str)]
+    assert f"A probe tells round trips from their ID images with an AUROC of {codec.auroc:.1f} (200 of each;" in said[2]
+    assert "A probe tells outliers of stop steps 1 to 5 from the round trips of their sources with" in said[3]
+    assert said[4].startswith("Near 50, codec, scaling and model leave no trace to tell them by; near 100, a detector")
+    same, _ = find_shortcuts(folder, found, of_photos(photos))
+    assert same.auroc == 50
+
+
+def test_id_images_are_looked_at_as_training_sees_them(tmp_path):
+    """Larger ones are scaled as outliers were, and undergo their codec, so that neither is a shortcut."""
+    folder, photos = photo_set(tmp_path, "folder", save_size=24, codec="jpeg", quality=70, notes={"model_size": 48})
+    form = KeptForm(48, 24, "jpeg", 70)
+    for name, k in ((path.name, int(path.stem, 16)) for path in (folder / "reconstructions" / "cat").iterdir()):
+        (folder / "reconstructions" / "cat" / name).write_bytes(form.encoded(photos[k].resize((48, 48), 1)))
+    trips, _ = find_shortcuts(folder, inspect_outliers(folder), of_photos(photos))
+    assert trips.auroc == pytest.approx(50, abs=1)
+    (folder / "settings.json").write_text(
+        json.dumps(json.loads((folder / "settings.json").read_text()) | {"quality": None, "codec": "png"})
+    )
+    trips, _ = find_shortcuts(folder, inspect_outliers(folder), of_photos(photos))
+    assert trips.auroc > 90
+
+
+def test_sets_without_round_trips_or_with_few_outliers_have_no_figure(tmp_path):
+    assert inspect_outliers(outlier_set(tmp_path / "few")).shortcuts == ()
+    found = draw_inspection(tmp_path / "few", tmp_path / "sheet.png", sources())
+    assert [one.auroc for one in found.shortcuts] == [None, None]
+    text = "\n".join(line for line in summary(found) if isinstance(line, str))
+    assert "Round trips and their ID images: 5 are too few for a probe, which needs 50" in text
+    outlier_set(tmp_path / "without", reconstructions=False)
+    assert draw_inspection(tmp_path / "without", tmp_path / "sheet.png", sources()).shortcuts == ()
