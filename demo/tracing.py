@@ -160,7 +160,7 @@ class Runner:
         pipe, first, second = self.pipe, *(torch.Generator().manual_seed(request.seed) for _ in COMPARISONS)
         steps = request.num_inference_steps
         stop_steps = pipe.get_stop_steps(1, request.strength, None, steps, first)
-        latents = pipe.encode_image(pipe.preprocess_image(source), pipe.unet.dtype, pipe.device, first)
+        latents = pipe.encode_image(pipe.preprocess_image(source), pipe.device, first)
         latents = torch.cat([latents, torch.zeros_like(latents)])
         return {"image": latents, "stop_step": [*stop_steps, steps], "generator": [first, second]}
 
@@ -171,7 +171,7 @@ class Runner:
 
     @torch.no_grad()
     def _decode(self, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
-        return self.pipe.decode(torch.stack(list(latents)).to(self.pipe.device, self.pipe.vae.dtype), "pil")[0]
+        return self.pipe.decode(torch.stack(list(latents)).to(self.pipe.device), "pil")[0]
 
     def _run(
         self, is_stopped: IsStopped, request: Request, trace: Trace | None, **changes: Any

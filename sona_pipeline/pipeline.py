@@ -48,6 +48,7 @@ from diffusers import (
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import FromSingleFileMixin, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -285,6 +286,14 @@ class SONAPipeline(
         return side * self.vae_scale_factor
 
     @property
+    def latent_dtype(self) -> torch.dtype:
+        """Of latents, noise, guidance and the scheduler's steps: that of the UNet, or float32 where it is a half one.
+
+        Latents rounded to a half dtype at every step would carry a noise by which outliers could be told from images.
+        """
+        return torch.float64 if self.unet.dtype == torch.float64 else torch.float32
+
+    @property
     def num_timesteps(self) -> int:
         """UNet calls of the current run."""
         return self._num_timesteps
@@ -414,7 +423,7 @@ class SONAPipeline(
 
         lora_scale = (cross_attention_kwargs or {}).get("scale")
         prompt_embeds = self.encode_prompts(len(image), prompts, embeds, device, clip_skip, lora_scale)
-        source = self.encode_image(image, prompt_embeds.dtype, device, generator)
+        source = self.encode_image(image, device, generator)
         noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
         joins = [(num_inference_steps - steps) * self.scheduler.order for steps in stop_steps]
         latents = noised(self.scheduler, source, noise, joins)
@@ -614,7 +623,7 @@ class SONAPipeline(
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
         length = prompt_length(self.tokenizer, self.text_encoder)
         inputs = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        for text, ids in zip(texts, self.tokenizer(texts).input_ids):
+        for text, ids in zip(texts, self.tokenizer(texts, verbose=False).input_ids):
             if len(ids) > length:
                 logger.warning(f"The prompt {text!r} is longer than {length} tokens and is cut.")
         use_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
@@ -631,13 +640,12 @@ class SONAPipeline(
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return outputs[0], encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])
 
-    def encode_image(
-        self, image: torch.Tensor, dtype: torch.dtype, device: torch.device, generator: Generators
-    ) -> torch.Tensor:
-        """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1]; latents are passed through.
+    def encode_image(self, image: torch.Tensor, device: torch.device, generator: Generators) -> torch.Tensor:
+        """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1], in `latent_dtype`; latents are passed through.
 
         Raises FloatingPointError for latents that are not finite.
         """
+        dtype = self.latent_dtype
         if image.shape[1] == self.vae.config.latent_channels:
             return image.to(device=device, dtype=dtype)
         encoded: Any = None
@@ -648,8 +656,10 @@ class SONAPipeline(
             return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
         latents = self._finite_from_vae(encode)
-        latents = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else latents
-        return (latents * self.vae.config.scaling_factor).to(dtype)
+        if isinstance(latent_dist := getattr(encoded, "latent_dist", None), DiagonalGaussianDistribution):
+            latent_dist = DiagonalGaussianDistribution(latent_dist.parameters.to(dtype), latent_dist.deterministic)
+        latents = latent_dist.sample(generator) if latent_dist is not None else latents
+        return latents.to(dtype) * self.vae.config.scaling_factor
 
     def _finite_from_vae(self, run: Callable[[AutoencoderKL], torch.Tensor]) -> torch.Tensor:
         """What `run` makes of the VAE, `[B, ...]`.
@@ -688,15 +698,16 @@ class SONAPipeline(
 
         The three rows of an image are alike up to the first cross-attention; so far they are computed once.
         """
-        rows = self.scheduler.scale_model_input(torch.cat([latents] * 3), t)
+        rows = self.scheduler.scale_model_input(torch.cat([latents] * 3), t).to(self.unet.dtype)
         with _computed_once(_before_prompts(self.unet), len(rows)), _room_to_compile(self.unet):
-            return self.unet(
+            predicted = self.unet(
                 rows,
                 t,
                 encoder_hidden_states=prompt_embeds.flatten(0, 1),
                 cross_attention_kwargs=cross_attention_kwargs,
                 return_dict=False,
-            )[0].chunk(3)
+            )[0]
+        return predicted.to(latents.dtype).chunk(3)
 
     def denoising_steps(self, num_inference_steps: int, device: torch.device, joins: list[int]) -> "Iterator[_Step]":
         """The steps t = T~ .. 1, one for each UNet call, until a callback interrupts.

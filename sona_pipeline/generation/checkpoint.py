@@ -176,9 +176,9 @@ def _seconds_of_step(pipe: SONAPipeline, batch_size: int, size: int) -> float:
     """Median time of three UNet calls for a batch, after the VAE has taken the batch both ways."""
     dtype, device = pipe.unet.dtype, pipe.device
     pixels = torch.zeros(batch_size, pipe.vae.config.in_channels, size, size, dtype=pipe.vae.dtype, device=device)
-    latents = pipe.encode_image(pixels, dtype, device, None)
+    latents = pipe.encode_image(pixels, device, None)
     pipe.decode(latents, "pt")
-    rows = latents.repeat(3, 1, 1, 1)
+    rows = latents.repeat(3, 1, 1, 1).to(dtype)
     prompts = torch.zeros(
         len(rows), prompt_length(pipe.tokenizer, pipe.text_encoder), prompt_width(pipe.unet), dtype=dtype, device=device
     )

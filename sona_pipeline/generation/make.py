@@ -152,11 +152,11 @@ class OutlierMaker:
     def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """Latents; all NaN if those of an image are, so that the images are then made one by one."""
         try:
-            return self.pipe.encode_image(pixels, self.pipe.unet.dtype, self.pipe.device, generators)
+            return self.pipe.encode_image(pixels, self.pipe.device, generators)
         except FloatingPointError:
             sides = [side // self.pipe.vae_scale_factor for side in pixels.shape[2:]]
             shape = len(pixels), self.pipe.vae.config.latent_channels, *sides
-            return torch.full(shape, math.nan, dtype=self.pipe.unet.dtype, device=self.pipe.device)
+            return torch.full(shape, math.nan, dtype=self.pipe.latent_dtype, device=self.pipe.device)
 
     def prompts_of(self, items: Sequence[PlannedOutlier]) -> tuple[list[str], list[str]]:
         """ID and OOD prompt of every item."""
@@ -172,7 +172,7 @@ class OutlierMaker:
             FloatingPointError: latents are, or become, NaN or infinite.
         """
         if not latents.isfinite().all():
-            raise FloatingPointError(f"the VAE makes NaN or infinite latents in {latents.dtype}: {_ANOTHER}")
+            raise FloatingPointError(f"the VAE makes NaN or infinite latents in {self.pipe.vae.dtype}: {_ANOTHER}")
         id_prompts, ood_prompts = self.prompts_of(items)
         planned: dict[str, Any] = {
             "id_prompt_embeds": self.prompts(id_prompts),

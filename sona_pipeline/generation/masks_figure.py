@@ -54,7 +54,7 @@ def masks_figure(
         **options,
     )
     shown = [seen[k] for k in np.unique(np.linspace(0, len(seen) - 1, min(columns, len(seen))).round().astype(int))]
-    latents = torch.stack([tensors["latents"] for _, tensors in shown]).to(pipe.device, pipe.vae.dtype)
+    latents = torch.stack([tensors["latents"] for _, tensors in shown]).to(pipe.device)
     with torch.no_grad():
         images, _ = pipe.decode(latents, "pil")
     return _draw_masks(source, labels, stop_step, [step for step, _ in shown], images, [t for _, t in shown])

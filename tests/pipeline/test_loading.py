@@ -253,7 +253,7 @@ def test_half_precision_call(dtype, way, sd_folder):
         pipe = SONAPipeline.from_pretrained(sd_folder).to(dtype)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {dtype}
     latents = outlier_latents(pipe)
-    assert latents.dtype == dtype
+    assert latents.dtype == torch.float32
     assert latents.isfinite().all()
     images = outlier_latents(pipe, output_type="pt")
     assert images.isfinite().all()

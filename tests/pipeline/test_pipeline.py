@@ -623,7 +623,6 @@ def test_pil_modes_fit_grey_and_colour_vaes(make_pipe, channels, mode):
 def test_bfloat16(make_pipe):
     pipe = make_pipe(dtype=torch.bfloat16)
     for _, _, tensors in record(pipe, stop_step=4):
-        assert tensors["latents"].dtype == tensors["guidance"].dtype == torch.bfloat16
         assert tensors["latents"].isfinite().all()
         for name in ("id_semantic_mask", "id_nuisance_mask"):
             assert (tensors[name].sum(dim=(2, 3)) == 10).all()  # a fifth of 6 x 8

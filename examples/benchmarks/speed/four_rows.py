@@ -61,7 +61,7 @@ def four_rows(
     prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
     embeds = pipe.encode_prompts(count, prompts, dict.fromkeys(["uncond_prompt", *prompts]), device)
     embeds = torch.cat([embeds, embeds[1:2]]).flatten(0, 1)
-    source = pipe.encode_image(pipe.preprocess_image(image), embeds.dtype, device, generator)
+    source = pipe.encode_image(pipe.preprocess_image(image), device, generator)
     noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
     timesteps = pipe.set_timesteps(num_inference_steps, device)[-stop_step:]
     latents = pipe.scheduler.add_noise(source, noise, timesteps[:1])
