@@ -12,6 +12,7 @@ from cyclopts import App, Group, Parameter
 
 from sona_pipeline.common.caches import use_writable_caches
 from sona_pipeline.common.configuration import Given, read_configuration
+from sona_pipeline.common.places import check_apart
 from sona_pipeline.common.settings import Setting, settings_of
 
 Command = Callable[[Given], None]
@@ -47,7 +48,10 @@ def add_command(
         file = values.pop("config", None)
         use_writable_caches()
         given = read_configuration(file, options, settings_in) if file else {}
-        function(Given(given | dict(zip(names, arguments)) | values))
+        given |= dict(zip(names, arguments)) | values
+        if given.get("output") and (images := given.get("data") or given.get("id")):
+            check_apart(given["output"], images)
+        function(Given(given))
 
     run.__name__ = function.__name__
     parameters.sort(key=lambda parameter: parameter.kind)  # arguments first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -16,6 +17,16 @@ from rich.markup import escape
 from sona_pipeline.common.disk import FULL, DiskFullError
 from sona_pipeline.common.messages import brief, say
 
+_OF_PLACES: dict[int | None, str] = {
+    errno.EACCES: "may not be read, or not be written to, by this account",
+    errno.EPERM: "may not be read, or not be written to, by this account",
+    errno.ENOENT: "does not exist: name another place",
+    errno.EISDIR: "is a folder, but a file is needed: name one",
+    errno.ENOTDIR: "is a file, or lies below one, but a folder is needed: name another place",
+    errno.EEXIST: "is there already, as something else: name another place",
+    errno.EROFS: "lies on a disk that may only be read: name another place",
+}
+"""What is wrong with a place, by the number of the system's error."""
 _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|Bus error", re.IGNORECASE)
 
 
@@ -35,8 +46,8 @@ def exit_code(error: BaseException, is_stopped: bool, bad_input: type[Exception]
 def say_failure(error: Exception) -> None:
     """Print on stderr what is wrong, without the number of an error of the system."""
     sentence = str(error)
-    if isinstance(error, PermissionError) and error.filename:
-        sentence = f"{error.filename} may not be read, or not be written to, by this account"
+    if isinstance(error, OSError) and error.filename:
+        sentence = f"{error.filename} {_OF_PLACES.get(error.errno, f'fails ({error.strerror})')}"
     Console(stderr=True).print(f"[bold red]sona:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 

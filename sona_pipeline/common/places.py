@@ -1,9 +1,10 @@
-"""Places of data and models that are given on a command line: which of them are one and the same."""
+"""Places of data and models that are given on a command line: which of them are one, or lie in one another."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from sona_pipeline.common.names import expanded
 
@@ -29,3 +30,13 @@ def check_once(places: Iterable[tuple[str, str]]) -> None:
             other = seen[real]
             what = f"{given} is given twice" if other == given else f"{other} and {given} are one place"
             raise ValueError(f"{what}: give it once")
+
+
+def check_apart(output: Path, data: str) -> None:
+    """Raise ValueError if what is written to `output` would lie among the images in the folder `data`."""
+    folder, place = expanded(data).resolve(), expanded(output).resolve()
+    if folder.is_dir() and place.is_relative_to(folder):
+        raise ValueError(
+            f"--output {output} is or lies in {data}, and would count as images of it the next time: choose a folder"
+            " outside of it"
+        )

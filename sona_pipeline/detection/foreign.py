@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import torch
 from torch import nn
+
+from sona_pipeline.common.loading import loading
+from sona_pipeline.common.messages import brief
 
 _OF_THE_CHECKPOINT = ("id2label", "label2id", "_name_or_path", "transformers_version", "dtype")
 _SAID_BY_NETWORKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -42,7 +44,7 @@ def timm_body(name: str, image_size: int, pretrained: bool) -> nn.Module:
     except EntryNotFoundError as error:
         raise ValueError(refusal) from error
     except _SAID_BY_NETWORKS as error:
-        raise ValueError(f"{name} cannot be built for {_images(image_size)} ({reason(error)})") from error
+        raise ValueError(f"{name} cannot be built for {_images(image_size)} ({brief(error)})") from error
 
 
 class Logits(nn.Module):
@@ -61,26 +63,29 @@ def transformers_body(name: str, image_size: int, config: dict | None, pretraine
     """An image classifier of transformers without its head, or its two heads; and what it is built from again.
 
     Raises:
-        ValueError: it takes no images of this size, or does not end in linear layers.
+        FileNotFoundError: there is no such classifier.
+        ValueError: it cannot be loaded, takes no images of this size, or does not end in linear layers.
     """
     from transformers import AutoConfig, AutoModelForImageClassification
 
     if config is None:
-        config = AutoConfig.from_pretrained(name).to_dict()
+        with loading(name, "image classifier"):
+            config = AutoConfig.from_pretrained(name).to_dict()
         config = {key: value for key, value in config.items() if key not in _OF_THE_CHECKPOINT}
         if not pretrained:
             _resize(config, image_size)
     try:
         settings = AutoConfig.for_model(**config)
         settings.architectures = settings.architectures or []  # which transformers goes through
-        if pretrained:
+        if not pretrained:
+            model = AutoModelForImageClassification.from_config(settings)
+    except _SAID_BY_NETWORKS as error:
+        raise ValueError(f"{name} cannot be built for {_images(image_size)} ({brief(error)})") from error
+    if pretrained:
+        with loading(name, "image classifier"):
             model = AutoModelForImageClassification.from_pretrained(
                 name, config=settings, ignore_mismatched_sizes=True, use_safetensors=True
             )
-        else:
-            model = AutoModelForImageClassification.from_config(settings)
-    except _SAID_BY_NETWORKS as error:
-        raise ValueError(f"{name} cannot be built for {_images(image_size)} ({reason(error)})") from error
     heads = _heads(model, name, image_size)
     if not heads:
         raise ValueError(f"{name} does not end in a linear layer, and cannot be the network of a detector")
@@ -118,14 +123,9 @@ def _tried(body: nn.Module, name: str, image_size: int) -> Any:
     try:
         return body(image)
     except _SAID_BY_NETWORKS as error:
-        raise ValueError(f"{name} does not take {_images(image_size)} ({reason(error)})") from error
+        raise ValueError(f"{name} does not take {_images(image_size)} ({brief(error)})") from error
     finally:
         body.train()
-
-
-def reason(error: Exception) -> str:
-    """What an error says, on one line."""
-    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 def _images(image_size: int) -> str:

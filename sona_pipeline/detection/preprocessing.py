@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sona_pipeline.detection.foreign import reason
+from sona_pipeline.common.messages import brief
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNEL_ORDERS = ("RGB", "BGR")
@@ -69,14 +69,14 @@ def of_transformers(name: str) -> Preprocessing:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} has no preprocessor_config.json that can be had, which says how its images are normalized: put it"
-            f" beside the weights, or train from scratch ({reason(error)})"
+            f" beside the weights, or train from scratch ({brief(error)})"
         ) from error
     try:
         black, *primary = (_processed(processor, colour) for colour in _COLOURS)
     except Exception as error:  # each processor says it in its own way
         raise ValueError(
             f"the image processor of {name} ({type(processor).__name__}) does not make one picture of three channels:"
-            f" choose another network, or train from scratch ({reason(error)})"
+            f" choose another network, or train from scratch ({brief(error)})"
         ) from error
     gains = torch.stack([colour - black for colour in primary])  # [colour, channel]
     for order, places in zip(CHANNEL_ORDERS, ([0, 1, 2], [2, 1, 0])):

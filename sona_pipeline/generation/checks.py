@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from sona_pipeline.common.files import read_text
+from sona_pipeline.common.loading import loading
+from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import normal, spoken
 from sona_pipeline.data.outlier_set import FINGERPRINT
 from sona_pipeline.detection.detector import Detector, load_detector
@@ -127,14 +129,17 @@ def load_classifier(
         device: that it runs on.
 
     Raises:
-        ValueError: the classifier does not know one of the classes, or has no names for its own.
+        FileNotFoundError: there is no such classifier.
+        ValueError: it cannot be loaded, does not know one of the classes, or has no names for its own.
     """
+    name = str(expanded(name))
     config = Path(name) / "config.json"
     if config.exists() and '"network"' in read_text(config):
         return _detector_confidence(load_detector(name, device), name, class_names)
     from transformers import pipeline
 
-    model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
+    with loading(name, "image classifier"):
+        model = pipeline("image-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
     labels = _labels_of(model.model.config, name)
     indices_of = _matching(labels, name, class_names)
     model.model.config.id2label = {index: str(index) for index in range(len(labels))}  # names need not be unique

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from sona_pipeline.common.files import read_text
+from sona_pipeline.common.loading import loading
+from sona_pipeline.common.names import expanded
 from sona_pipeline.data import sample
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
 from sona_pipeline.generation.settings import LabelSettings
@@ -152,11 +154,17 @@ def pipeline_encoder(pipe: SONAPipeline) -> Encode:
 def text_encoder(name: str) -> Encode:
     """A text encoder of transformers such as BERT, sentence-transformers' or CLIP's, by Hub id or folder, on the CPU.
 
-    The mean over the tokens is the embedding. OSError if there is no such model.
+    The mean over the tokens is the embedding.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it cannot be loaded.
     """
-    model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
-    model = getattr(model, "text_model", model)
-    return _encoder(AutoTokenizer.from_pretrained(name), model, _mean_of_tokens)
+    name = str(expanded(name))
+    with loading(name, "text encoder"):
+        model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    return _encoder(tokenizer, getattr(model, "text_model", model), _mean_of_tokens)
 
 
 def _mean_of_tokens(outputs: Any, mask: torch.Tensor) -> torch.Tensor:

@@ -177,3 +177,24 @@ main()
 """
     ended = subprocess.run([sys.executable, "-c", stopping, "--help"], capture_output=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--class-names", "nowhere.txt"), "nowhere.txt does not exist: name another place"),
+        (("--class-names", "."), ". is a folder, but a file is needed: name one"),
+        (("--output", "sorted/set"), "--output sorted/set is or lies in sorted"),
+        (("--output", "file/set"), "file/set cannot be a folder, since a file is there: choose another"),
+    ],
+)
+def test_places_that_cannot_be_used_are_named(images, tmp_path, monkeypatch, capsys, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "sorted").symlink_to(images.parent)
+    given = ["generate", "--data", "sorted", "--model", "tiny", "--ood-labels", "labels.txt", "--steps", "1"]
+    (tmp_path / "labels.txt").write_text("bag\n")
+    given += [] if "--output" in options else ["--output", "set"]
+    with pytest.raises(SystemExit) as ended:
+        command_line.main([*given, *options])
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err

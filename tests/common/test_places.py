@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from sona_pipeline.common.places import check_once, real_place
+from sona_pipeline.common.places import check_apart, check_once, real_place
 
 
 @pytest.fixture
@@ -25,3 +27,14 @@ def test_what_is_given_twice_is_named_once(photos):
     with pytest.raises(ValueError, match="are one place"):
         check_once([("--near a=gone", "gone"), ("--near b=./gone/", "./gone/")])
     check_once([("--near a", "me/birds"), ("--near b", "me/photos"), ("--far c", "photos"), ("--far d", "none")])
+
+
+@pytest.mark.parametrize("output", ["photos", "photos/set", "./photos/../photos/set", "link/set"])
+def test_what_is_written_may_not_lie_among_the_images(photos, output):
+    with pytest.raises(ValueError, match=r"is or lies in photos, and would count as images of it the next time"):
+        check_apart(Path(output), "photos")
+
+
+@pytest.mark.parametrize(("output", "data"), [("photos 2", "photos"), (".", "photos"), ("set", "owner/photos")])
+def test_what_is_written_may_lie_beside_the_images(photos, output, data):
+    check_apart(Path(output), data)

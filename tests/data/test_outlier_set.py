@@ -398,3 +398,13 @@ def test_duplicates_across_shards_survive_a_kill_between_them(form, tmp_path, mo
         if finish_killed_after(kills, OutlierWriter(tmp_path / "killed", form), monkeypatch):
             break
     assert contents(tmp_path / "killed", form) == contents(tmp_path / "undisturbed", form)
+
+
+def test_a_set_is_no_image_folder(tmp_path):
+    (tmp_path / "settings.json").write_text('{"ood_labels": ["bag"]}')
+    for kind in ("outliers", "reconstructions"):
+        (tmp_path / kind / "coat").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / kind / "coat" / "1.png")
+    with pytest.raises(ValueError, match=r"is a set made by `sona generate`, and no image folder: give .*outliers for"):
+        open_images(tmp_path)
+    assert open_images(tmp_path / "outliers").classes == ("coat",)
