@@ -15,6 +15,7 @@ from .data.class_names import (
     imagenet_labels as imagenet_labels,
     spoken as spoken,
 )
+from .data.codecs import KeptForm as KeptForm
 from .data.image_set import (
     ImageSet as ImageSet,
     hold_out as hold_out,

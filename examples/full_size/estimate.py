@@ -76,8 +76,10 @@ def unet_rows(images, steps: int, seed: int) -> int:
 
 def bytes_of_an_image(folder: Path) -> float:
     """Mean bytes of outlier and round trip together, in a set of image files."""
+    kinds = {".png", ".webp", ".jpg"}
     sizes = [
-        [path.stat().st_size for path in (folder / part).rglob("*.png")] for part in ("outliers", "reconstructions")
+        [path.stat().st_size for path in (folder / part).rglob("*") if path.suffix in kinds]
+        for part in ("outliers", "reconstructions")
     ]
     return sum(mean(part) for part in sizes if part)
 

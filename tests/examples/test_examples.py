@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import io
 import json
 import os
 import re
@@ -18,7 +19,17 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from sona_pipeline import RECIPES, GenerationSettings, SONAPipeline, load_detector, load_pipeline, open_images
+from sona_pipeline import (
+    RECIPES,
+    GenerationSettings,
+    OutputSettings,
+    SONAPipeline,
+    generate_outliers,
+    load_detector,
+    load_pipeline,
+    open_images,
+    open_outlier_set,
+)
 from sona_pipeline.data import sample
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.evaluation.posthoc import POST_HOC
@@ -134,6 +145,45 @@ def test_table_of_searched_scores_has_every_score_twice(tmp_path, cut_sample):
     assert list(table.index) == list(script.SCORES) and table.shape[1] == 8
     same, other = (table.filter(like=part).to_numpy() for part in ("defaults", "searched"))
     assert (same[0] == other[0]).all() and (same[1:] != other[1:]).any()
+
+
+def test_tables_of_sizes_are_of_real_files_and_every_form(tmp_path, monkeypatch, cut_sample):
+    script = load("benchmarks/sizes")
+    monkeypatch.delitem(script.PHOTOS, "skimage")  # which is not installed for tests
+    script.main(output=tmp_path, crops=6, images=24, seeds=1, epochs=1)
+    sizes = pd.read_csv(tmp_path / "results" / "bytes.csv")
+    assert list(sizes.columns) == ["photo", *script.FORMS] and set(sizes["photo"]) == {
+        "china",
+        "flower",
+        "grace_hopper",
+    }
+    crop = script.crops(1)[0][1]
+    for name, options in (("PNG, 512 px", {"format": "PNG"}), ("WebP, 512 px", {"format": "WEBP", "lossless": True})):
+        content = io.BytesIO()
+        crop.save(content, **options)
+        assert sizes[name][0] == len(content.getvalue())
+    text = (tmp_path / "results" / "results.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| JPEG 90, 224 px |")).split("|")
+    assert float(row[5]) == pytest.approx(2 * 258_951 * sizes["JPEG 90, 224 px"].mean() / 1e9, abs=0.05)
+    assert "WebP gave back all of 48 pictures" in text
+    assert all(f"| {name} | " in text for name in script.SMALL_FORMS)
+    assert json.loads((tmp_path / "results" / "run.json").read_text())["photos"] == dict.fromkeys(
+        set(sizes["photo"]), 2
+    )
+
+
+def test_benchmark_keeps_pictures_as_the_job_does(tmp_path, monkeypatch, cut_sample):
+    """What is made of a PNG set in memory is what `sona generate` writes, pixel by pixel."""
+    script, images = load("benchmarks/sizes"), sample.id_images("train").take(range(6))
+    pipe, settings = load_pipeline("tiny", "cpu"), GenerationSettings(sample.OOD_LABELS, num_inference_steps=2)
+    pairs = open_outlier_set(generate_outliers(images, pipe, tmp_path / "png", settings), images)
+    for k, (form, _) in enumerate(script.SMALL_FORMS.values()):
+        writing = OutputSettings(save_size=form.size, codec=form.codec, quality=form.quality)
+        written = open_outlier_set(generate_outliers(images, pipe, tmp_path / f"{k}", settings, writing), images)
+        kept = script.as_kept(pairs, form)
+        assert kept.form == written.form
+        for ones, others in ((kept.outliers, written.outliers), (kept.reconstructions, written.reconstructions)):
+            assert all((np.asarray(ones.image(i)) == np.asarray(others.image(i))).all() for i in range(6))
 
 
 def test_table_of_detectors_has_every_method_and_score(tmp_path, monkeypatch, cut_sample):

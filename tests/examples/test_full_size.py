@@ -185,9 +185,10 @@ def test_imagenet200(run, tmp_path):
 def test_estimate_counts_the_work_and_divides_it(tmp_path, capsys):
     """Rows by the formula of the plan, written out; bytes of files of known sizes; seconds that come out even."""
     (tmp_path / "list.txt").write_text("a/1.png 0\na/2.png 0\nb/1.png 1\n")
-    for part, size in (("outliers", 700), ("outliers", 900), ("reconstructions", 500)):
+    for part, size, suffix in (("outliers", 700, "png"), ("outliers", 900, "webp"), ("reconstructions", 500, "jpg")):
         (tmp_path / part / "a").mkdir(parents=True, exist_ok=True)
-        (tmp_path / part / "a" / f"{size}.png").write_bytes(bytes(size))
+        (tmp_path / part / "a" / f"{size}.{suffix}").write_bytes(bytes(size))
+    (tmp_path / "outliers" / "metadata.jsonl").write_text("{}\n")
     digests = [
         hashlib.sha256(f"{s}/{key}".encode()).digest()[:8] for s in (0, 1) for key in ("a/1.png", "a/2.png", "b/1.png")
     ]

@@ -24,8 +24,9 @@ from sona_pipeline.data.settings import FORMATS, PACKINGS
 from sona_pipeline.detection.detector import Detector, save_detector
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets
+from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import generate_outliers
-from sona_pipeline.generation.settings import GenerationSettings
+from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 from sona_pipeline.hub import repositories as hub
 
 ROOT = Path(sona_pipeline.__file__).parent
@@ -411,3 +412,15 @@ def test_unfinished_sets_and_nameless_tests_are_refused(sets, tmp_path):
     with pytest.raises(ValueError, match="belongs to a set of ID images"):
         hub.write_outlier_repository(tmp_path / "out", "me/out", sets["folder"], near_ood=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_another_codec_is_pushed_as_it_is_and_its_card_says_so(tmp_path):
+    images, settings = id_images("train").take(range(3)), GenerationSettings(OOD_LABELS, num_inference_steps=2)
+    writing = OutputSettings(codec="webp", save_size=16)
+    made = generate_outliers(images, load_pipeline("tiny", "cpu"), tmp_path / "set", settings, writing)
+    hub.write_outlier_repository(tmp_path / "out", "me/out", made)
+    table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {(picture.format, picture.size) for picture in table["image"]} == {("WEBP", (16, 16))}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "16 x 16 pixels, grey |" in card
+    assert "WebP without loss, scaled down from 32 pixels" in card
