@@ -207,6 +207,15 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 def digest_of(content: object) -> str:
     """The first 16 digits of the SHA-256 of something that can be written as JSON."""
     return digest(json.dumps(content, sort_keys=True).encode())[:16]

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.request import url2pathname
 
 LONGEST = 200
 """Bytes in UTF-8 of a name, which leave room for a suffix: file systems take 255."""
@@ -16,7 +17,12 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)",
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with a leading `~` or `~name` replaced by that home folder; as it is where there is no such home."""
+    """`path` with a leading `~` or `~name` replaced by that home folder; as it is where there is no such home.
+
+    An address `file:///...` becomes the path that it stands for.
+    """
+    if found := re.match(r"file:/+", os.fspath(path)):
+        return Path(url2pathname(f"/{os.fspath(path)[found.end() :]}"))
     return Path(os.path.expanduser(path))
 
 

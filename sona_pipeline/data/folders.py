@@ -77,12 +77,12 @@ def inner_folder(root: Path, split: str) -> Path:
 
 def _are_splits(root: Path, folders: list[str]) -> bool:
     """Whether folders are splits; ValueError if only some are."""
-    is_nested = any(_class_folders(root / name) for name in folders if _split_of(name))
-    if all(map(_split_of, folders)):
-        are_several = len({_split_of(name) for name in folders}) > 1 and (is_nested or _bare(folders) == folders)
+    is_nested = any(_class_folders(root / name) for name in folders if split_of(name))
+    if all(map(split_of, folders)):
+        are_several = len({split_of(name) for name in folders}) > 1 and (is_nested or _bare(folders) == folders)
         return are_several or (len(folders) == 1 and is_nested)
     splits = _bare(folders)
-    if is_nested and len({_split_of(name) for name in splits}) > 1:
+    if is_nested and len({split_of(name) for name in splits}) > 1:
         others = [name for name in folders if name not in splits]
         raise ValueError(
             f"{root} holds the splits {splits} beside {others[:5]}: give the folder of one, such as {root / splits[0]}"
@@ -90,7 +90,8 @@ def _are_splits(root: Path, folders: list[str]) -> bool:
     return False
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
+    """The split that a name tells of, as `datasets` calls it; None if it tells of none."""
     found = _SPLIT.fullmatch(name)
     return _WORDS[found[1].lower()] if found else None
 
@@ -102,8 +103,8 @@ def _bare(folders: list[str]) -> list[str]:
 
 def _chosen(root: Path, folders: list[str], split: str) -> str:
     """The one of the splits that is asked for."""
-    kind = _split_of(split)
-    found = [name for name in folders if name == split] or [name for name in folders if _split_of(name) == kind]
+    kind = split_of(split)
+    found = [name for name in folders if name == split] or [name for name in folders if split_of(name) == kind]
     if not found:
         raise ValueError(
             f"{root} has no split {split!r}; its splits are {folders}: name one of these, or give its folder"
@@ -124,7 +125,7 @@ def _class_folders(root: Path) -> list[str]:
         return []
     names = sub_folders(root)
     found = (name for name in names if has_images(root / name))
-    return list(found if any(map(_split_of, names)) else islice(found, 2))
+    return list(found if any(map(split_of, names)) else islice(found, 2))
 
 
 def _is_wrapper(folder: Path) -> bool:

@@ -11,9 +11,13 @@ from sona_pipeline.data.folders import has_images, inner_folder, open_folder
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import image_suffixes
 from sona_pipeline.data.lists import check_listed_once, is_image_list, list_classes, open_list
+from sona_pipeline.data.outlier_set import check_no_outlier_set
+from sona_pipeline.data.remote import address_of, storage_of
+from sona_pipeline.data.remote_images import of_split, open_remote
 from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.data.table_files import PARQUET, is_configured, parquet_files
 from sona_pipeline.data.tables import hub_table, open_parquet, open_table, saved_table
+from sona_pipeline.data.tars import TAR, open_tars
 from sona_pipeline.data.walk import Walk, check_no_archive
 
 if TYPE_CHECKING:
@@ -40,6 +44,9 @@ def open_images(
               what systems strew about, are passed over without a word; other files, tables too, with a warning;
             - a parquet file or a folder of them, such as a cloned data set of the Hub, a folder written by
               `datasets.save_to_disk`, or the id of a data set on the Hub ("owner/name");
+            - WebDataset tars: one, or a folder of them, see `open_tars`;
+            - an address that fsspec knows (s3://, gs://, hf://datasets/owner/name, memory://) of an image folder, or of
+              parquet files or tars, also with `*` in it; nothing of that is downloaded whole, see `open_remote`;
             - an image list of OpenOOD, a text file with `path label` on each line. Classes are named after the
               folders of their images where those tell them apart, else by their numbers; -1 is no class.
         split: part of a Hub data set, of one that `save_to_disk` wrote with several, or of a folder with several.
@@ -58,9 +65,13 @@ def open_images(
         ValueError: nothing that can be read as an image lies there, labelled and unlabelled images or images and tables
             of images are mixed, there is no such split, or a column is missing or cannot be told.
     """
+    if address := address_of(source):
+        return open_remote(address, split, image_column, label_column, labelled)
     path = expanded(source)
     if not path.exists():
         return open_table(hub_table(str(source), split), str(source), image_column, label_column, labelled)
+    if path.is_file() and path.suffix.lower() == TAR:
+        return open_tars(storage_of(path.parent), [path.name], str(path), label_column, labelled)
     if path.is_file():
         _refuse_other_files(path)
     if is_image_list(path):
@@ -69,8 +80,16 @@ def open_images(
         return open_table(saved_table(path, split), str(path), image_column, label_column, labelled)
     shards, features = _shards(path, split) if path.is_dir() else ([path], None)
     if not shards:
+        check_no_outlier_set(path)
+        if tars := _tars(path):
+            return open_tars(storage_of(path), of_split(tars, split, str(path)), str(path), label_column, labelled)
         return open_folder(inner_folder(path, split))
     return open_parquet(shards, features, str(path), image_column, label_column, labelled)
+
+
+def _tars(path: Path) -> list[str]:
+    """The tars in a folder without image files."""
+    return [] if has_images(path) else sorted(Walk(path, {TAR}))
 
 
 def _open_list(path: Path, root: str | Path | None, class_list: str | Path | None) -> ImageSet:

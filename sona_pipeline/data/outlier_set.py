@@ -23,24 +23,30 @@ from sona_pipeline.common.files import (
     write_together,
     write_with,
 )
-from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.codecs import KeptForm
+from sona_pipeline.data.copies import local_copy
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded, upright
+from sona_pipeline.data.set_files import (
+    IMAGE_LIST,
+    MANIFEST,
+    METADATA,
+    OUTLIERS,
+    PARTS,
+    RECONSTRUCTIONS,
+    REJECTS,
+    SETTINGS,
+)
 from sona_pipeline.data.settings import PACKINGS
 from sona_pipeline.data.shards import Sample, suffix_of
 
-OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
-SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "rejects.jsonl", "outliers.txt"
 SHARD_BYTES = 256 << 20
 FINGERPRINT = "fingerprint"
 """The column of `metadata.jsonl` that most outliers that look nearly the same have in common."""
 MAY_PASS = "may_pass"
 """The column of `rejects.jsonl` that says of a reject that another run may make an outlier of the image."""
-PARTS, _MERGED = ".parts", ".merged"
-MANIFEST = "manifest.json"
-"""What a finished part of a set has: the names of its batches."""
+_MERGED = ".merged"
 _PASSED_IN_0_1_0 = re.compile(r": \[Errno \d+\] |became NaN or|is not finite")
 """Reasons of this kind that version 0.1.0 recorded without that column."""
 
@@ -174,9 +180,12 @@ class OutlierWriter:
             if any("reason" not in row and row["file_name"] not in dropped for row in rows):
                 group.append(part)
                 size += part.stat().st_size
-            if group and (size >= SHARD_BYTES or part == parts[-1]):
+            if group and (self._fills_a_shard(size) or part == parts[-1]):
                 self._merge(group, dropped)
                 group, size = [], 0
+
+    def _fills_a_shard(self, size: int) -> bool:
+        return size >= SHARD_BYTES
 
     def _merge(self, group: Sequence[Path], dropped: Container[str]) -> None:
         listing = self.parts / f"{group[0].stem}.merge"
@@ -229,6 +238,7 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: no image of the set belongs to `images`, or its shards lack outliers, since it is not finished.
     """
+    folder = local_copy(folder)
     settings = read_settings(folder)
     row_of = finder({row["source_key"]: row for row in read_rows(folder)})
     pairs = {index: row for index, key in enumerate(images.keys) if (row := row_of(key))}
@@ -258,7 +268,8 @@ def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, I
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: its shards lack one of them.
     """
-    settings, folder = read_settings(folder), expanded(folder)
+    folder = local_copy(folder)
+    settings = read_settings(folder)
     kinds = (OUTLIERS, RECONSTRUCTIONS) if settings["reconstructions"] else (OUTLIERS,)
     if settings["format"] == "folder":
         found = [_open_files(folder / kind, names) for kind in kinds]
@@ -274,16 +285,23 @@ def read_samples(folder: str | Path) -> Iterator[Sample]:
         FileNotFoundError: `folder` is not an outlier set.
         ValueError: the set is not finished.
     """
-    folder = expanded(folder)
-    form = read_settings(folder)["format"]
-    if (folder / MANIFEST).exists():
-        raise ValueError(f"{folder} is a part of a set: join all parts by `sona merge` first")
-    if (folder / PARTS).exists() or not _table(folder, form).exists():
-        raise ValueError(f"{folder} is not finished: let the same `sona generate` go on to its end")
+    place, folder = folder, local_copy(folder)
+    settings = read_settings(folder)
+    form = settings["format"]
+    if "part" in settings:
+        raise ValueError(f"{place} is a part of a set: join all parts by `sona merge` first")
+    if not _is_finished(folder, form):
+        raise ValueError(f"{place} is not finished: let the same `sona generate` go on to its end")
     if form != "folder":
         shards = sorted((folder / OUTLIERS).glob(f"*.{PACKINGS[form].suffix}"))
         return chain.from_iterable(map(PACKINGS[form].unpack, shards))
     return map(lambda row: read_sample(folder, row), read_rows(folder))
+
+
+def _is_finished(folder: Path, form: str) -> bool:
+    if (folder / MANIFEST).exists():
+        return read_json(folder / MANIFEST)["finished"]
+    return _table(folder, form).exists() and not (folder / PARTS).exists()
 
 
 def read_sample(folder: Path, row: dict) -> Sample:
@@ -294,16 +312,28 @@ def read_sample(folder: Path, row: dict) -> Sample:
 
 def read_settings(folder: str | Path) -> dict:
     """The settings that an outlier set was made with; FileNotFoundError if `folder` is none."""
-    path = expanded(folder) / SETTINGS
+    path = local_copy(folder, with_shards=False) / SETTINGS
     settings = read_json(path) if path.exists() else {}
     if "ood_labels" not in settings:
         raise FileNotFoundError(f"{folder} is not a set made by `sona generate`: it has no {SETTINGS} of one")
     return settings
 
 
+def check_no_outlier_set(folder: Path) -> None:
+    """Raise ValueError for an outlier set, whose outliers and round trips are no classes of an image folder."""
+    try:
+        read_settings(folder)
+    except (FileNotFoundError, ValueError):
+        return
+    raise ValueError(
+        f"{folder} is a set made by `sona generate`, and no image folder: give {folder / OUTLIERS} for its outliers, or"
+        " the folder of the images that they were made of"
+    )
+
+
 def read_rows(folder: str | Path) -> Iterator[dict]:
     """The rows of a set's metadata table, and of what an unfinished run has added; one for each outlier."""
-    folder = expanded(folder)
+    folder = local_copy(folder, with_shards=False)
     rejected = {row["file_name"] for row in read_rejects(folder)}
     table = read_json_lines(_table(folder, read_settings(folder)["format"]))
     rows = _each_once(row for row in chain(_part_rows(folder), table) if "reason" not in row)
@@ -312,8 +342,9 @@ def read_rows(folder: str | Path) -> Iterator[dict]:
 
 def read_rejects(folder: str | Path) -> Iterator[dict]:
     """Images of which there is no outlier: the file name it would have, the source's key, and the reason."""
-    made = {row["file_name"] for row in _part_rows(expanded(folder)) if "reason" not in row}
-    rows = chain(_part_rows(expanded(folder)), read_json_lines(expanded(folder) / REJECTS))
+    folder = local_copy(folder, with_shards=False)
+    made = {row["file_name"] for row in _part_rows(folder) if "reason" not in row}
+    rows = chain(_part_rows(folder), read_json_lines(folder / REJECTS))
     rejects = (row for row in rows if "reason" in row)
     yield from _each_once(row for row in rejects if row["file_name"] not in made or not may_pass(row))
 

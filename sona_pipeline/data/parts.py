@@ -5,26 +5,25 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from sona_pipeline.common.files import digest, only_run, read_json, read_json_lines, settle_settings
 from sona_pipeline.common.messages import brief
-from sona_pipeline.common.names import expanded
 from sona_pipeline.common.places import check_once
+from sona_pipeline.data.copies import local_copy
 from sona_pipeline.data.outlier_set import (
-    MANIFEST,
-    PARTS,
-    SETTINGS,
-    OutlierWriter,
     hash_of,
     read_rejects,
     read_rows,
     read_sample,
     read_settings,
 )
+from sona_pipeline.data.set_files import MANIFEST, PARTS, SETTINGS
 from sona_pipeline.data.settings import PACKINGS
 from sona_pipeline.data.shards import Sample
+from sona_pipeline.data.uploads import check_place, writer_to
 
 OF_PARTS = ("part", "batch_size", "images")
 """Settings that a part has and the whole set has not."""
@@ -43,10 +42,11 @@ class Part:
     """A finished part.
 
     Attributes:
-        folder: that it lies in.
+        folder: that it, or a copy of it, lies in.
         settings: that it was made with.
         number, total: it is the part `number`, from 1 on, of `total`.
         names: of its batches.
+        shards: what a part at an address was made of, as its manifest has it.
     """
 
     folder: Path
@@ -54,14 +54,27 @@ class Part:
     number: int
     total: int
     names: tuple[str, ...]
+    shards: tuple[dict, ...] = ()
 
     def batches(self) -> Iterator[Batch]:
         """Its batches in the order of their names; OSError or ValueError if a file of them is missing or damaged."""
-        for name in self.names:
+        for shard in self.shards:
+            yield from self._batches_of(shard)
+        for name in self.names if not self.shards else ():
             table = list(read_json_lines(self.folder / PARTS / f"{name}.jsonl"))
             rows = [row for row in table if "reason" not in row]
             samples = self._samples(name, rows) if rows else []
             yield Batch(name, samples, [row for row in table if "reason" in row])
+
+    def _batches_of(self, shard: dict) -> Iterator[Batch]:
+        """The batches in a shard, whose rejects all come with the first one."""
+        table = read_json_lines(self.folder / shard["table"])
+        rejects = [row for row in table if "reason" in row]
+        form = self.settings["format"]
+        samples = PACKINGS[form].unpack(self.folder / shard["shard"]) if "shard" in shard else iter(())
+        for name, count in shard["batches"].items():
+            yield Batch(name, list(islice(samples, count)), rejects)
+            rejects = []
 
     def _samples(self, name: str, rows: list[dict]) -> list[Sample]:
         form = self.settings["format"]
@@ -86,17 +99,23 @@ def open_part(place: str | Path) -> Part:
         FileNotFoundError: there is no outlier set.
         ValueError: it is a whole set, or not finished, or a file of it is missing.
     """
-    folder = expanded(place)
+    folder = local_copy(place)
     settings = read_settings(folder)
     if "part" not in settings:
         raise ValueError(f"{folder} is a whole set and no part: parts are made by `sona generate --part I/N`")
     what, way_out = f"{folder}, part {settings['part']}", "let the same `sona generate` go on to its end"
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{what}, is not finished: {way_out}")
-    names = tuple(sorted(read_json(folder / MANIFEST)["batches"]))
+    manifest = read_json(folder / MANIFEST)
+    if not manifest.get("finished", True):
+        raise ValueError(f"{what}, is not finished: {way_out}")
+    number, total = map(int, settings["part"].split("/"))
+    if "shards" in manifest:
+        names = tuple(name for shard in manifest["shards"] for name in shard["batches"])
+        return Part(folder, settings, number, total, names, tuple(manifest["shards"]))
+    names = tuple(sorted(manifest["batches"]))
     if missing := [name for name in names if not (folder / PARTS / f"{name}.jsonl").exists()]:
         raise ValueError(f"{what}, lacks {len(missing)} of its batches, such as {missing[0]}: {way_out}")
-    number, total = map(int, settings["part"].split("/"))
     return Part(folder, settings, number, total, names)
 
 
@@ -107,6 +126,8 @@ def merge_parts(places: Sequence[str | Path], output: str | Path) -> int:
         places: folders of all its parts, in any order; they stay as they are.
         output: folder of the set.
 
+    Places and output may be addresses.
+
     Returns:
         The number of outliers in the set.
 
@@ -116,24 +137,23 @@ def merge_parts(places: Sequence[str | Path], output: str | Path) -> int:
         BlockingIOError: another run is writing to the folder.
         OSError: the disk fails or is full.
     """
-    output = expanded(output)
     check_once((str(place), str(place)) for place in places)
     parts = [open_part(place) for place in places]
     check_parts(parts)
     fixed = {key: value for key, value in parts[0].settings.items() if key not in OF_PARTS}
     notes = fixed.pop("notes")
-    writer = OutlierWriter(output, fixed["format"])
-    with only_run(output):
-        settle_settings(output / SETTINGS, fixed, notes)
+    check_place(output, fixed["format"], fixed["drop_duplicates"])
+    with writer_to(output, fixed["format"]) as writer, only_run(writer.folder):
+        settle_settings(writer.folder / SETTINGS, fixed, notes)
         known = writer.done(fixed["reconstructions"])
-        known |= {hash_of(row["file_name"]) for row in read_rejects(output)}
+        known |= {hash_of(row["file_name"]) for row in read_rejects(writer.folder)}
         for batch in heapq.merge(*(part.batches() for part in parts), key=lambda batch: batch.name):
             samples = [sample for sample in batch.samples if hash_of(sample.row["file_name"]) not in known]
             rejects = [row for row in batch.rejects if hash_of(row["file_name"]) not in known]
             if samples or rejects:
                 writer.commit(batch.name, samples, rejects)
         writer.finish(fixed["drop_duplicates"])
-        return sum(1 for _ in read_rows(output))
+        return sum(1 for _ in read_rows(writer.folder))
 
 
 def check_parts(parts: Sequence[Part]) -> None:

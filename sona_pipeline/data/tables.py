@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,21 +148,28 @@ def open_table(
     if isinstance(feature, datasets.Image):
         pictures = pictures.cast_column(columns.image, datasets.Image(decode=False))
     check_rows(pictures, columns.image, name)
-    labels, classes = _classes(table, columns.label, name, labelled)
-    if "key" in table.features:
-        keys: Iterable[str] = map(str, table["key"][:])
-    else:  # tells tables apart, so that the outliers of one are not taken for those of another
-        mark = hashlib.sha256(json.dumps([len(table), labels, classes]).encode()).hexdigest()[:8]
-        keys = (f"{mark}/{i:08d}" for i in range(len(table)))
+    labels, classes = labels_of(table, columns.label, name, labelled)
     return ImageSet(
-        keys=tuple(keys),
+        keys=keys_of(table, len(table), labels, classes),
         labels=tuple(labels),
         classes=tuple(classes),
         _open=lambda i: decoded(lambda: picture(pictures[i][columns.image], feature), f"row {i} of {name}"),
     )
 
 
-def _classes(table: Dataset, column: str | None, name: str, labelled: bool | None) -> tuple[list[int], list[str]]:
+def keys_of(table: Dataset, count: int, labels: list[int], classes: list[str]) -> tuple[str, ...]:
+    """The keys of `count` rows: those in the column `key`, or numbers with a mark that tells tables apart.
+
+    So the outliers of one table are not taken for those of another.
+    """
+    if "key" in table.features:
+        return tuple(map(str, table["key"][:]))
+    mark = hashlib.sha256(json.dumps([count, labels, classes]).encode()).hexdigest()[:8]
+    return tuple(f"{mark}/{i:08d}" for i in range(count))
+
+
+def labels_of(table: Dataset, column: str | None, name: str, labelled: bool | None) -> tuple[list[int], list[str]]:
+    """Class index of each row and class names; none if there is no column, or if it cannot be read and need not be."""
     if column is None:
         return [], []
     try:
@@ -191,6 +197,11 @@ def _labels(table: Dataset, column: str) -> tuple[list[int], list[str]]:
     if broken := [value for value in values if isinstance(value, float) and not value.is_integer()]:
         raise ValueError(f"column {column!r} has the label {broken[0]}: labels have to be whole numbers or names")
     values = [int(value) if isinstance(value, float) else value for value in values]
+    return numbered(values)
+
+
+def numbered(values: list) -> tuple[list[int], list[str]]:
+    """The place of each value among all that there are, sorted, and what these are called."""
     order = sorted(set(values))
     number = {value: i for i, value in enumerate(order)}
     return [number[value] for value in values], [str(value) for value in order]

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from sona_pipeline.data.remote import address_of
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_form
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
@@ -29,7 +30,7 @@ class Estimate:
         rows_per_second: of this device, with the time of the other stages counted in.
         seconds: of the whole run on one such device.
         bytes: of the files.
-        free_bytes: on the disk of the output folder.
+        free_bytes: on the disk of the output folder; None at an address.
     """
 
     images: int
@@ -37,7 +38,7 @@ class Estimate:
     rows_per_second: float
     seconds: float
     bytes: int
-    free_bytes: int
+    free_bytes: int | None
 
 
 def estimate(
@@ -78,20 +79,23 @@ def estimate(
     overhead = max(0.0, timed[few] - few * per_step) / len(work.items)
     seconds = per_row * plan.unet_rows + overhead * len(plan)
     bytes_each = statistics.mean(len(s.outlier) + len(s.reconstruction or b"") + 600 for s in samples) if samples else 0
-    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     return Estimate(
         images=len(plan),
         unet_rows=plan.unet_rows,
         rows_per_second=plan.unet_rows / seconds,
         seconds=seconds,
         bytes=round(bytes_each * len(plan)),
-        free_bytes=shutil.disk_usage(place).free,
+        free_bytes=None if address_of(output) else _free_bytes(output),
     )
+
+
+def _free_bytes(output: Path) -> int:
+    return shutil.disk_usage(next(folder for folder in (output, *output.resolve().parents) if folder.exists())).free
 
 
 def described(plan: Plan, cost: Estimate, part: str | None = None) -> list[str | Table]:
     """What a run, or its part, would do and cost, for the console."""
-    settings = plan.settings
+    settings, free = plan.settings, cost.free_bytes
     table = Table("source", "class", "OOD label", "stop step", "file name", title="The first rows of the plan")
     for item in map(plan.__getitem__, range(min(5, len(plan)))):
         cells = plan.images.keys[item.index], plan.images.label_name(item.index), item.ood_label
@@ -102,6 +106,6 @@ def described(plan: Plan, cost: Estimate, part: str | None = None) -> list[str |
         f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'",
         f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device",
         f"Time:       about {timedelta(seconds=round(cost.seconds))}, divided by the number of such devices",
-        f"Disk:       about {decimal(cost.bytes)}; {decimal(cost.free_bytes)} are free",
+        f"Disk:       about {decimal(cost.bytes)}" + ("" if free is None else f"; {decimal(free)} are free"),
         table,
     ]

@@ -24,6 +24,7 @@ from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet, check_there, is_grey
 from sona_pipeline.data.outlier_set import (
     REJECTS,
+from sona_pipeline.data.copies import local_copy
     SETTINGS,
     OutlierWriter,
     hash_of,
@@ -35,7 +36,9 @@ from sona_pipeline.data.outlier_set import (
 from sona_pipeline.data.settings import CODECS
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
+from sona_pipeline.data.remote import address_of
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model, kept_form
+from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import Part, check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
@@ -74,13 +77,13 @@ def generate_outliers(
     Args:
         images: labelled images.
         pipe: a loaded pipeline.
-        output: folder of the set.
+        output: folder of the set, or an address that takes it by whole shards.
         settings: how outliers are made.
         writing: what is written.
         id_names: all names of the ID classes, for the classifier.
 
     Returns:
-        The folder `output`.
+        The place `output`.
 
     Raises:
         ValueError: labels, images, model, settings or those of an earlier run do not go together; or nothing was made
@@ -90,7 +93,8 @@ def generate_outliers(
         OSError: the disk fails or is full, or, when strict, an image cannot be read. What was written before stays.
         FloatingPointError: the latents of a whole batch became NaN or infinite.
     """
-    output, state, writing = expanded(output), process_state(), writing or OutputSettings()
+    state, writing = process_state(), writing or OutputSettings()
+    check_place(output, writing.format, settings.drop_duplicates and not writing.part, state.num_processes)
     check_run(images, pipe, settings, writing)
     batch_size = settled_batch_size(pipe, settings, writing, output)
     writing = replace(writing, batch_size=batch_size)
@@ -106,14 +110,14 @@ def generate_outliers(
         classifier=classifier,
         strict=writing.strict,
     )
-    writer = OutlierWriter(output, writing.format, is_part=bool(writing.part))
     with ExitStack() as stack:
 
         def settle() -> None:
-            stack.enter_context(only_run(output))
+            stack.enter_context(only_run(writer.folder))
             writer.discard()
+        writer = stack.enter_context(writer_to(output, writing.format, is_part=bool(writing.part)))
             fixed, notes = _recorded(pipe, settings, writing, form)
-            settle_settings(output / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
+            settle_settings(writer.folder / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
 
         _on_main_process(state, settle)
         is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
@@ -129,7 +133,7 @@ def generate_outliers(
             state.wait_for_everyone()
             track.reach(len(plan))
         _on_main_process(state, lambda: _finish(plan, writer, batches, settings.drop_duplicates))
-    return output
+    return Path(output) if address_of(output) else expanded(output)
 
 
 def make_plan(
@@ -191,7 +195,8 @@ def settled_batch_size(pipe: SONAPipeline, settings: GenerationSettings, writing
         return writing.batch_size
 
     def find() -> int:
-        notes = read_settings(output).get("notes", {}) if (output / SETTINGS).exists() else {}
+        folder = local_copy(output, with_shards=False)
+        notes = read_settings(folder).get("notes", {}) if (folder / SETTINGS).exists() else {}
         return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
 
     return _on_main_process(process_state(), find)

@@ -27,6 +27,7 @@ from sona_pipeline.data.outlier_set import (
     reasons_of,
     recorded_form,
 )
+from sona_pipeline.data.remote import address_of
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
 from sona_pipeline.generation.shortcuts import FEWEST, MOST, Shortcut, told_apart
 
@@ -220,7 +221,7 @@ def outcome(folder: Path, images: ImageSet) -> list[str]:
     made = {row["source_key"] for row in read_rows(folder)}
     part = read_settings(folder).get("part")
     what = f"Part {part}, outliers" if part else "Outliers"
-    place = folder if part else folder / "outliers"
+    place = address_of(folder) or (folder if part else folder / "outliers")
     said = [f"{what} of {sum(key in made for key in images.keys)} images: {place}"]
     if without:
         said.append(f"{len(without)} images have no outlier: see {folder / 'rejects.jsonl'}")

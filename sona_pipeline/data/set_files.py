@@ -1,0 +1,8 @@
+"""What the files of an outlier set are called."""
+
+OUTLIERS, RECONSTRUCTIONS = "outliers", "reconstructions"
+SETTINGS, METADATA, REJECTS, IMAGE_LIST = "settings.json", "metadata.jsonl", "rejects.jsonl", "outliers.txt"
+MANIFEST = "manifest.json"
+"""What there is of a part, or of a set at an address: its batches, or its shards with their sizes and hashes."""
+PARTS = ".parts"
+"""The folder of what is committed and not merged yet."""
