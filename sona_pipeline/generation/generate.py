@@ -21,10 +21,10 @@ from sona_pipeline.common.progress import Track
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.common.stages import ahead
 from sona_pipeline.data.codecs import KeptForm
+from sona_pipeline.data.copies import local_copy
 from sona_pipeline.data.image_set import ImageSet, check_there, is_grey
 from sona_pipeline.data.outlier_set import (
     REJECTS,
-from sona_pipeline.data.copies import local_copy
     SETTINGS,
     OutlierWriter,
     hash_of,
@@ -33,12 +33,12 @@ from sona_pipeline.data.copies import local_copy
     read_settings,
     reasons_of,
 )
+from sona_pipeline.data.remote import address_of
 from sona_pipeline.data.settings import CODECS
+from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
-from sona_pipeline.data.remote import address_of
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model, kept_form
-from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import Part, check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
@@ -111,11 +111,11 @@ def generate_outliers(
         strict=writing.strict,
     )
     with ExitStack() as stack:
+        writer = stack.enter_context(writer_to(output, writing.format, is_part=bool(writing.part)))
 
         def settle() -> None:
             stack.enter_context(only_run(writer.folder))
             writer.discard()
-        writer = stack.enter_context(writer_to(output, writing.format, is_part=bool(writing.part)))
             fixed, notes = _recorded(pipe, settings, writing, form)
             settle_settings(writer.folder / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
 
@@ -186,7 +186,9 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
         raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
 
 
-def settled_batch_size(pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: Path) -> int:
+def settled_batch_size(
+    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: str | Path
+) -> int:
     """The batch size; for "auto" that of an earlier run into the folder, or found by trying.
 
     It is the same in all processes.
