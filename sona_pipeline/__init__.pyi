@@ -72,6 +72,7 @@ from .generation.plan import (
     plan_outliers as plan_outliers,
 )
 from .generation.settings import (
+    PRESETS as PRESETS,
     SCHEDULERS as SCHEDULERS,
     GenerationSettings as GenerationSettings,
     OutputSettings as OutputSettings,

@@ -22,11 +22,11 @@ from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.report import summary, table
 from sona_pipeline.evaluation.score_table import TestSets
-from sona_pipeline.generation.checkpoint import load_pipeline
-from sona_pipeline.generation.generate import generate_outliers
+from sona_pipeline.generation.checkpoint import load_model
+from sona_pipeline.generation.generate import generate_outliers, settled_model
 from sona_pipeline.generation.masks_figure import masks_figure
 from sona_pipeline.generation.plan import plan_outliers
-from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
+from sona_pipeline.generation.settings import DEFAULT_PRESET, PRESETS, GenerationSettings, ModelSettings, OutputSettings
 from sona_pipeline.pipeline import SONAPipeline
 from sona_pipeline.training.settings import RECIPES, Running
 from sona_pipeline.training.train import train_detector
@@ -50,10 +50,12 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
     output = expanded(output)
     started = time.monotonic()
     settle_settings(output / "settings.json", {"version": __version__, "seed": seed})
-    pipe = load_pipeline("tiny", device="cpu")
+    preset = PRESETS[DEFAULT_PRESET]
+    loading = ModelSettings("tiny", device="cpu", **preset.model)
+    pipe = load_model(settled_model(loading, output / "generated"))
 
     images, validation = sample.id_images("train"), sample.id_images("validation")
-    generation = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=seed)
+    generation = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=seed, **preset.method)
     generated = generate_outliers(images, pipe, output / "generated", generation, OutputSettings(batch_size=64))
     pairs = open_outlier_set(generated, images)
     images = pairs.images
@@ -127,6 +129,8 @@ def draw(folder: Path, pipe: SONAPipeline, images: ImageSet, outliers: ImageSet,
                 item.stop_step,
                 item.seed,
                 num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                mask_threshold=settings.mask_threshold,
             )
             figures.save_figure(sheet, folder / f"masks-{number}.png")
             track.advance()

@@ -48,12 +48,16 @@ def table(command: str) -> str:
 
 def row(setting: Setting) -> str:
     name = setting.name.upper() if setting.is_argument else setting.option
-    is_unsaid = setting.is_required or setting.default in (None, ()) or setting.default is False
-    default = "needed" if setting.is_required else "" if is_unsaid else f"`{setting.default}`".lower()
+    default = "needed" if setting.is_required else _in_code(setting.default_in_words) if setting.says_default else ""
     choices = "One of " + ", ".join(f"`{name}`" for name in setting.choices) + "." if setting.choices else ""
     bounds = setting.bounds[:1].upper() + setting.bounds[1:] + "." if setting.bounds else ""
     told = " ".join(filter(None, [setting.help, choices, bounds])).replace("|", r"\|")
     return f"| `{name}` | {default} | {told} |"
+
+
+def _in_code(default: str) -> str:
+    """A default as code, but for the names of presets in it."""
+    return ", ".join(re.sub(r"^(.+?)( \(.*\))?$", r"`\1`\2", one) for one in default.split(", ")).lower()
 
 
 if __name__ == "__main__":

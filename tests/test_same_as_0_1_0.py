@@ -24,9 +24,11 @@ NEW = (
 """What 0.1.0 does not write: settings of detectors, trainings and sets, and parameters of scores in the results."""
 COMMIT = "ee43f02"
 LINES = [
-    "generate --data images --model tiny --ood-labels labels.txt --steps 6 --batch-size 4 --seed 3 --output outliers",
+    "generate --data images --model tiny --ood-labels labels.txt --steps 6 --batch-size 4 --seed 3 --output outliers"
+    " --dtype float32 --scheduler ddim --guidance-scale 10 --mask-threshold 0.2",
     "generate --data images --model tiny --ood-labels labels.txt --steps 5 --scheduler unipc --format parquet"
-    " --label-choice close --mask-granularity spatial --reject latent_distance<0.1 --output shards",
+    " --label-choice close --mask-granularity spatial --reject latent_distance<0.1 --dtype float32 --guidance-scale 10"
+    " --mask-threshold 0.2 --output shards",
     "train --data images --outliers outliers --recipe small --epochs 2 --batch-size 8 --validation-share 0.3 --cpu"
     " --output detector",
     "train --data images --recipe small --epochs 1 --batch-size 8 --method vos --optimizer adamw --keep last"

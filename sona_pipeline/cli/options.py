@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from sona_pipeline.common.caches import use_writable_caches
-from sona_pipeline.common.configuration import Given, read_configuration
+from sona_pipeline.common.configuration import Given, read_configuration, with_preset
 from sona_pipeline.common.places import check_apart
 from sona_pipeline.common.settings import Setting, settings_of
 
@@ -51,7 +51,7 @@ def add_command(
         given |= dict(zip(names, arguments)) | values
         if given.get("output") and (images := given.get("data") or given.get("id")):
             check_apart(given["output"], images)
-        function(Given(given))
+        function(with_preset(given, options))
 
     run.__name__ = function.__name__
     parameters.sort(key=lambda parameter: parameter.kind)  # arguments first
@@ -70,7 +70,7 @@ def _parameter(setting: Setting, group: Group) -> inspect.Parameter:
         choices=setting.choices or None,
         allow_repeating=True,  # the last one counts
         negative=None if setting.type is bool and setting.default is not False else (),
-        show_default=not any(setting.default is unsaid for unsaid in (MISSING, None, False, ())),
+        show_default=setting.says_default and (lambda _: setting.default_in_words),
     )
     kind: Any = str if setting.type == str | tuple[str, ...] else setting.type
     if setting.is_argument:

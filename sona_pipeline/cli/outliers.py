@@ -69,12 +69,14 @@ def generate(given: Given) -> None:
     from sona_pipeline.generation.prompts import prompt_doubts
     from sona_pipeline.generation.sources import open_sources
 
+    if not job.dry_run:
+        run.check_place(job.output, writing.format)
     state = process_state()
     console.quiet = not state.is_main_process
     opened = open_sources(*sources, settings, writing)
     images, settings = opened.images, opened.settings
     say(*map(warning, opened.left_out()))
-    pipe = load_model(loading, state.device if state.num_processes > 1 else None)
+    pipe = load_model(run.settled_model(loading, job.output), state.device if state.num_processes > 1 else None)
     run.check_run(images, pipe, settings, writing)
     say(*map(warning, prompt_doubts(images.classes, pipe, settings)))
     batch_size = run.settled_batch_size(pipe, settings, writing, job.output)
@@ -82,7 +84,8 @@ def generate(given: Given) -> None:
         say(f"Batch size: {batch_size}")
     if job.dry_run:
         plan = run.make_plan(images, pipe, settings, writing)
-        say(*described(plan, estimate(plan, pipe, job.output, batch_size, writing), writing.part))
+        cost = estimate(plan, pipe, job.output, batch_size, writing)
+        say(*described(plan, cost, writing.part, preset=job.preset, scheduler=loading.scheduler))
         return
     with ends_explained(job.output, batch_size):
         writing = replace(writing, batch_size=batch_size)

@@ -38,6 +38,17 @@ class Given(dict[str, Any]):
         return found
 
 
+def with_preset(given: Mapping[str, Any], known: Mapping[str, Setting]) -> Given:
+    """What was given, and beneath it the values of the preset, which is the default one if none was given.
+
+    Args:
+        given: values by the names of settings.
+        known: the settings by their names; if `preset` is one of them, others have values by its names.
+    """
+    preset = str(given.get("preset", known["preset"].default)) if "preset" in known else ""
+    return Given({name: one.presets[preset] for name, one in known.items() if preset in one.presets} | dict(given))
+
+
 def _at_home(value: Any) -> Any:
     """The value, with places in it that start at a home folder as they are from the root."""
     if isinstance(value, tuple):

@@ -6,6 +6,9 @@ import torch
 
 from sona_pipeline.common.messages import brief
 
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Of processors by Intel and AMD, and by ARM, as torch calls them."""
+
 
 def usable_device(name: str | torch.device | None = None) -> torch.device:
     """The device of this name, or the fastest there is.
@@ -31,6 +34,22 @@ def devices_there() -> list[str]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     count = torch.accelerator.device_count() if accelerator else 0
     return ["cpu", *(f"{accelerator.type}:{k}" for k in range(count) if accelerator)]
+
+
+def default_dtype(device: torch.device) -> str:
+    """Name of the dtype that diffusion models compute in on a device where nobody says another."""
+    if device.type != "cpu":
+        return "float16"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions that multiply bfloat16, and torch the library that uses them.
+
+    Found in what torch says of the processor; versions of it that say nothing count as no.
+    """
+    said = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.backends.mkldnn.is_available() and any(said.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def check_dtype(device: torch.device, dtype: torch.dtype) -> None:

@@ -19,8 +19,8 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
@@ -47,6 +47,17 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class ByPreset:
+    """Annotation: a preset has a value for it, which counts on the command line where nothing else is given.
+
+    Attributes:
+        presets: the values of settings, by the names of presets.
+    """
+
+    presets: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Setting:
     """A field of a settings dataclass, as a reader needs to know it.
 
@@ -59,6 +70,7 @@ class Setting:
         rules: the annotations that its value has to obey: `Ge`, `Gt`, `Le`, `Lt`, `OneOf`.
         option: name of the command-line option.
         is_argument: whether it stands on the command line without that name.
+        presets: its values by the names of presets, if they have one for it.
     """
 
     name: str
@@ -69,11 +81,24 @@ class Setting:
     rules: tuple[Any, ...]
     option: str
     is_argument: bool
+    presets: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_required(self) -> bool:
         """Whether a value has to be given."""
         return self.default is MISSING
+
+    @property
+    def says_default(self) -> bool:
+        """Whether there is a default that tells a reader something."""
+        return not any(self.default is unsaid for unsaid in (MISSING, None, False, ()))
+
+    @property
+    def default_in_words(self) -> str:
+        """The default, or what it is by each preset, such as "50 (paper), 10 (fast)"."""
+        if len(set(self.presets.values())) < 2:
+            return str(self.default)
+        return ", ".join(f"{value} ({name})" for name, value in self.presets.items())
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -121,14 +146,16 @@ def settings_of(kind: Any) -> tuple[Setting, ...]:
     """The settings that a dataclass declares, in their order; those of a base class first."""
     hints, texts = typing.get_type_hints(kind, include_extras=True), _helps(kind)
     found = []
-    for field in fields(kind):
-        hint, rules, is_optional = _unwrapped(hints[field.name])
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        option = next((rule.option for rule in rules if isinstance(rule, Called)), field.name)
+    for one in fields(kind):
+        hint, rules, is_optional = _unwrapped(hints[one.name])
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        option = next((rule.option for rule in rules if isinstance(rule, Called)), one.name)
         is_argument = Argument() in rules
+        presets = next((rule.presets for rule in rules if isinstance(rule, ByPreset)), {})
+        values = {name: preset[one.name] for name, preset in presets.items()}
         rules = tuple(rule for rule in rules if type(rule) in _TESTS)
         option = "--" + option.replace("_", "-")
-        found.append(Setting(field.name, hint, is_optional, default, texts[field.name], rules, option, is_argument))
+        found.append(Setting(one.name, hint, is_optional, default, texts[one.name], rules, option, is_argument, values))
     return tuple(found)
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from sona_pipeline.common.assets import TINY_MODEL
-from sona_pipeline.common.devices import check_compiler, check_dtype, usable_device
+from sona_pipeline.common.devices import check_compiler, check_dtype, default_dtype, usable_device
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.settings import check_ranges
@@ -45,7 +45,11 @@ def load_pipeline(model: str, device: str | torch.device | None = None, **option
 
 
 def load_model(settings: ModelSettings, device: torch.device | None = None) -> SONAPipeline:
-    """The pipeline that settings name, on `device` if they leave it open; see `load_pipeline`."""
+    """The pipeline that settings name, on `device` if they leave it open; see `load_pipeline`.
+
+    With bfloat16 only the UNet computes in it: in the VAE it would leave a trace that detectors find, as
+    `examples/benchmarks/half_precision.py` shows.
+    """
     check_ranges(settings)
     is_tiny = settings.model == "tiny"
     if is_tiny:
@@ -53,15 +57,18 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
         transformers_logging.disable_progress_bar()
     place = usable_device(device if settings.device is None else settings.device)
     on_cpu = place.type == "cpu"
-    dtype = DTYPES[settings.dtype or ("float32" if on_cpu else "float16")]
+    dtype = DTYPES[settings.dtype or default_dtype(place)]
+    is_bfloat16 = dtype == torch.bfloat16
     check_dtype(place, dtype)
     found = ModelPlace(str(TINY_MODEL)) if is_tiny else find_model(settings.model, settings.revision, settings.variant)
     if settings.compile:
         check_compiler(place)
-    pipe = _loaded(found, settings, dtype)
+    pipe = _loaded(found, settings, torch.float32 if is_bfloat16 else dtype)
+    if is_bfloat16:
+        pipe.unet.type(dtype)
     pipe = pipe if on_cpu else pipe.to(place)
     pipe.scheduler = usable_scheduler(SCHEDULERS[settings.scheduler].from_config(pipe.scheduler.config))
-    if settings.channels_last:
+    if settings.channels_last if settings.channels_last is not None else not (on_cpu and is_bfloat16):
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     if settings.vae_slicing if settings.vae_slicing is not None else not on_cpu:

@@ -93,7 +93,7 @@ def _free_bytes(output: Path) -> int:
     return shutil.disk_usage(next(folder for folder in (output, *output.resolve().parents) if folder.exists())).free
 
 
-def described(plan: Plan, cost: Estimate, part: str | None = None) -> list[str | Table]:
+def described(plan: Plan, cost: Estimate, part: str | None = None, *, preset: str, scheduler: str) -> list[str | Table]:
     """What a run, or its part, would do and cost, for the console."""
     settings, free = plan.settings, cost.free_bytes
     table = Table("source", "class", "OOD label", "stop step", "file name", title="The first rows of the plan")
@@ -104,6 +104,8 @@ def described(plan: Plan, cost: Estimate, part: str | None = None) -> list[str |
         *([f"Part:       {part}"] if part else []),
         f"Images:     {cost.images} of {len(set(plan.images.labels))} classes",
         f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'",
+        f"Method:     {settings.num_inference_steps} steps of {scheduler}, guidance scale {settings.guidance_scale:g},"
+        f" regions of {settings.mask_threshold:g}, with the preset '{preset}'",
         f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device",
         f"Time:       about {timedelta(seconds=round(cost.seconds))}, divided by the number of such devices",
         f"Disk:       about {decimal(cost.bytes)}" + ("" if free is None else f"; {decimal(free)} are free"),

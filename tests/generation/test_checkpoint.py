@@ -27,7 +27,7 @@ NAMES = {
 
 @pytest.mark.parametrize("scheduler", NAMES)
 def test_the_embedded_model_loads_with_each_scheduler(scheduler):
-    pipe = load_pipeline("tiny", "cpu", scheduler=scheduler)
+    pipe = load_pipeline("tiny", "cpu", scheduler=scheduler, dtype="float32")
     assert type(pipe.scheduler) is getattr(diffusers, NAMES[scheduler])
     stored = json.loads((TINY_MODEL / "scheduler" / "scheduler_config.json").read_text())
     for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
@@ -37,7 +37,7 @@ def test_the_embedded_model_loads_with_each_scheduler(scheduler):
 
 
 def test_a_loaded_model_has_the_weights_of_its_files():
-    pipe = load_pipeline("tiny", "cpu")
+    pipe = load_pipeline("tiny", "cpu", dtype="float32")
     stored = load_file(TINY_MODEL / "unet" / "diffusion_pytorch_model.safetensors")
     loaded = pipe.unet.state_dict()
     assert loaded.keys() == stored.keys()
@@ -49,9 +49,33 @@ def test_a_loaded_model_has_the_weights_of_its_files():
 def test_options_of_loading_reach_the_models():
     options = {"dtype": "bfloat16", "channels_last": False, "vae_slicing": True}
     pipe = load_pipeline(str(TINY_MODEL), torch.device("cpu"), **options)
-    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
+    assert (pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype) == (torch.bfloat16, torch.float32, torch.float32)
     assert pipe.unet.conv_in.weight.is_contiguous()
     assert pipe.vae.use_slicing
+
+
+@pytest.mark.parametrize("instructions", [{"avx512_bf16": True, "amx_bf16": False}, {"bf16": True}, {"bf16": False}])
+def test_dtype_of_a_cpu_is_what_it_multiplies(instructions, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    is_half, pipe = any(instructions.values()), load_pipeline("tiny", "cpu")
+    assert pipe.unet.dtype == (torch.bfloat16 if is_half else torch.float32)
+    assert pipe.vae.dtype == pipe.text_encoder.dtype == torch.float32
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) != is_half
+
+
+def test_float16_is_that_of_all_models():
+    pipe = load_pipeline("tiny", "cpu", dtype="float16")
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float16}
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bfloat16_rounds_the_weights_of_the_unet_once():
+    pipe = load_pipeline("tiny", "cpu", dtype="bfloat16")
+    for part, dtype in (("unet", torch.bfloat16), ("vae", torch.float32)):
+        stored = load_file(TINY_MODEL / part / "diffusion_pytorch_model.safetensors")
+        loaded = getattr(pipe, part).state_dict()
+        assert all(torch.equal(loaded[name], stored[name].float().to(dtype)) for name in stored)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_dry_run_tells_the_share(images, pipe):
     cost = estimate(plan, pipe, Path(), 2, writing)
     whole = plan_outliers(images, SETTINGS)
     assert 0 < cost.images < 11 and cost.unet_rows < whole.unet_rows
-    part, count, *_ = described(plan, cost, writing.part)
+    part, count, *_ = described(plan, cost, writing.part, preset="paper", scheduler="ddim")
     assert part == "Part:       2/3" and f"{cost.images} of " in count
 
 

@@ -4,44 +4,31 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from judge import CLASSES, Judge
+from torch.utils._pytree import tree_map
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 from ways import DRAWING_SCALE, peer
 
-from sona_pipeline import SCHEDULERS, SONAPipeline
-
-
-class HalfUNet(UNet2DConditionModel):
-    """A UNet in bfloat16 that takes and gives float32.
-
-    On processors that multiply bfloat16 this takes about half the time (`speed/run.py --only h`). Latents stay in
-    float32: rounded at every step, they would carry a noise that round trips of ID images do not have, by which a
-    detector could tell them apart.
-    """
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    def forward(self, sample, timestep, encoder_hidden_states, *args, return_dict: bool = True, **kwargs):
-        half = torch.bfloat16
-        found = (
-            super()
-            .forward(sample.to(half), timestep, encoder_hidden_states.to(half), *args, return_dict=False, **kwargs)[0]
-            .float()
-        )
-        return UNet2DConditionOutput(sample=found) if return_dict else (found,)
+from sona_pipeline import SONAPipeline, load_pipeline
 
 
 def load_model(folder: Path, scheduler: str = "ddim") -> SONAPipeline:
-    """The pipeline of a checkpoint of `train_latent_diffusion.py`, without progress bars."""
-    unet = HalfUNet.from_pretrained(folder / "unet", torch_dtype=torch.bfloat16)
-    pipe = SONAPipeline.from_pretrained(folder, unet=unet, trust_remote_code=True)
-    pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    """The pipeline of a checkpoint of `train_latent_diffusion.py`, whose UNet computes in bfloat16.
+
+    diffusers' own pipelines, which give their UNet what they have in float32, can use it, too.
+    """
+    pipe = load_pipeline(str(folder), "cpu", scheduler=scheduler, dtype="bfloat16", trust_remote_code=True)
+    pipe.unet.register_forward_pre_hook(_in_half, with_kwargs=True)
+    pipe.unet.register_forward_hook(lambda unet, arguments, output: tree_map(torch.Tensor.float, output))
     return pipe
+
+
+def _in_half(unet: UNet2DConditionModel, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+    """The arguments of a UNet, with latents and prompts in its dtype."""
+    sample, *others = arguments
+    prompts = named["encoder_hidden_states"].to(unet.dtype)
+    return (sample.to(unet.dtype), *others), named | {"encoder_hidden_states": prompts}
 
 
 def draw_sheet(pipe: SONAPipeline, judge: Judge, folder: Path, per_class: int) -> str:
