@@ -40,8 +40,7 @@ def quickstart(*, output: Path = Path("sona-quickstart"), seed: int = 0) -> None
     """
     from sona_pipeline.quickstart import outcome, quickstart as run
 
-    output = expanded(output)
-    with ends_explained(output, 64):
+    with ends_explained(output := expanded(output), 64):
         results = run(output, seed)
     say(*outcome(output, results))
 
@@ -71,6 +70,7 @@ def generate(given: Given) -> None:
 
     if not job.dry_run:
         run.check_place(job.output, writing.format)
+    run.check_place(job.output, writing.format, dry_run=job.dry_run)
     state = process_state()
     console.quiet = not state.is_main_process
     opened = open_sources(*sources, settings, writing)

@@ -142,6 +142,7 @@ def merge_parts(places: Sequence[str | Path], output: str | Path) -> int:
     check_parts(parts)
     fixed = {key: value for key, value in parts[0].settings.items() if key not in OF_PARTS}
     notes = fixed.pop("notes")
+    notes["dtype"] = ", ".join(dict.fromkeys(part.settings["notes"]["dtype"] for part in parts))
     check_place(output, fixed["format"], fixed["drop_duplicates"])
     with writer_to(output, fixed["format"]) as writer, only_run(writer.folder):
         settle_settings(writer.folder / SETTINGS, fixed, notes)

@@ -29,7 +29,9 @@ def writer_to(output: str | Path, form: str, is_part: bool = False) -> Iterator[
         yield UploadingWriter(Storage(address), Path(folder), form, is_part)
 
 
-def check_place(output: str | Path, form: str, drop_duplicates: bool = False, processes: int = 1) -> None:
+def check_place(
+    output: str | Path, form: str, drop_duplicates: bool = False, processes: int = 1, dry_run: bool = False
+) -> None:
     """Raise an error if a set cannot be written to an address; `reached` tells what else than ValueError.
 
     Args:
@@ -37,6 +39,7 @@ def check_place(output: str | Path, form: str, drop_duplicates: bool = False, pr
         form: of the set.
         drop_duplicates: whether the set is to be gone through once more at its end.
         processes: that would write together.
+        dry_run: do not try whether the address can be written to.
     """
     address = address_of(output)
     if not address:
@@ -51,8 +54,9 @@ def check_place(output: str | Path, form: str, drop_duplicates: bool = False, pr
     if processes > 1:
         raise ValueError(f"{processes} processes cannot write to {address} together: let each make a --part of its own")
     storage = Storage(address)
-    storage.write(f"{PARTS}/here", b"")
-    storage.remove(f"{PARTS}/here")
+    if not dry_run:
+        storage.write(f"{PARTS}/here", b"")
+        storage.remove(f"{PARTS}/here")
 
 
 class UploadingWriter(OutlierWriter):

@@ -8,6 +8,7 @@ from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.class_names import Names, names_of_classes
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_source
+from sona_pipeline.data.remote import address_of
 from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.generation.generate import check_output
 from sona_pipeline.generation.ood_labels import Collision, labels_of
@@ -78,7 +79,13 @@ def open_sources(
 
 
 def open_inspected(asked: InspectionSettings) -> ImageSet | None:
-    """The ID images of an inspection, if it names any; what is raised is told by `open_images`."""
+    """The ID images of an inspection, if it names any.
+
+    Raises:
+        ValueError: the set is at an address, where no sheet goes; what else is raised is told by `open_images`.
+    """
+    if not asked.output and (address := address_of(asked.folder)):
+        raise ValueError(f"{address} takes no sheet: say by --output where on this machine the PNG file goes")
     if not asked.data:
         return None
     return open_source(ImageSource(asked.data, asked.split, asked.image_column, asked.label_column, asked.image_root))
