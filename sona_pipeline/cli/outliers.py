@@ -68,8 +68,6 @@ def generate(given: Given) -> None:
     from sona_pipeline.generation.prompts import prompt_doubts
     from sona_pipeline.generation.sources import open_sources
 
-    if not job.dry_run:
-        run.check_place(job.output, writing.format)
     run.check_place(job.output, writing.format, dry_run=job.dry_run)
     state = process_state()
     console.quiet = not state.is_main_process
