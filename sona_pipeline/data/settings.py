@@ -35,8 +35,8 @@ class ImageSource:
     """Where labelled images come from, see `open_images`."""
 
     data: str
-    """Labelled images: a folder with a sub-folder a class, parquet files, a Hub data set (owner/name), or an image list
-    of OpenOOD."""
+    """Labelled images: a folder with a sub-folder a class, parquet files, WebDataset tars, a Hub data set (owner/name),
+    an address of any of these (s3://..., gs://..., hf://datasets/owner/name), or an image list of OpenOOD."""
     split: str = "train"
     """Split of data with several: on the Hub, of shards, or of folders."""
     image_column: str | None = None

@@ -52,7 +52,7 @@ class GenerationJob:
     """Where the outliers go, and whether they are made at all."""
 
     output: Path
-    """Folder for the outlier set."""
+    """Folder for the outlier set, or an address (s3://...) that takes it by whole shards."""
     preset: Annotated[str, OneOf(PRESETS)] = DEFAULT_PRESET
     """Where defaults that depend on it come from: 'paper' as in the paper, or 'fast' in fewer steps."""
     dry_run: bool = False
@@ -198,9 +198,9 @@ class MergeSettings:
     """Which parts make a set, and where it goes."""
 
     parts: Annotated[tuple[Path, ...], Argument()]
-    """All parts of the set, made by `sona generate --part I/N`."""
+    """All parts of the set, made by `sona generate --part I/N`: folders or addresses."""
     output: Path
-    """Folder for the outlier set."""
+    """Folder for the outlier set, or an address that takes it by whole shards."""
 
 
 @dataclass(frozen=True)

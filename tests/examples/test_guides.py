@@ -60,6 +60,8 @@ DEMO = "tests/demo/test_demo.py::test_visitor_runs_an_example_and_looks_at_its_m
 MODEL = "tests/examples/test_examples.py::test_trained_model_loads_and_makes_outliers_of_its_images"
 CIFAR10 = "tests/examples/test_cifar10.py::test_a_table_from_the_files_on"
 FULL_SIZE = "tests/examples/test_full_size.py"
+CLUSTERS = "tests/examples/test_parts_on_clusters.py"
+STORAGE = "tests/generation/test_object_storage.py"
 NOT_RUN = {
     "pip install -e . && sona quickstart": "tests/test_quickstart.py::test_results_pictures_and_resume",  # and .ci/run
     'pip install -e ".[test]" && python -m pytest': ".ci/run",
@@ -78,6 +80,13 @@ NOT_RUN = {
     "cp examples/patch_autoencoder.py *": CIFAR10,
     "DATA=OpenOOD/data OUT=* bash examples/full_size/*": f"{FULL_SIZE}::test_imagenet200",
     "DATA=* sbatch examples/full_size/slurm.sbatch *": f"{FULL_SIZE}::test_cifar100_on_two_nodes_of_slurm",
+    "sbatch examples/full_size/array.sbatch *": f"{CLUSTERS}::test_parts_of_the_array_make_a_set",
+    "kubectl apply -f examples/full_size/job.yaml": f"{CLUSTERS}::test_the_job_is_one_for_kubernetes",
+    "sona generate --data s3://photos/train *": f"{STORAGE}::test_an_address_gets_the_very_files_of_a_folder",
+    'sona generate --data "hf://datasets/me/birds/*': (
+        "tests/data/test_remote_images.py::test_a_data_set_of_the_hub_is_read_where_it_lies"
+    ),
+    "sona train --data s3://photos/train *": f"{STORAGE}::test_a_set_at_an_address_is_read_like_any_other",
     "LAUNCH=* bash examples/full_size/*": f"{FULL_SIZE}::test_cifar100_on_two_nodes_of_slurm",
     "export NODE=0": f"{FULL_SIZE}::test_cifar100_on_two_nodes_of_slurm",
     "for seed in *bash examples/full_size/*": f"{FULL_SIZE}::test_fine_grained_set_and_a_second_run_that_adds_nothing",
