@@ -1,6 +1,9 @@
 """The benchmarks of speed: what they compare does the same work, and results are counted and kept right."""
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,23 @@ import torch
 from conftest import modules_of
 from diffusers import UNet2DConditionModel
 
+from sona_pipeline.cli.app import app
+
 SPEED = Path(__file__).parents[2] / "examples" / "benchmarks" / "speed"
+COMMANDS = ("earlier_version", "presets", "kept_form", "object_storage", "two_parts")
+"""The parts that run commands of `sona`."""
+
+
+class Here:
+    """Runs commands of `sona` in this process, at once, with few steps."""
+
+    def start(self, words):
+        app(words + (["--steps", "2"] if words[0] == "generate" and "--steps" not in words else []))
+
+    def wait(self):
+        pass
+
+    __call__ = start
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +116,7 @@ def test_large_unet_has_the_layers_of_stable_diffusion_2(speed):
 
 @pytest.fixture
 def tiny_counts(speed, monkeypatch):
-    """Every part in less than a second or two; without the compiler and the processes of the last one."""
+    """Every part in less than a second or two; without the compiler, other processes and the earlier version."""
     counts = {
         "bare_unet": {"IMAGES": 2, "SD2_SIDE": 8},
         "sega": {"IMAGES": 1},
@@ -107,6 +126,11 @@ def tiny_counts(speed, monkeypatch):
         "training_step": {"NETWORK": "resnet8", "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "CLASSES": 3},
         "scoring": {"IMAGES": 3, "BATCH_SIZE": 2},
         "cpu_settings": {"ROWS": 1, "CALLS": 1, "THREADS": 1},
+        "earlier_version": {"IMAGES": 2},
+        "presets": {"IMAGES": 2},
+        "kept_form": {"IMAGES": 2, "SIDE": 32},
+        "object_storage": {"IMAGES": 2, "ADDRESS": "memory://speed", "storage": lambda: nullcontext({})},
+        "two_parts": {"IMAGES": 2},
     }
     for name, constants in counts.items():
         for constant, value in constants.items():
@@ -122,6 +146,43 @@ def tiny_counts(speed, monkeypatch):
 
     monkeypatch.setattr(speed.cpu_settings, "_compiled", no_compiler)
     monkeypatch.setattr(speed.cpu_settings, "_processes", lambda changes: nullcontext(lambda: None))
+    for module in COMMANDS:
+        monkeypatch.setattr(getattr(speed, module), "sona_process", lambda *_, **__: nullcontext(Here()))
+
+
+def test_earlier_version_runs_beside_this_one_and_what_fails_says_why(speed, tmp_path):
+    package, images = speed.earlier_version.earlier_package(tmp_path / "package"), speed.planned.plan_of(2).images
+    sona_process, generate = speed.commands.sona_process, speed.commands.generate
+    with speed.commands.written(images) as (sources, folder), sona_process(package) as then, sona_process() as now:
+        records = []
+        for sona in (then, now):
+            sona(words := generate(sources, folder, "--steps", "2"))
+            records.append(json.loads((Path(words[-1]) / "settings.json").read_text()))
+        with pytest.raises(RuntimeError, match=r"(?s)a command of sona failed: .*nowhere"):
+            now(generate(["--data", "nowhere"], folder))
+    assert ["codec" in record for record in records] == [False, True]  # which 0.1.0 does not have
+
+
+def test_codecs_and_sizes_weigh_what_they_should(speed, tiny_counts):
+    (found,) = speed.kept_form.compare(1)
+    weights = {name.rpartition(", ")[2]: count for name, count in found.counts.items() if name.startswith("bytes")}
+    assert weights["half the size"] < weights["png"] and weights["webp"] != weights["png"]
+
+
+@pytest.mark.parametrize("missing", ["moto", "s3fs"])
+def test_storage_is_not_timed_without_its_libraries(speed, monkeypatch, missing):
+    find = speed.object_storage.importlib.util.find_spec
+    monkeypatch.setattr(speed.object_storage.importlib.util, "find_spec", lambda n: None if n == missing else find(n))
+    (found,) = speed.object_storage.compare(1)
+    assert found.notes == (f"not timed without {missing}",) and found.as_dict()["seconds"] == {}
+
+
+def test_bucket_is_there_for_programs_with_the_environment(speed):
+    pytest.importorskip("moto")
+    with speed.object_storage.storage() as environment:
+        code = "import boto3; print([one['Name'] for one in boto3.client('s3').list_buckets()['Buckets']])"
+        found = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True)
+    assert found.stdout.decode().strip() == f"['{speed.object_storage.BUCKET}']"
 
 
 def test_results_are_written_and_earlier_ones_kept(speed, tiny_counts, tmp_path, capsys):

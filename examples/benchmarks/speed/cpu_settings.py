@@ -64,7 +64,7 @@ class UNetCalls:
 
 
 def compare(rounds: int) -> list[Comparison]:
-    """Each setting beside float32 in channels_last, as `load_pipeline` has it on a CPU."""
+    """Each setting beside float32 in channels_last, as `load_pipeline` has float32 on a CPU."""
     return [_compare(title, changes, rounds) for title, changes in UNETS.items()]
 
 

@@ -20,8 +20,8 @@ AROUND = tuple(round(12 * k / 31) - 6 for k in range(32))
 
 
 def compare(rounds: int) -> list[Comparison]:
-    """Outlier for outlier, from PIL images to PIL images."""
-    pipe, size = load_pipeline("tiny", "cpu"), len(AROUND)
+    """Outlier for outlier, from PIL images to PIL images, in float32."""
+    pipe, size = load_pipeline("tiny", "cpu", dtype="float32"), len(AROUND)
     plan = plan_of(size * len(MEANS))
 
     def batches():

@@ -61,7 +61,7 @@ sizes and pooled prompts, which SONA has none of; in place of two text encoders 
 def toy(sizes: Sizes) -> Sizes:
     """The same blocks with few channels and layers, for images of 128 px."""
     narrow = {"block_out_channels": (32,) * len(sizes.unet["block_out_channels"]), "attention_head_dim": 4}
-    narrow |= {"sample_size": 16, "cross_attention_dim": 64, "transformer_layers_per_block": 1}
+    narrow |= {"sample_size": 16, "cross_attention_dim": 64, "layers_per_block": 1, "transformer_layers_per_block": 1}
     return Sizes(sizes.unet | narrow, vae_of((32,) * STAGES, layers=1), text_of(64, layers=1))
 
 

@@ -1,11 +1,11 @@
-"""What a generated outlier costs beside the peers: the bare UNet, SEGA, four rows a step, plain loops; and the rest.
+"""What a generated outlier costs beside the peers (bare UNet, SEGA, four rows a step, loops) and beside version 0.1.0.
 
     python examples/benchmarks/speed/run.py
     python examples/benchmarks/speed/run.py --only a --only d
 
-Each part is a module of this folder. The things that a part compares are timed in turn in one process, round by round;
-what counts is the ratio within a round, by its median, with the range over the rounds. Results land in `OUTPUT` as
-`results.json` and `results.md`; parts that are not run keep their earlier ones there.
+Each part is a module of this folder. The things that a part compares are timed in turn, round by round; what counts is
+the ratio within a round, by its median, with the range over the rounds. Results land in `OUTPUT` as `results.json` and
+`results.md`; parts that are not run keep their earlier ones there.
 """
 
 import json
@@ -17,11 +17,16 @@ import bare_unet
 import cpu_settings
 import cyclopts
 import data_set
+import earlier_version
 import four_rows
+import kept_form
 import mask_routes
+import object_storage
+import presets
 import scoring
 import sega
 import training_step
+import two_parts
 from cyclopts.types import PositiveInt
 from report import environment, part_table, tables
 from timing import SEED
@@ -35,6 +40,11 @@ PARTS = {
     "f": training_step,
     "g": scoring,
     "h": cpu_settings,
+    "i": earlier_version,
+    "j": presets,
+    "k": kept_form,
+    "l": object_storage,
+    "m": two_parts,
 }
 OUTPUT = Path(__file__).parent.parent / "results" / "speed"
 TITLES = {letter: module.__doc__.splitlines()[0].rstrip(".") for letter, module in PARTS.items()}

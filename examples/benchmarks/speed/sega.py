@@ -13,8 +13,8 @@ CONCEPTS = ["a photo of a bag", "a photo of a sandal", "a photo of a shirt"]
 
 
 def compare(rounds: int) -> list[Comparison]:
-    """Both to latents; SONA encodes images at the start, where SEGA draws noise."""
-    pipe, plan = load_pipeline("tiny", "cpu"), plan_of(IMAGES)
+    """Both to latents, in float32; SONA encodes images at the start, where SEGA draws noise."""
+    pipe, plan = load_pipeline("tiny", "cpu", dtype="float32"), plan_of(IMAGES)
     steps, other = SETTINGS.num_inference_steps, sega_pipeline(pipe)
 
     def sona() -> None:
