@@ -1,17 +1,20 @@
 """An S3 server on 127.0.0.1 with one bucket, for whatever speaks the protocol.
 
-    with LoopbackS3() as s3:
-        subprocess.run(command, env=os.environ | s3.environment)
-        s3.files()["folder/file"]
+with LoopbackS3() as s3:
+    subprocess.run(command, env=os.environ | s3.environment)
+    s3.files()["folder/file"]
 """
 
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib import request
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+from sona_pipeline.data import remote
 
 BUCKET = "photos"
 
@@ -39,6 +42,9 @@ class LoopbackS3:
         }
         self._before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
+        remote._file_system.cache_clear()  # which has the keys and places of before
+        # What servers of this process have is in one place.
+        request.urlopen(request.Request(f"{self.environment['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST"))
         self._client = boto3.client("s3")
         self._client.create_bucket(Bucket=BUCKET)
         return self
@@ -48,6 +54,7 @@ class LoopbackS3:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+        remote._file_system.cache_clear()
         self._server.stop()
 
     def put(self, name: str, content: bytes) -> None:
@@ -55,6 +62,13 @@ class LoopbackS3:
 
     def delete(self, name: str) -> None:
         self._client.delete_object(Bucket=BUCKET, Key=name)
+
+    def get(self, name: str) -> bytes | None:
+        """A file, or None if it is not there."""
+        try:
+            return self._client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
+        except self._client.exceptions.NoSuchKey:
+            return None
 
     def files(self, folder: str = "") -> dict[str, bytes]:
         """All files whose names begin with the folder, by what follows."""
@@ -68,10 +82,12 @@ class LoopbackS3:
 
 @contextmanager
 def without_credentials() -> Iterator[None]:
-    """No keys in the environment of this process, nor in its home folder."""
+    """No keys in the environment of this process."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     before = {name: os.environ.pop(name, None) for name in names}
+    remote._file_system.cache_clear()
     try:
         yield
     finally:
+        remote._file_system.cache_clear()
         os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -18,7 +18,6 @@ from loopback_hub import LoopbackHub
 from loopback_s3 import BUCKET, LoopbackS3, without_credentials
 from PIL import Image
 
-from sona_pipeline.data import remote
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_images
 
@@ -227,10 +226,8 @@ def test_addresses_that_lead_nowhere(s3, monkeypatch, address, error, message):
 
 def test_an_address_without_credentials(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    remote._file_system.cache_clear()
     with without_credentials(), pytest.raises(PermissionError, match="takes credentials that are missing"):
         open_images(f"s3://{BUCKET}/folder")
-    remote._file_system.cache_clear()
 
 
 def test_images_in_several_forms_are_refused(s3):
