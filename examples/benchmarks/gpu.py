@@ -371,7 +371,7 @@ PARTS = {
     "agreement": Part(of_agreement, 40),
     "sdxl": Part(of_stable_diffusion_xl, 80),
     "processes": Part(of_processes, 60),
-    "compile": Part(of_compiler, 90),
+    "compile": Part(of_compiler, 120),
 }
 """In order of importance."""
 PartNames = Annotated[

@@ -96,6 +96,17 @@ def test_processes_share_the_images(gpu, place):
     assert not shares[0] & shares[1] and len(shares[0] | shares[1]) == gpu.TOY.images
 
 
+def test_compiled_unet_is_timed_beside_the_same_one(gpu, place, monkeypatch):
+    from sona_pipeline.generation import checkpoint
+
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled(self, backend="eager", dynamic=True))
+    monkeypatch.setattr(checkpoint, "check_compiler", lambda device: None)
+    (row,) = gpu.of_compiler(place)
+    assert row["images"] == 1 and row["rows a second"] > 0 and row["not compiled, rows a second"] > 0
+    assert row["seconds of the first call"] > 0
+
+
 # Guarded parts
 
 PARTS = """\
