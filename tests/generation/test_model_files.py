@@ -44,7 +44,7 @@ def settings_of(folder: Path, component: str, **changes) -> None:
 def test_weights_that_are_there_as_a_variant_only_are_taken(checkpoint, caplog):
     as_variant(checkpoint, "fp16")
     with caplog.at_level("INFO"):
-        pipe = load_pipeline(str(checkpoint), "cpu")
+        pipe = load_pipeline(str(checkpoint), "cpu", dtype="float32")
     assert "variant fp16 only" in caplog.text
     stored = load_file(checkpoint / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     assert torch.equal(pipe.unet.state_dict()["conv_in.bias"], stored["conv_in.bias"].float())
@@ -56,7 +56,9 @@ def test_the_variant_that_is_named_is_taken_and_by_default_the_weights_without_o
     for path in other.rglob("*.fp16.safetensors"):
         weights = {name: value + 1 if value.is_floating_point() else value for name, value in load_file(path).items()}
         save_file(weights, checkpoint / path.relative_to(other), metadata={"format": "pt"})
-    plain, named = (load_pipeline(str(checkpoint), "cpu", variant=variant) for variant in (None, "fp16"))
+    plain, named = (
+        load_pipeline(str(checkpoint), "cpu", variant=variant, dtype="float32") for variant in (None, "fp16")
+    )
     bias = [pipe.unet.state_dict()["conv_in.bias"] for pipe in (plain, named)]
     torch.testing.assert_close(bias[0] + 1, bias[1], rtol=0, atol=2e-3)
     with pytest.raises(ValueError, match=r"has no weights of the variant 'bf16', but: fp16, none"):
@@ -188,7 +190,7 @@ import sys
 from sona_pipeline.generation.checkpoint import load_pipeline
 for model in sys.argv[1:]:
     try:
-        pipe = load_pipeline(model, "cpu")
+        pipe = load_pipeline(model, "cpu", dtype="float32")
         print("loaded", model, pipe.unet.dtype)
     except (FileNotFoundError, ValueError) as error:
         print(type(error).__name__, error)
