@@ -20,7 +20,7 @@ SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline("tiny", "cpu")
+    return load_pipeline("tiny", "cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
