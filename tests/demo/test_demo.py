@@ -21,7 +21,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from sona_pipeline import TINY_DETECTOR, TINY_MODEL, SONAPipeline, load_detector
+from sona_pipeline import TINY_DETECTOR, load_detector, load_pipeline
 from sona_pipeline.data import sample
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -215,10 +215,7 @@ def outlier_of(client: Client, path: Path, **changes) -> tuple:
 def test_pictures_are_those_of_the_pipeline(client, source, strength):
     changes = {"is_random": True} if strength is None else {"strength": strength}
     _, (_, outlier), global_guidance, text_only, *_ = outlier_of(client, source, **changes)
-    pipe = SONAPipeline.from_pretrained(TINY_MODEL)
-    pipe.unet.to(memory_format=torch.channels_last)
-    pipe.vae.to(memory_format=torch.channels_last)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline("tiny")
     prompts = {"id_prompt": "a photo of a sneaker", "ood_prompt": "a photo of a bag", "num_inference_steps": 20}
 
     def made(image, **settings):

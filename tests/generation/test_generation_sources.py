@@ -43,8 +43,10 @@ def test_a_column_without_the_usual_name_is_asked_for(tmp_path):
 
 
 def test_classes_that_are_numbers_are_told_before_the_run(tmp_path, capsys):
-    shard(tmp_path / "a.parquet", 2)
-    command = ["generate", "--data", str(tmp_path), "--model", "tiny", "--output", str(tmp_path / "o"), "--dry-run"]
+    (tmp_path / "data").mkdir()
+    shard(tmp_path / "data" / "a.parquet", 2)
+    places = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "o")]
+    command = ["generate", *places, "--model", "tiny", "--dry-run"]
     main(command)
     said = " ".join(capsys.readouterr().out.split())
     assert "2 of 2 classes have no words but ['0', '1'], so that a prompt is 'a photo of a 0'" in said

@@ -60,7 +60,8 @@ from PIL import Image
 from sona_pipeline import Detector, SONAPipeline, load_pipeline
 from sona_pipeline.data.images import open_images
 
-made += [latents(SONAPipeline.from_pretrained("user/sona-tiny")), latents(load_pipeline("tiny", "cpu", dtype="float32"))]
+made.append(latents(SONAPipeline.from_pretrained("user/sona-tiny")))
+made.append(latents(load_pipeline("tiny", "cpu", dtype="float32")))
 detector = Detector.from_pretrained("user/detector").eval()
 train, test = (datasets.load_dataset(f"user/{name}") for name in ("outliers", "near"))
 report = {
