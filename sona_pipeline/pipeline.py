@@ -289,7 +289,7 @@ class SONAPipeline(
     def latent_dtype(self) -> torch.dtype:
         """Of latents, noise, guidance and the scheduler's steps: that of the UNet, or float32 where it is a half one.
 
-        Latents rounded to a half dtype at every step would carry a noise by which outliers could be told from images.
+        A half dtype would round them anew at every step.
         """
         return torch.float64 if self.unet.dtype == torch.float64 else torch.float32
 

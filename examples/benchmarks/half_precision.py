@@ -2,10 +2,10 @@
 
     python examples/benchmarks/half_precision.py
 
-Some minutes on two cores. ID images of the bundled sample are made anew by the embedded model, with the same seeds, in
-float32 and in other ways: as round trips of the autoencoder, noised and denoised without guidance, and as outliers. All
-are rounded to 8 bits, as their files are. A small convolutional network is trained to tell the two ways from each
-other on both versions of half of the images, and tested on the other half. Results are in
+About half an hour of processor time. ID images of the bundled sample are made anew by the embedded model, with the same
+seeds, in float32 and in other ways: as round trips of the autoencoder, noised and denoised without guidance, and as
+outliers. All are rounded to 8 bits, as their files are. A small convolutional network is trained to tell the two ways
+from each other on both versions of half of the images, and tested on the other half. Results are in
 `examples/benchmarks/results/half-precision`.
 """
 
@@ -47,7 +47,7 @@ WAYS = {
     "autoencoder in bfloat16": (WHOLE, BFLOAT16),
     "autoencoder in float16": (WHOLE, FLOAT16),
     "UNet and latents in bfloat16": (ROUNDED, FLOAT32),
-    "UNet, latents and autoencoder in bfloat16: 0.1.0": (ROUNDED, BFLOAT16),
+    "UNet, latents and autoencoder in bfloat16": (ROUNDED, BFLOAT16),
 }
 """Each with its denoiser and the dtype of the autoencoder."""
 
