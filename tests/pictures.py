@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 
 
@@ -21,3 +22,12 @@ def fill(folder: Path, names: list[str]) -> Path:
 
 def shades(images: ImageSet) -> list[int]:
     return [images.image(i).convert("L").getpixel((0, 0)) for i in range(len(images))]
+
+
+def write_sample(folder: Path, count: int) -> None:
+    """The first ID images of the bundled sample, in class folders."""
+    images = sample.id_images("train")
+    for k in range(count):
+        path = folder / images.label_name(k) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.image(k).save(path)

@@ -33,7 +33,12 @@ def check_once(places: Iterable[tuple[str, str]]) -> None:
 
 
 def check_apart(output: Path, data: str) -> None:
-    """Raise ValueError if what is written to `output` would lie among the images in the folder `data`."""
+    """Raise ValueError if what is written to `output` would lie among the images in the folder `data`.
+
+    An address, such as s3://bucket/set, lies in no folder.
+    """
+    if ":/" in os.fspath(output) and not os.fspath(output).startswith("file:"):
+        return
     folder, place = expanded(data).resolve(), expanded(output).resolve()
     if folder.is_dir() and place.is_relative_to(folder):
         raise ValueError(

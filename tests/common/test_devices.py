@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import write_sample
 
 from sona_pipeline import TINY_DETECTOR, load_detector, load_pipeline
 from sona_pipeline.cli.app import main
@@ -45,14 +46,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_say_it_and_write_nothing(command, tmp_path, monkeypatch, capsys):
-    from sona_pipeline import sample
-
     monkeypatch.chdir(tmp_path)
-    images = sample.id_images("train")
-    for k in range(8):
-        path = tmp_path / "images" / images.label_name(k) / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images.image(k).save(path)
+    write_sample(tmp_path / "images", 8)
     (tmp_path / "labels.txt").write_text("bag\n")
     with pytest.raises(SystemExit) as end:
         main(COMMANDS[command].split())

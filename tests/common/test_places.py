@@ -35,6 +35,8 @@ def test_what_is_written_may_not_lie_among_the_images(photos, output):
         check_apart(Path(output), "photos")
 
 
-@pytest.mark.parametrize(("output", "data"), [("photos 2", "photos"), (".", "photos"), ("set", "owner/photos")])
+@pytest.mark.parametrize(
+    ("output", "data"), [("photos 2", "photos"), (".", "photos"), ("set", "owner/photos"), ("s3://bucket/set", ".")]
+)
 def test_what_is_written_may_lie_beside_the_images(photos, output, data):
     check_apart(Path(output), data)

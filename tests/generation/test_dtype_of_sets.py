@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import write_sample
 
-from sona_pipeline import sample
 from sona_pipeline.cli.app import main
 from sona_pipeline.data.outlier_set import read_settings
 from sona_pipeline.generation.generate import settled_model
@@ -19,11 +19,7 @@ LINE = "generate --data photos --output out --model tiny --device cpu --ood-labe
 def place(tmp_path, monkeypatch) -> Path:
     """The working directory, with a few images in it."""
     monkeypatch.chdir(tmp_path)
-    images = sample.id_images("train")
-    for k in range(4):
-        path = tmp_path / "photos" / images.label_name(k) / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images.image(k).save(path)
+    write_sample(tmp_path / "photos", 4)
     (tmp_path / "labels.txt").write_text("bag\n")
     return tmp_path
 

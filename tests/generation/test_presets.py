@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 from cyclopts import App
+from pictures import write_sample
 
-from sona_pipeline import PRESETS, GenerationSettings, load_pipeline, sample
+from sona_pipeline import PRESETS, GenerationSettings, load_pipeline
 from sona_pipeline.cli.app import main
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.settings import check_ranges, settings_of
@@ -117,11 +118,7 @@ def test_help_says_what_each_preset_stands_for():
 
 def test_dry_run_says_what_the_preset_comes_to(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    images = sample.id_images("train")
-    for k in range(4):
-        path = tmp_path / "photos" / images.label_name(k) / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images.image(k).save(path)
+    write_sample(tmp_path / "photos", 4)
     (tmp_path / "labels.txt").write_text("bag\n")
     line = "--model tiny --device cpu --ood-labels labels.txt --dry-run --preset fast --steps 3 --guidance-scale 4"
     main(["generate", *NEEDED, *line.split()])
