@@ -28,10 +28,10 @@ from .data.imaging import (
 )
 from .data.outlier_set import (
     OutlierPairs as OutlierPairs,
-    OutlierWriter as OutlierWriter,
     open_outlier_set as open_outlier_set,
     read_rows as read_rows,
 )
+from .data.outlier_writer import OutlierWriter as OutlierWriter
 from .detection.detector import (
     Detection as Detection,
     Detector as Detector,

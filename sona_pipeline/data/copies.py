@@ -9,7 +9,7 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from sona_pipeline.common.disk import make_folder
-from sona_pipeline.common.files import digest_of, digest_of_file, write_bytes, write_with
+from sona_pipeline.common.files import digest_of, digest_of_file, read_json, remove, write_bytes, write_with
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.remote import Storage, address_of
 from sona_pipeline.data.set_files import MANIFEST, SETTINGS
@@ -48,6 +48,10 @@ def copy_tables(storage: Storage, folder: Path) -> dict:
     """
     content = {name: storage.read_if_there(name) for name in (SETTINGS, MANIFEST)}
     manifest = json.loads(content[MANIFEST] or '{"finished": false, "shards": []}')
+    known = read_json(folder / MANIFEST)["shards"] if (folder / MANIFEST).exists() else []
+    for entry in known:
+        if entry not in manifest["shards"]:  # the set was made anew
+            remove(*(folder / entry[kind] for kind in ("table", "shard") if kind in entry))
     for entry in manifest["shards"]:
         if not (folder / entry["table"]).exists():
             write_bytes(folder / entry["table"], storage.read(entry["table"]))

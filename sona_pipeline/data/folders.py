@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,21 +32,33 @@ def open_folder(root: Path) -> ImageSet:
         raise ValueError(walk.nothing_found())
     walk.report()
     keys = list(map(_writable, files))
+    folders = [_writable(name) for name in sub_folders(root) if name not in walk.again]
+    labels, classes = labels_by_folder(keys, str(root), folders)
+    return ImageSet(tuple(keys), labels, classes, _open=lambda i: upright(root / files[i]))
+
+
+def labels_by_folder(
+    keys: Sequence[str], place: str, empty: Sequence[str] = ()
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Labels and classes of image files by the folders that they lie in; none of both if all lie in no folder.
+
+    Args:
+        keys: the files, by their paths with "/".
+        place: what holds them, for messages.
+        empty: folders that are classes without images.
+
+    Raises:
+        ValueError: some files lie in no folder, or two classes have nearly the same name.
+    """
     is_loose = ["/" not in key for key in keys]
     if any(is_loose) and not all(is_loose):
         stray = keys[is_loose.index(True)]
-        raise ValueError(f"{root} mixes class sub-folders with loose images such as {stray}: move those into a class")
-    names = [] if is_loose[0] else [key[: key.index("/")] for key in keys]
-    folders = [_writable(name) for name in sub_folders(root) if name not in walk.again]
-    classes = sorted({*names, *folders}) if names else []
-    check_spellings(classes, str(root))
-    number = {name: i for i, name in enumerate(classes)}
-    return ImageSet(
-        keys=tuple(keys),
-        labels=tuple(number[name] for name in names),
-        classes=tuple(classes),
-        _open=lambda i: upright(root / files[i]),
-    )
+        raise ValueError(f"{place} mixes class sub-folders with loose images such as {stray}: move those into a class")
+    names = [] if is_loose[0] else [key.partition("/")[0] for key in keys]
+    classes = sorted({*names, *empty}) if names else []
+    check_spellings(classes, place)
+    number = {name: index for index, name in enumerate(classes)}
+    return tuple(number[name] for name in names), tuple(classes)
 
 
 def inner_folder(root: Path, split: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,20 +14,35 @@ from sona_pipeline.common.files import digest, only_run, read_json, read_json_li
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.places import check_once
 from sona_pipeline.data.copies import local_copy
-from sona_pipeline.data.outlier_set import (
-    hash_of,
-    read_rejects,
-    read_rows,
-    read_sample,
-    read_settings,
-)
-from sona_pipeline.data.set_files import MANIFEST, PARTS, SETTINGS
+from sona_pipeline.data.outlier_set import read_rejects, read_rows, read_sample, read_settings
+from sona_pipeline.data.set_files import MANIFEST, PARTS, SETTINGS, hash_of
 from sona_pipeline.data.settings import PACKINGS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.data.uploads import check_place, writer_to
 
 OF_PARTS = ("part", "batch_size", "images")
 """Settings that a part has and the whole set has not."""
+
+
+class Part(NamedTuple):
+    """The part `number`, from 1 on, of `total` parts."""
+
+    number: int
+    total: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part in a text such as "2/8"; ValueError if it is none."""
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if not found:
+            raise ValueError(f"the part is {text!r}, but has to be I/N, such as 2/8 for the second of eight")
+        part = cls(*map(int, found.groups()))
+        if not 1 <= part.number <= part.total:
+            raise ValueError(f"there is no part {text}: parts are counted from 1/N to N/N")
+        return part
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
 
 
 class Batch(NamedTuple):
@@ -38,21 +54,20 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class FinishedPart:
     """A finished part.
 
     Attributes:
         folder: that it, or a copy of it, lies in.
         settings: that it was made with.
-        number, total: it is the part `number`, from 1 on, of `total`.
+        part: which one it is.
         names: of its batches.
         shards: what a part at an address was made of, as its manifest has it.
     """
 
     folder: Path
     settings: dict
-    number: int
-    total: int
+    part: Part
     names: tuple[str, ...]
     shards: tuple[dict, ...] = ()
 
@@ -92,7 +107,7 @@ class Part:
         return samples
 
 
-def open_part(place: str | Path) -> Part:
+def open_part(place: str | Path) -> FinishedPart:
     """A finished part.
 
     Raises:
@@ -109,14 +124,14 @@ def open_part(place: str | Path) -> Part:
     manifest = read_json(folder / MANIFEST)
     if not manifest.get("finished", True):
         raise ValueError(f"{what}, is not finished: {way_out}")
-    number, total = map(int, settings["part"].split("/"))
+    part = Part.parse(settings["part"])
     if "shards" in manifest:
         names = tuple(name for shard in manifest["shards"] for name in shard["batches"])
-        return Part(folder, settings, number, total, names, tuple(manifest["shards"]))
+        return FinishedPart(folder, settings, part, names, tuple(manifest["shards"]))
     names = tuple(sorted(manifest["batches"]))
     if missing := [name for name in names if not (folder / PARTS / f"{name}.jsonl").exists()]:
         raise ValueError(f"{what}, lacks {len(missing)} of its batches, such as {missing[0]}: {way_out}")
-    return Part(folder, settings, number, total, names)
+    return FinishedPart(folder, settings, part, names)
 
 
 def merge_parts(places: Sequence[str | Path], output: str | Path) -> int:
@@ -157,27 +172,28 @@ def merge_parts(places: Sequence[str | Path], output: str | Path) -> int:
         return sum(1 for _ in read_rows(writer.folder))
 
 
-def check_parts(parts: Sequence[Part]) -> None:
+def check_parts(parts: Sequence[FinishedPart]) -> None:
     """Raise ValueError if the parts are not all the parts of one set, each once."""
     first = parts[0]
-    seen: dict[int, Part] = {}
+    seen: dict[Part, FinishedPart] = {}
     for part in parts:
         _check_alike(first, part)
-        if other := seen.get(part.number):
-            raise ValueError(
-                f"{other.folder} and {part.folder} are both part {part.number}/{part.total}: give one of them"
-            )
-        seen[part.number] = part
-    if missing := [f"{number}/{first.total}" for number in range(1, first.total + 1) if number not in seen]:
+        if other := seen.get(part.part):
+            raise ValueError(f"{other.folder} and {part.folder} are both part {part.part}: give one of them")
+        seen[part.part] = part
+    total = first.part.total
+    every = (Part(number, total) for number in range(1, total + 1))
+    if missing := [str(one) for one in every if one not in seen]:
         are = "parts {} are" if len(missing) > 1 else "part {} is"
         shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-        raise ValueError(f"{are.format(shown)} missing: give the folders of all {first.total} parts")
+        raise ValueError(f"{are.format(shown)} missing: give the folders of all {total} parts")
 
 
-def _check_alike(one: Part, other: Part) -> None:
-    if one.total != other.total:
+def _check_alike(one: FinishedPart, other: FinishedPart) -> None:
+    totals = one.part.total, other.part.total
+    if totals[0] != totals[1]:
         raise ValueError(
-            f"{one.folder} is one of {one.total} parts and {other.folder} one of {other.total}: give parts of one set"
+            f"{one.folder} is one of {totals[0]} parts and {other.folder} one of {totals[1]}: give parts of one set"
         )
     for key in sorted(one.settings.keys() | other.settings.keys()):
         if key not in ("part", "notes") and one.settings.get(key) != other.settings.get(key):

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from sona_pipeline.common.messages import brief
-from sona_pipeline.data.class_names import check_spellings
 from sona_pipeline.data.columns import picture
-from sona_pipeline.data.folders import split_of
+from sona_pipeline.data.folders import labels_by_folder, split_of
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import decoded, image_suffixes
 from sona_pipeline.data.remote import Storage, reached, under
@@ -84,20 +83,13 @@ def _open_folder(storage: Storage, files: list[str], name: str) -> ImageSet:
     if len(heads) == 1 and all(file.count("/") > 1 for file in files):  # a split, or what classes are wrapped in
         storage = storage.inside(heads.pop())
         files = [file.partition("/")[2] for file in files]
-    is_loose = ["/" not in file for file in files]
-    if any(is_loose) and not all(is_loose):
-        stray = files[is_loose.index(True)]
-        raise ValueError(f"{name} mixes class sub-folders with loose images such as {stray}: move those into a class")
-    names = [] if is_loose[0] else [file.partition("/")[0] for file in files]
-    classes = sorted(set(names))
-    check_spellings(classes, name)
-    number = {one: index for index, one in enumerate(classes)}
+    labels, classes = labels_by_folder(files, name)
 
     def open_image(index: int) -> Image.Image:
         file = files[index]
         return decoded(lambda: Image.open(io.BytesIO(storage.read(file))), f"{storage.address}/{file}")
 
-    return ImageSet(tuple(files), tuple(number[one] for one in names), tuple(classes), open_image)
+    return ImageSet(tuple(files), labels, classes, open_image)
 
 
 class RowGroups:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sona_pipeline.common.files import digest_of_file, json_lines, read_json_lines
+from sona_pipeline.common.files import digest, digest_of_file, json_lines, read_json_lines
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.copies import copy_tables
-from sona_pipeline.data.outlier_set import OutlierWriter
+from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.data.remote import Storage, address_of
 from sona_pipeline.data.set_files import MANIFEST, METADATA, OUTLIERS, PARTS, REJECTS, SETTINGS
 from sona_pipeline.data.settings import PACKINGS
@@ -63,7 +63,8 @@ class UploadingWriter(OutlierWriter):
     """Writes the outliers of a run to storage; a run that is killed loses at most the shard in flight.
 
     Batches wait in a folder of this machine until they fill a shard. That is uploaded, then the table of its rows and
-    of the rejects so far, and then the manifest, which lists both: what is not in it does not count.
+    of the rejects so far, and then the manifest, which lists both: what is not in it does not count. A run that finds
+    the manifest changed by another one stops; runs that begin within the same moment may still meet.
 
     Args:
         storage: where the set goes.
@@ -76,6 +77,7 @@ class UploadingWriter(OutlierWriter):
         super().__init__(folder, form, is_part)
         self.storage = storage
         self.shards: list[dict] = copy_tables(storage, folder)["shards"]
+        self._manifest = (folder / MANIFEST).read_bytes() if (folder / MANIFEST).exists() else None
         self._waiting: list[Path] = []
         self._size = 0
 
@@ -108,6 +110,7 @@ class UploadingWriter(OutlierWriter):
         self._write_manifest(is_finished=True)
 
     def _upload(self) -> None:
+        self._check_alone()
         tables, self._waiting, self._size = self._waiting, [], 0
         rows = {table.stem: list(read_json_lines(table)) for table in tables}
         entry: dict = {
@@ -121,11 +124,22 @@ class UploadingWriter(OutlierWriter):
             entry |= {"bytes": shard.stat().st_size, "sha256": digest_of_file(shard)}
             self.storage.upload(shard, entry["shard"])
             shard.unlink()
-        self.storage.write(entry["table"], json_lines(row for some in rows.values() for row in some).encode())
+        table = json_lines(row for some in rows.values() for row in some).encode()
+        entry["table_sha256"] = digest(table)
+        self.storage.write(entry["table"], table)
         self.shards.append(entry)
         self._write_manifest(is_finished=False)
 
     def _write_manifest(self, is_finished: bool) -> None:
         self.storage.write(SETTINGS, (self.folder / SETTINGS).read_bytes())
+        self._check_alone()
         content = {"finished": is_finished, "shards": self.shards}
-        self.storage.write(MANIFEST, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        self._manifest = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        self.storage.write(MANIFEST, self._manifest)
+
+    def _check_alone(self) -> None:
+        """Raise BlockingIOError if the manifest is not the one that this run has read or written last."""
+        if self.storage.read_if_there(MANIFEST) != self._manifest:
+            raise BlockingIOError(
+                f"another run is writing to {self.storage.address}: wait for its end, or choose another address"
+            )

@@ -14,7 +14,7 @@ from sona_pipeline.common.files import write_with
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.lists import list_classes, open_list
-from sona_pipeline.data.outlier_set import IMAGE_LIST
+from sona_pipeline.data.set_files import IMAGE_LIST
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.evaluation.prepared import PreparedSet, as_stored
 

@@ -26,24 +26,19 @@ from sona_pipeline.common.stages import ahead
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.copies import local_copy
 from sona_pipeline.data.image_set import ImageSet, check_there, is_grey
-from sona_pipeline.data.outlier_set import (
-    REJECTS,
-    SETTINGS,
-    OutlierWriter,
-    hash_of,
-    may_pass,
-    read_rejects,
-    read_settings,
-    reasons_of,
-)
+from sona_pipeline.data.outlier_set import read_rejects, read_settings
+from sona_pipeline.data.outlier_writer import OutlierWriter
+from sona_pipeline.data.parts import Part
+from sona_pipeline.data.rejects import may_pass, reasons_of
 from sona_pipeline.data.remote import address_of
+from sona_pipeline.data.set_files import REJECTS, SETTINGS, hash_of
 from sona_pipeline.data.settings import CODECS
 from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
-from sona_pipeline.generation.parts import Part, check_part, recorded_part, share_of
+from sona_pipeline.generation.parts import check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
 from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype

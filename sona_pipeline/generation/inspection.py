@@ -19,14 +19,13 @@ from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import fit
 from sona_pipeline.data.outlier_set import (
     FINGERPRINT,
-    may_pass,
     open_outliers,
     read_rejects,
     read_rows,
     read_settings,
-    reasons_of,
     recorded_form,
 )
+from sona_pipeline.data.rejects import may_pass, reasons_of
 from sona_pipeline.data.remote import address_of
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
 from sona_pipeline.generation.shortcuts import FEWEST, MOST, Shortcut, told_apart

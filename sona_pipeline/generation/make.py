@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from sona_pipeline.common.files import digest
 from sona_pipeline.data.codecs import KeptForm, settled_quality
 from sona_pipeline.data.imaging import fit
-from sona_pipeline.data.outlier_set import MAY_PASS
+from sona_pipeline.data.rejects import MAY_PASS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier

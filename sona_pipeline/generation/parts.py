@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from sona_pipeline.common.files import digest_of
 from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.parts import Part
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
-
-
-class Part(NamedTuple):
-    """The part `number`, from 1 on, of `total` parts."""
-
-    number: int
-    total: int
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """The part in a text such as "2/8"; ValueError if it is none."""
-        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-        if not found:
-            raise ValueError(f"the part is {text!r}, but has to be I/N, such as 2/8 for the second of eight")
-        part = cls(*map(int, found.groups()))
-        if not 1 <= part.number <= part.total:
-            raise ValueError(f"there is no part {text}: parts are counted from 1/N to N/N")
-        return part
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.total}"
 
 
 def check_part(writing: OutputSettings) -> None:

@@ -107,7 +107,9 @@ def write_outlier_repository(
 
     from sona_pipeline.data.image_set import ImageSet, is_grey
     from sona_pipeline.data.imaging import decoded
-    from sona_pipeline.data.outlier_set import SETTINGS, SHARD_BYTES, read_samples
+    from sona_pipeline.data.outlier_set import read_samples
+    from sona_pipeline.data.outlier_writer import SHARD_BYTES
+    from sona_pipeline.data.set_files import SETTINGS
     from sona_pipeline.data.shards import write_table
     from sona_pipeline.generation.inspection import inspect_outliers
     from sona_pipeline.hub import cards

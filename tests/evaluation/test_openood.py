@@ -13,7 +13,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.images import open_images
-from sona_pipeline.data.outlier_set import OutlierWriter
+from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.evaluation.openood import (

@@ -16,7 +16,8 @@ from sona_pipeline.data import sample
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.images import open_images
-from sona_pipeline.data.outlier_set import OutlierWriter, open_outlier_set, read_rejects, read_rows, read_samples
+from sona_pipeline.data.outlier_set import open_outlier_set, read_rejects, read_rows, read_samples
+from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.data.settings import CODECS
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import (

@@ -13,7 +13,7 @@ from sona_pipeline.common.files import png
 from sona_pipeline.data import sample as sample_images
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.data.outlier_set import OutlierWriter
+from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.data.settings import FORMATS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.inspection import draw_inspection, find_shortcuts, inspect_outliers, summary

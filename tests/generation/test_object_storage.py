@@ -16,9 +16,11 @@ import pytest
 from loopback_s3 import BUCKET, LoopbackS3, without_credentials
 
 from sona_pipeline.cli.app import main
+from sona_pipeline.common.files import digest
 from sona_pipeline.data import sample
 from sona_pipeline.data.outlier_set import open_outlier_set, read_rejects, read_rows, read_samples, read_settings
 from sona_pipeline.data.parts import merge_parts
+from sona_pipeline.data.uploads import writer_to
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.inspection import inspect_outliers
@@ -51,7 +53,7 @@ def s3():
 def places(tmp_path, monkeypatch):
     """Copies of sets in a place of their own, and small shards."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sona_pipeline.data.outlier_set.SHARD_BYTES", SMALL)
+    monkeypatch.setattr("sona_pipeline.data.outlier_writer.SHARD_BYTES", SMALL)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
@@ -143,6 +145,30 @@ def test_a_shard_that_is_cut_short_is_told(images, pipe, s3):
         open_outlier_set(address, images)
 
 
+def test_a_set_that_was_made_anew_is_copied_anew(images, pipe, s3):
+    address = f"s3://{BUCKET}/anew"
+    for seed in (0, 1):
+        for name in s3.files("anew/"):
+            s3.delete(f"anew/{name}")
+        settings = replace(SETTINGS, seed=seed)
+        generate_outliers(images, pipe, address, settings, WRITING)
+        files = s3.files("anew/")
+        assert sorted(map(json.dumps, read_rows(address))) == sorted(files["metadata.jsonl"].decode().splitlines())
+        assert {digest(one.outlier) for one in read_samples(address)} == {row["sha256"] for row in read_rows(address)}
+
+
+def test_of_two_runs_at_one_address_one_stops(images, pipe, s3, tmp_path):
+    """The second begins when the first has uploaded nothing yet, and is done before it."""
+    address = f"s3://{BUCKET}/both"
+    with writer_to(address, "parquet") as first:
+        generate_outliers(images.take(range(4)), pipe, address, SETTINGS, WRITING)
+        before = s3.files("both/")
+        first.commit("00000000", [], [{"file_name": "a/1.png", "source_key": "a", "reason": "contrast 0.01 < 0.1"}])
+        with pytest.raises(BlockingIOError, match=f"another run is writing to {address}: wait for its end"):
+            first.finish()
+    assert s3.files("both/") == before
+
+
 @pytest.mark.parametrize(
     ("address", "writing", "error", "message"),
     [
@@ -171,8 +197,8 @@ def test_an_address_without_credentials_is_refused_at_once(images, s3, tmp_path,
 
 COMMAND = f"""
 import sys
-import sona_pipeline.data.outlier_set
-sona_pipeline.data.outlier_set.SHARD_BYTES = {SMALL}
+import sona_pipeline.data.outlier_writer
+sona_pipeline.data.outlier_writer.SHARD_BYTES = {SMALL}
 from sona_pipeline.cli.app import main
 main(sys.argv[1:])
 """

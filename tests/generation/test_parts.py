@@ -13,11 +13,11 @@ from PIL import Image
 from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import open_outlier_set, read_rows, read_samples
-from sona_pipeline.data.parts import merge_parts
+from sona_pipeline.data.parts import Part, merge_parts
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.estimate import described, estimate
 from sona_pipeline.generation.generate import generate_outliers, make_plan
-from sona_pipeline.generation.parts import Part, share_of
+from sona_pipeline.generation.parts import share_of
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
@@ -57,7 +57,7 @@ def parts(images, pipe, tmp_path_factory) -> list[Path]:
 
 @pytest.mark.parametrize("form", ["folder", "parquet", "webdataset"])
 def test_parts_make_the_very_files_of_one_run(images, pipe, tmp_path, monkeypatch, form):
-    monkeypatch.setattr("sona_pipeline.data.outlier_set.SHARD_BYTES", 9000)
+    monkeypatch.setattr("sona_pipeline.data.outlier_writer.SHARD_BYTES", 9000)
     writing = replace(WRITING, format=form)
     generate_outliers(images, pipe, tmp_path / "one", SETTINGS, writing)
     parts = made_in_parts(images, pipe, tmp_path, writing=writing)
@@ -132,7 +132,7 @@ def test_a_second_merger_adds_nothing_and_one_that_was_killed_is_finished(parts,
     times.pop(tmp_path / "whole" / ".lock")
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
-    from sona_pipeline.data.outlier_set import OutlierWriter
+    from sona_pipeline.data.outlier_writer import OutlierWriter
 
     commit, left = OutlierWriter.commit, [3]
 

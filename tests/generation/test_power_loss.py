@@ -12,7 +12,7 @@ from power import Names, Recorder, Sync
 
 from sona_pipeline.common.files import only_run, png, settle_settings
 from sona_pipeline.data import sample as bundled
-from sona_pipeline.data.outlier_set import OutlierWriter
+from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import generate_outliers
@@ -85,7 +85,7 @@ def root(tmp_path) -> Path:
     ("form", "shard_bytes"), [("folder", 1), ("parquet", 1), ("parquet", 5000), ("webdataset", 5000)]
 )
 def test_a_set_is_whole_again_after_a_loss_at_any_moment(form, shard_bytes, root, tmp_path, monkeypatch):
-    monkeypatch.setattr("sona_pipeline.data.outlier_set.SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr("sona_pipeline.data.outlier_writer.SHARD_BYTES", shard_bytes)
     with Recorder(root) as disk:
         run(root / "set", form)
     expected = contents(root / "set")

@@ -18,7 +18,8 @@ from loopback_hub import TOKEN, LoopbackHub, is_lfs, lfs_id
 from safetensors.torch import load_file
 
 import sona_pipeline
-from sona_pipeline.data.outlier_set import OutlierWriter, open_outliers, read_rows, read_samples
+from sona_pipeline.data.outlier_set import open_outliers, read_rows, read_samples
+from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.data.sample import OOD_LABELS, id_images
 from sona_pipeline.data.settings import FORMATS, PACKINGS
 from sona_pipeline.detection.detector import Detector, save_detector
@@ -245,7 +246,7 @@ def test_outliers_of_every_format_are_the_very_files(form, sets, tmp_path):
 
 def test_large_sets_are_shards_without_gaps(sets, tmp_path, monkeypatch):
     monkeypatch.setattr("sona_pipeline.data.shards.ROW_GROUP", 5)
-    monkeypatch.setattr("sona_pipeline.data.outlier_set.SHARD_BYTES", 1)
+    monkeypatch.setattr("sona_pipeline.data.outlier_writer.SHARD_BYTES", 1)
     hub.write_outlier_repository(tmp_path / "out", "me/out", sets["parquet"], near_ood=True, id_set="clothes")
     names = sorted(path.name for path in (tmp_path / "out" / "data").iterdir())
     assert names == [f"test-{k:05d}-of-00003.parquet" for k in range(3)]
