@@ -29,6 +29,7 @@ from .data.imaging import (
 from .data.outlier_set import (
     OutlierPairs as OutlierPairs,
     open_outlier_set as open_outlier_set,
+    open_outlier_sets as open_outlier_sets,
     read_rows as read_rows,
 )
 from .data.outlier_writer import OutlierWriter as OutlierWriter

@@ -38,9 +38,9 @@ class OutlierPairs:
     """ID images beside what was made of them, all in one order.
 
     Attributes:
-        images: the ID images.
-        outliers: the outlier of each.
-        reconstructions: the VAE round trip of each, or None.
+        images: the N ID images.
+        outliers: the outlier of each; with several of each, first one of every image, then another of every image.
+        reconstructions: the VAE round trip of each image, or None.
         strengths: stop step over number of steps of each outlier, in (0, 1].
         form: that outliers and round trips are kept in; None if it was not recorded, as by version 0.1.0.
     """
@@ -78,6 +78,50 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         strengths=tuple(row["stop_step"] / settings["num_inference_steps"] for row in rows),
         form=recorded_form(settings),
     )
+
+
+def open_outlier_sets(folders: Sequence[str | Path], images: ImageSet) -> OutlierPairs:
+    """Open several outlier sets of the same images as one; an image that lacks an outlier in one of them is left out.
+
+    Sets of several seeds give an image several outliers; sets of several settings, a mixture. Round trips are those of
+    the first set.
+
+    Args:
+        folders: of the sets, each once; a set that is named again counts as often.
+        images: see `open_outlier_set`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_outlier_set`; or the sets are kept in different sizes or codecs, or no
+            image has an outlier in all of them.
+    """
+    found = [open_outlier_set(folder, images) for folder in folders]
+    for folder, pairs in zip(folders, found):
+        if pairs.form != found[0].form:
+            raise ValueError(
+                f"{folders[0]} and {folder} are kept in different sizes or codecs, {found[0].form} and {pairs.form}:"
+                " make them with the same --save-size, --codec and --quality"
+            )
+    common = set(found[0].images.keys).intersection(*(pairs.images.keys for pairs in found))
+    if not common:
+        raise ValueError(
+            f"no image has an outlier in each of {', '.join(map(str, folders))}: give sets of one data set"
+        )
+    taken = [[k for k, key in enumerate(pairs.images.keys) if key in common] for pairs in found]
+    first, rounds = found[0], found[0].reconstructions
+    return OutlierPairs(
+        images=first.images.take(taken[0]),
+        outliers=_one_after_another([pairs.outliers.take(kept) for pairs, kept in zip(found, taken)]),
+        reconstructions=rounds.take(taken[0]) if rounds else None,
+        strengths=tuple(pairs.strengths[k] for pairs, kept in zip(found, taken) for k in kept),
+        form=first.form,
+    )
+
+
+def _one_after_another(sets: Sequence[ImageSet]) -> ImageSet:
+    """Unlabelled images of several sets of one size as one."""
+    size = len(sets[0])
+    keys = tuple(key for images in sets for key in images.keys)
+    return ImageSet(keys, (), (), lambda index: sets[index // size].image(index % size))
 
 
 def recorded_form(settings: dict) -> KeptForm | None:

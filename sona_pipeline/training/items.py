@@ -116,7 +116,8 @@ class Pixels(Dataset):
 class TrainingItems(Dataset):
     """ID images as dictionaries: `image`, `label`, and where given `outlier`, `is_used` and `reconstruction`.
 
-    Outliers of an `OutlierPairs` stay with their sources; any other set gives a random outlier each time. In place of
+    Outliers of an `OutlierPairs` stay with their sources, and of several each time one is drawn; any other set gives a
+    random outlier each time. In place of
     an item with an image that cannot be read comes the next one; `rejects` then says which was left out, and why. ID
     images undergo the scaling and the lossy codec that their outliers have undergone.
 
@@ -162,12 +163,18 @@ class TrainingItems(Dataset):
     def _item(self, index: int, rejects: list[dict]) -> dict:
         item = {"image": self.image[index], "label": self.images.labels[index]}
         if self.outlier is not None and self.is_paired:
-            item |= {"outlier": self.outlier[index], "is_used": self.is_used[index]}
+            place = index + len(self) * self._drawn_of_several()
+            item |= {"outlier": self.outlier[place], "is_used": self.is_used[place]}
         elif self.outlier is not None:
             item |= {"outlier": _any_outlier(self.outlier, rejects), "is_used": True}
         if self.reconstruction is not None:
             item["reconstruction"] = self.reconstruction[index]
         return item
+
+    def _drawn_of_several(self) -> int:
+        """Which outlier of its several an image comes with this time."""
+        count = len(self.is_used) // len(self)
+        return int(torch.randint(count, ())) if count > 1 else 0
 
 
 def _any_outlier(outliers: Pixels, rejects: list[dict]) -> torch.Tensor:

@@ -36,8 +36,9 @@ PRECISIONS, KEPT = ("no", "fp16", "bf16"), ("best", "last")
 class TrainingImages(ImageSource):
     """What a detector is trained on."""
 
-    outliers: Path | None = None
-    """Outlier set of these images, made by `sona generate`."""
+    outliers: tuple[Path, ...] = ()
+    """Outlier set of these images, made by `sona generate`; may be repeated, and each time an image is trained on, its
+    outlier is drawn from one of the sets."""
     real_outliers: str | None = None
     """Any other images to be exposed to, instead of an outlier set."""
     validation: str | None = None

@@ -8,7 +8,7 @@ from sona_pipeline.common.places import real_place
 from sona_pipeline.data.image_set import ImageSet, check_there, hold_out
 from sona_pipeline.data.images import open_images, open_source
 from sona_pipeline.data.lists import is_image_list
-from sona_pipeline.data.outlier_set import open_outlier_set
+from sona_pipeline.data.outlier_set import open_outlier_sets
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.settings import TrainingImages
 
@@ -48,7 +48,7 @@ def open_training_sets(source: TrainingImages, seed: int) -> tuple[TrainingSets,
         return TrainingSets(images, validation, exposed), 0
     if not source.outliers:
         return TrainingSets(images, validation), 0
-    pairs = open_outlier_set(source.outliers, images)
+    pairs = open_outlier_sets(source.outliers, images)
     return TrainingSets(pairs.images, validation, pairs), len(images) - len(pairs.images)
 
 

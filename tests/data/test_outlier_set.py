@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from PIL import Image
 
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.images import open_images
-from sona_pipeline.data.outlier_set import open_outlier_set, read_rejects, read_rows
+from sona_pipeline.data.outlier_set import open_outlier_set, open_outlier_sets, read_rejects, read_rows
 from sona_pipeline.data.settings import FORMATS
 
 formats = pytest.mark.parametrize("form", FORMATS)
@@ -51,6 +53,37 @@ def test_a_set_opens_beside_its_images_in_their_order(form, tmp_path, monkeypatc
         assert [int(np.asarray(images.image(k)).mean()) for k in range(3)] == expected
     with pytest.raises(ValueError, match=r"no outlier in .* comes from these images"):
         open_outlier_set(tmp_path, ImageSet(("other",), (0,), ("a",), shades.__getitem__))
+
+
+def test_several_sets_of_the_same_images_are_opened_as_one(tmp_path):
+    """The second set lacks an outlier of one image, and has it of an image that is not in the first."""
+    for name, form, numbers in (("one", "folder", (50, 8, 25)), ("two", "parquet", (25, 50, 1))):
+        writer = new_set(tmp_path / name, form)
+        writer.commit("a", [sample(number) for number in numbers], [])
+        writer.finish()
+    keys = ("key 25", "key 1", "key 8", "key 50")
+    images = ImageSet(keys, (0, 1, 0, 1), ("a", "b"), [Image.new("L", (4, 4), 100 + k) for k in range(4)].__getitem__)
+    pairs = open_outlier_sets([tmp_path / "one", tmp_path / "two", tmp_path / "one"], images)
+    assert (pairs.images.keys, pairs.images.labels) == (("key 25", "key 50"), (0, 1))
+    shades = [int(np.asarray(pairs.outliers.image(k)).mean()) for k in range(len(pairs.outliers))]
+    assert shades == [25, 50, 25, 50, 25, 50]
+    assert pairs.strengths == (0.5, 1.0) * 3
+    assert [int(np.asarray(pairs.reconstructions.image(k)).mean()) for k in range(2)] == [26, 51]
+
+
+def test_sets_that_do_not_go_together_are_refused(tmp_path):
+    for number in (1, 2):
+        writer = new_set(tmp_path / str(number), "folder")
+        writer.commit("a", [sample(number)], [])
+        writer.finish()
+    images = ImageSet(("key 1", "key 2"), (0, 1), ("a", "b"), [Image.new("L", (4, 4))].__getitem__)
+    with pytest.raises(ValueError, match=r"no image has an outlier in each of .*1, .*2: give sets of one data set"):
+        open_outlier_sets([tmp_path / "1", tmp_path / "2"], images)
+    settings = json.loads((tmp_path / "1" / "settings.json").read_text())
+    settings |= {"notes": {"model_size": 32}, "save_size": None, "codec": "png", "quality": None}
+    (tmp_path / "1" / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"1 and .*2 are kept in different sizes or codecs, KeptForm\(.*: make them"):
+        open_outlier_sets([tmp_path / "1", tmp_path / "2"], images)
 
 
 def test_a_folder_that_is_no_set_is_refused(tmp_path):

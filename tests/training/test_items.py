@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.data.codecs import KeptForm
+from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.training import items as training_data
 from sona_pipeline.training.items import EpochOrder, Labelled, Pixels, TrainingItems, collate, mixed_seed
@@ -38,6 +39,20 @@ def test_items_keep_image_label_outlier_and_round_trip_together(images, outliers
         for name, source in (("image", images), ("outlier", outliers), ("reconstruction", rounds)):
             assert torch.equal(item[name], pil_to_tensor(source.image(i)))
         assert (item["label"], item["is_used"]) == (images.labels[i], strengths[i] >= 0.5)
+
+
+def test_of_several_outliers_of_an_image_one_is_drawn_each_time(images, outliers):
+    others = shapes(["diagonal"], 12, seed=5, labelled=False)
+    joined = ImageSet(outliers.keys * 2, (), (), lambda i: (outliers, others)[i // 12].image(i % 12))
+    both = OutlierPairs(images, joined, None, (1.0,) * 12 + (0.1,) * 12)
+    items = TrainingItems(images, both, 0.5, plain)
+    torch.manual_seed(0)
+    for i in range(12):
+        known = [pil_to_tensor(one.image(i)) for one in (outliers, others)]
+        found = [items[i] for _ in range(30)]
+        drawn = [[torch.equal(item["outlier"], one) for one in known].index(True) for item in found]
+        assert 5 < sum(drawn) < 25
+        assert [item["is_used"] for item in found] == [not which for which in drawn]
 
 
 def test_id_images_undergo_what_their_outliers_have_undergone(images, outliers):

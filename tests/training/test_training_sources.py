@@ -71,7 +71,7 @@ def test_an_outlier_set_belongs_to_images_in_another_normal_form(there, here, tm
     (tmp_path / "set" / "outliers" / "metadata.jsonl").write_text(json_lines(rows))
     settings = '{"format": "folder", "reconstructions": false, "num_inference_steps": 2, "ood_labels": ["a"]}'
     (tmp_path / "set" / "settings.json").write_text(settings)
-    source = TrainingImages(str(tmp_path / "photos"), outliers=tmp_path / "set", validation_share=0)
+    source = TrainingImages(str(tmp_path / "photos"), outliers=(tmp_path / "set",), validation_share=0)
     sets, left_out = open_training_sets(source, 0)
     assert (sets.images.keys, left_out) == ((f"{here}/1.png", f"{here}/{here}.png"), 1)
     assert sets.outliers.strengths == (0.5, 1.0)

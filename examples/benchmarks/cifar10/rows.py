@@ -184,5 +184,6 @@ TABLES = {
         {"50 DDIM steps": SONA}
         | {f"{steps} {title} steps": Row(f"{name}-{steps}") for name, title, steps in FEW_STEPS},
         seeds=3,
+        far_validation=True,
     ),
 }
