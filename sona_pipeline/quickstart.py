@@ -26,7 +26,7 @@ from sona_pipeline.generation.checkpoint import load_model
 from sona_pipeline.generation.generate import generate_outliers, settled_model
 from sona_pipeline.generation.masks_figure import masks_figure
 from sona_pipeline.generation.plan import plan_outliers
-from sona_pipeline.generation.settings import DEFAULT_PRESET, PRESETS, GenerationSettings, ModelSettings, OutputSettings
+from sona_pipeline.generation.settings import DEFAULT_PRESET, PRESETS, GenerationSettings, ModelSettings
 from sona_pipeline.pipeline import SONAPipeline
 from sona_pipeline.training.settings import RECIPES, Running
 from sona_pipeline.training.train import train_detector
@@ -56,7 +56,7 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
 
     images, validation = sample.id_images("train"), sample.id_images("validation")
     generation = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=seed, **preset.method)
-    generated = generate_outliers(images, pipe, output / "generated", generation, OutputSettings(batch_size=64))
+    generated = generate_outliers(images, pipe, output / "generated", generation)
     pairs = open_outlier_set(generated, images)
     images = pairs.images
 

@@ -28,6 +28,7 @@ LINES = [
     " --dtype float32 --scheduler ddim --guidance-scale 10 --mask-threshold 0.2",
     "generate --data images --model tiny --ood-labels labels.txt --steps 5 --scheduler unipc --format parquet"
     " --label-choice close --mask-granularity spatial --reject latent_distance<0.1 --dtype float32 --guidance-scale 10"
+    " --batch-size 16"
     " --mask-threshold 0.2 --output shards",
     "train --data images --outliers outliers --recipe small --epochs 2 --batch-size 8 --validation-share 0.3 --cpu"
     " --output detector",

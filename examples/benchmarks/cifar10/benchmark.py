@@ -106,7 +106,7 @@ class Benchmark:
     def tests(self, table: Table) -> dict[str, TestSets]:
         """What the detectors of a table are judged by: "validation" for choices, "test" once."""
         data = self.data
-        far = data.far_validation if table.far_validation else {}
+        far = {name: data.far_validation[name] for name in table.far_validation}
         return {
             "validation": TestSets(data.validation, {"held-out classes": data.near_validation}, far),
             "test": TestSets(data.test, {"cifar100": data.near_test}, data.far_test),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from far_kinds import far_kinds
 
 from sona_pipeline import ImageSet, open_images, sample
 
@@ -25,7 +26,8 @@ class Data:
         real_outliers: images of the OOD labels, for outlier exposure with real images.
         near_validation: images of classes that the diffusion model knows, and that are neither OOD labels nor among
             the real outliers.
-        far_validation: images of another kind, by name: clothing and photographs in grey, which come with the package.
+        far_validation: images of another kind, by name: clothing and photographs in grey, which come with the package,
+            and those of `far_kinds`.
         near_test: images of classes that nothing has seen.
         far_test: images of another kind, by name.
         ood_labels: classes that the diffusion model knows besides the ID classes, without those of `near_validation`.
@@ -69,7 +71,11 @@ def open_data(folder: Path, per_class: int) -> Data:
         test=_spoken(open_images(folder / TEST)),
         real_outliers=known.of_classes(labels),
         near_validation=_of_each_class(known.with_classes(held_out), 0, VALIDATION_PER_CLASS),
-        far_validation={"clothing": sample.id_images("validation"), "photos": sample.far_ood()["photos"]},
+        far_validation={
+            "clothing": sample.id_images("validation"),
+            "photos": sample.far_ood()["photos"],
+            **far_kinds(),
+        },
         near_test=open_images(folder / NEAR),
         far_test={name: open_images(folder / file) for name, file in FAR.items()},
         ood_labels=labels,
