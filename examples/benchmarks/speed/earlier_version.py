@@ -10,7 +10,7 @@ from sona_pipeline import sample
 
 COMMIT = "ee43f02"
 """Of version 0.1.0."""
-IMAGES = 256
+IMAGES = 512
 GOAL = 6.0
 
 
