@@ -191,7 +191,7 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
 def settled_batch_size(
     pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: str | Path
 ) -> int:
-    """The batch size, the same in all processes; "auto" is that of an earlier run into the folder, or found by trying."""
+    """The batch size, the same in all processes; "auto": that of an earlier run into the folder, or found by trying."""
     if writing.batch_size is None:
         return default_batch_size(pipe, settings)
     if writing.batch_size != "auto":
