@@ -18,7 +18,7 @@ detectors=()
 for seed in $SEEDS; do
     outliers=$OUT/outliers-$seed
     everywhere generate "${images[@]}" "${prompts[@]}" --ood-labels "$OOD_LABELS" --model "$MODEL" --seed "$seed" \
-        --output "$outliers" $GENERATE_OPTIONS
+        --preset paper --output "$outliers" $GENERATE_OPTIONS
     once inspect "$outliers" "${images[@]}"
     everywhere train "${images[@]}" "${recipe[@]}" --outliers "$outliers" --seed "$seed" \
         --output "$OUT/sona-$seed" $TRAIN_OPTIONS
