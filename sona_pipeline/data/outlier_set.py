@@ -87,7 +87,7 @@ def open_outlier_sets(folders: Sequence[str | Path], images: ImageSet) -> Outlie
     the first set.
 
     Args:
-        folders: of the sets, each once; a set that is named again counts as often.
+        folders: of the sets; one that is named twice gives twice as many of the outliers.
         images: see `open_outlier_set`.
 
     Raises:

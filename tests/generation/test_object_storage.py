@@ -157,7 +157,7 @@ def test_a_set_that_was_made_anew_is_copied_anew(images, pipe, s3):
         assert {digest(one.outlier) for one in read_samples(address)} == {row["sha256"] for row in read_rows(address)}
 
 
-def test_of_two_runs_at_one_address_one_stops(images, pipe, s3, tmp_path):
+def test_of_two_runs_at_one_address_one_stops(images, pipe, s3):
     """The second begins when the first has uploaded nothing yet, and is done before it."""
     address = f"s3://{BUCKET}/both"
     with writer_to(address, "parquet") as first:

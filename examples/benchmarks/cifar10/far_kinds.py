@@ -4,7 +4,7 @@
 
 It takes matplotlib and scikit-image. Half of the kinds are drawn (text, symbols, gradients, noise), half are cut from
 pictures that these packages ship (medical, microscope, sky and terrain, faces): few pictures, so that their crops are
-much alike. None of them shows digits or textures, which the test sets are of.
+much alike. None shows digits, which a test set is of; tissue, terrain and noise have something of its textures.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ KINDS: dict[str, Draw] = {
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8), "RGB")
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
 def _lettered(letters: str, font: Path, rng: np.random.Generator) -> Image.Image:
