@@ -52,11 +52,11 @@ from .evaluation.score_table import (
     results_of as results_of,
     score_images as score_images,
 )
+from .generation.batches import make_batches as make_batches
 from .generation.checkpoint import load_pipeline as load_pipeline
 from .generation.generate import (
     generate_outliers as generate_outliers,
     make_plan as make_plan,
-    through_stages as through_stages,
 )
 from .generation.label_rules import RULES as RULES
 from .generation.make import (

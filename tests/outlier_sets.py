@@ -35,3 +35,12 @@ def new_set(folder: Path, form: str) -> OutlierWriter:
     settings = {"ood_labels": ["bag"], "format": form, "reconstructions": True, "num_inference_steps": 50}
     (folder / "settings.json").write_text(json.dumps(settings))
     return OutlierWriter(folder, form)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a set but the lock and what is noted of the run."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "settings.json")
+    }

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from sona_pipeline.data.remote import address_of
+from sona_pipeline.generation.batches import processes_for
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_form
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
@@ -68,11 +73,13 @@ def estimate(
     if not work.items:
         raise ValueError(f"none of {size} images could be read; the first: {work.rejects[0]['reason']}")
     timed = {}
-    for steps in (few, few, many):
-        started = time.perf_counter()
-        short = maker.denoise(maker.encode(Work("", work.items, images=work.images)), steps)
-        samples = maker.samples(maker.decode(short))
-        timed[steps] = time.perf_counter() - started
+    processes = processes_for(maker, math.ceil(len(plan) / batch_size))
+    with _threads(torch.get_num_threads() if processes == 1 else 1):
+        for steps in (few, few, many):
+            started = time.perf_counter()
+            short = maker.denoise(maker.encode(Work("", work.items, images=work.images)), steps)
+            samples = maker.finish(maker.decode(short)).samples
+            timed[steps] = (time.perf_counter() - started) / processes
     more = timed[many] - timed[few]
     per_step = more / (many - few) if more > 0 else timed[many] / many
     per_row = per_step / (3 * len(work.items))
@@ -87,6 +94,17 @@ def estimate(
         bytes=round(bytes_each * len(plan)),
         free_bytes=None if address_of(output) else _free_bytes(output),
     )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch, for a while."""
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)
 
 
 def _free_bytes(output: Path) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,6 @@ from sona_pipeline.common.names import expanded
 from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.progress import Track
 from sona_pipeline.common.settings import check_ranges
-from sona_pipeline.common.stages import ahead
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.copies import local_copy
 from sona_pipeline.data.image_set import ImageSet, check_there, is_grey
@@ -34,9 +33,10 @@ from sona_pipeline.data.remote import address_of
 from sona_pipeline.data.set_files import REJECTS, SETTINGS, hash_of
 from sona_pipeline.data.settings import CODECS
 from sona_pipeline.data.uploads import check_place, writer_to
+from sona_pipeline.generation.batches import default_batch_size, make_batches
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
 from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
-from sona_pipeline.generation.make import OutlierMaker, Work, image_form, is_grey_model, kept_form
+from sona_pipeline.generation.make import OutlierMaker, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
@@ -45,12 +45,8 @@ from sona_pipeline.generation.settings import GenerationSettings, ModelSettings,
 from sona_pipeline.pipeline import SONAPipeline
 
 logger = logging.getLogger(__name__)
-DEPTH = 2
-"""Batches that reading and writing may be ahead of or behind the device."""
 SECONDS_UNTIL_IN_SIGHT = 300
 """How long files of other machines may take to appear."""
-SMALL = 64
-"""Images up to this side come in larger batches."""
 NEW_KEYS = {"codec": "png"}
 """What version 0.1.0 did not record, and how it was then."""
 Result = TypeVar("Result")
@@ -129,7 +125,7 @@ def generate_outliers(
         with Track(title, len(plan), shown=state.is_main_process) as track:
             ready = int(is_done.sum())
             track.reach(ready)
-            for count in through_stages(maker, writer, mine, vae_depth=0 if pipe.device.type == "cpu" else 1):
+            for count in make_batches(maker, writer, mine):
                 ready += count * state.num_processes
                 track.reach(min(ready, len(plan)))
             state.wait_for_everyone()
@@ -205,11 +201,6 @@ def settled_batch_size(
     return _on_main_process(process_state(), find)
 
 
-def default_batch_size(pipe: SONAPipeline, settings: GenerationSettings) -> int:
-    """16 images; 64 small ones, since the calls themselves would else take much of the time."""
-    return 64 if image_form(pipe, settings.size)[0] <= SMALL else 16
-
-
 def settled_model(loading: ModelSettings, output: str | Path) -> ModelSettings:
     """The model's settings with a dtype: if they leave it open, that of an earlier run into the folder, or the default.
 
@@ -227,27 +218,6 @@ def settled_model(loading: ModelSettings, output: str | Path) -> ModelSettings:
         return default_dtype(usable_device(loading.device or (state.device if state.num_processes > 1 else None)))
 
     return replace(loading, dtype=_on_main_process(state, find))
-
-
-def through_stages(
-    maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch], vae_depth: int
-) -> Iterator[int]:
-    """Make and commit batches, and give how many images each had; reading and writing overlap with the device's work.
-
-    With `vae_depth` 1 the VAE has threads of its own, too, which keep the queue of an accelerator full; on the CPU
-    they would only take the cores from the UNet.
-    """
-
-    def commit(work: Work) -> int:
-        writer.commit(work.name, maker.samples(work), work.rejects)
-        return len(work.made) + len(work.rejects)
-
-    read = ahead(maker.read, batches, DEPTH)
-    encoded = ahead(maker.encode, read, vae_depth)
-    denoised = ahead(maker.denoise, encoded, 0)
-    decoded = ahead(maker.decode, denoised, vae_depth)
-    with closing(read), closing(encoded), closing(denoised), closing(decoded):
-        yield from ahead(commit, decoded, DEPTH)
 
 
 def _done(plan: Plan, writer: OutlierWriter, reconstructions: bool) -> np.ndarray:

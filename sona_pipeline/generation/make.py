@@ -1,11 +1,11 @@
-"""How a batch of planned outliers is made: read, encode, denoise, decode, each a stage of its own."""
+"""How a batch of planned outliers is made: read, encode, denoise, decode, finish, each a stage of its own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -55,6 +55,20 @@ class Work:
     source_latents: torch.Tensor = field(default_factory=_nothing)
     outlier_latents: torch.Tensor = field(default_factory=_nothing)
     made: list[tuple[PlannedOutlier, dict, Image.Image, Image.Image | None]] = field(default_factory=list)
+
+
+class FinishedBatch(NamedTuple):
+    """A batch as it is written.
+
+    Attributes:
+        name: of the batch.
+        samples: its outliers.
+        rejects: a row for each image that no outlier is made of.
+    """
+
+    name: str
+    samples: list[Sample]
+    rejects: list[dict]
 
 
 class OutlierMaker:
@@ -235,9 +249,9 @@ class OutlierMaker:
             parts = [self._decoded(one[None], pixels) for one in latents]
             return torch.cat([part for part, _ in parts]), [bool(flags and flags[0]) for _, flags in parts]
 
-    def samples(self, work: Work) -> list[Sample]:
-        """The finished outliers of a batch as files, with their rows of the metadata table."""
-        return [self._sample(*one) for one in work.made]
+    def finish(self, work: Work) -> FinishedBatch:
+        """The outliers of a batch as files, with their rows of the metadata table."""
+        return FinishedBatch(work.name, [self._sample(*one) for one in work.made], work.rejects)
 
     def _sample(self, item: PlannedOutlier, checks: dict, outlier: Image.Image, other: Image.Image | None) -> Sample:
         content, class_name = self.form.encoded(outlier), self.plan.images.label_name(item.index)

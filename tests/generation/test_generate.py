@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from outlier_sets import contents
 from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
-from sona_pipeline.common.files import only_run, settle_settings
+from sona_pipeline.common.files import only_run
 from sona_pipeline.data import sample
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
@@ -26,9 +27,7 @@ from sona_pipeline.generation.generate import (
     check_run,
     generate_outliers,
     make_plan,
-    through_stages,
 )
-from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
@@ -43,15 +42,6 @@ def pipe():
 @pytest.fixture(scope="module")
 def images():
     return sample.id_images("train").take(range(10))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a set but the lock and what is noted of the run."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "settings.json")
-    }
 
 
 def test_outlier_set_opens_in_datasets_and_torchvision(images, pipe, tmp_path):
@@ -451,17 +441,6 @@ def test_colour_images_are_refused_by_a_grey_model(pipe, tmp_path):
     Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "data" / "red" / "1.png")
     with pytest.raises(ValueError, match="use a model for colour images"):
         generate_outliers(open_images(tmp_path / "data"), pipe, tmp_path / "set", SETTINGS)
-
-
-def test_vae_may_work_in_threads_of_its_own(images, pipe, tmp_path):
-    generate_outliers(images, pipe, tmp_path / "one", SETTINGS, OutputSettings(batch_size=3))
-    plan = plan_outliers(images, SETTINGS)
-    settle_settings(tmp_path / "other" / "settings.json", json.loads((tmp_path / "one" / "settings.json").read_text()))
-    writer = OutlierWriter(tmp_path / "other", "folder")
-    for _ in through_stages(OutlierMaker(pipe, plan), writer, plan.batches(3), vae_depth=1):
-        pass
-    writer.finish()
-    assert contents(tmp_path / "other") == contents(tmp_path / "one")
 
 
 def test_nothing_is_left_to_do_is_said(images, pipe, tmp_path):

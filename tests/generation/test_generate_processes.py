@@ -21,6 +21,14 @@ COUNT = 40
 OPTIONS = ["--model", "tiny", "--steps", "16", "--batch-size", "2"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_threads():
+    """Batches are made by two processes that the run forks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """An image folder of the sample's images, whose names have spaces and letters of many alphabets."""
@@ -66,6 +74,21 @@ def wait_for_batches(run: subprocess.Popen, folder: Path, count: int) -> None:
         time.sleep(0.01)
 
 
+def children(parent: int) -> list[Path]:
+    """Folders in /proc of the processes that a process has begun."""
+    if sys.platform != "linux":
+        return []
+    return [Path("/proc", child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def wait_until_gone(processes: list[Path]) -> None:
+    """Wait until the processes have ended, which they do at once with the one that began them."""
+    deadline = time.monotonic() + 2
+    while any(process.exists() and ") Z " not in (process / "stat").read_text() for process in processes):
+        assert time.monotonic() < deadline, "a process outlives the run that began it"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("form", ["folder", "parquet"])
 def test_runs_killed_at_random_moments_end_with_the_set_of_an_undisturbed_run(data, undisturbed, tmp_path, form):
     chance = random.Random(form)
@@ -74,8 +97,11 @@ def test_runs_killed_at_random_moments_end_with_the_set_of_an_undisturbed_run(da
         run = subprocess.Popen(command(data, folder, "--format", form), stdout=subprocess.DEVNULL)
         wait_for_batches(run, folder, committed)
         time.sleep(chance.uniform(0, 0.3))
+        forked = children(run.pid)
+        assert len(forked) == (2 if sys.platform == "linux" else 0)
         run.send_signal(signal.SIGKILL)
         run.wait()
+        wait_until_gone(forked)
         assert 0 < len(list(read_rows(folder))) < COUNT
     subprocess.run(command(data, folder, "--format", form), check=True, stdout=subprocess.DEVNULL)
     assert contents(folder) == undisturbed[form]

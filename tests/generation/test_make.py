@@ -64,13 +64,13 @@ def test_reconstruction_is_the_vae_there_and_back(pipe, images):
 def test_reconstructions_are_left_out_on_request(pipe, images):
     maker, work = make(pipe, images, reconstructions=False)
     assert [other for *_, other in work.made] == [None] * 6
-    assert [sample.reconstruction for sample in maker.samples(work)] == [None] * 6
+    assert [sample.reconstruction for sample in maker.finish(work).samples] == [None] * 6
 
 
 def test_row_tells_where_an_outlier_comes_from(pipe, images):
     maker, work = make(pipe, images, replace(SETTINGS, id_labels={"shirt": "blouse"}))
     plan = plan_outliers(images, SETTINGS)
-    for sample_, (item, checks, outlier, _) in zip(maker.samples(work), work.made):
+    for sample_, (item, checks, outlier, _) in zip(maker.finish(work).samples, work.made):
         row = sample_.row
         assert row["source_key"] == images.keys[item.index]
         assert row["source_class"] == images.label_name(item.index)

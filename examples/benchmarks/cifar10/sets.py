@@ -20,10 +20,10 @@ from sona_pipeline import (
     Track,
     Work,
     generate_outliers,
+    make_batches,
     make_plan,
     only_run,
     settle_settings,
-    through_stages,
     write_text,
 )
 
@@ -105,6 +105,6 @@ def _make_by_way(recipe, images: ImageSet, pipe: SONAPipeline, folder: Path, set
         hashes = writer.done(reconstructions=True)
         batches = [b for b in plan.batches(recipe.batch_size) if not hashes.issuperset(plan.hashes[b.indices].tolist())]
         track.reach(len(plan) - sum(len(batch.indices) for batch in batches))
-        for count in through_stages(maker, writer, batches, vae_depth=0):
+        for count in make_batches(maker, writer, batches):
             track.advance(count)
         writer.finish()

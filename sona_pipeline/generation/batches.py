@@ -1,0 +1,134 @@
+"""The batches of a run, made as fast as the machine can: in stages that overlap, or in processes side by side."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sona_pipeline.common.stages import ahead
+from sona_pipeline.data.outlier_writer import OutlierWriter
+from sona_pipeline.generation.make import FinishedBatch, OutlierMaker, image_form
+from sona_pipeline.generation.plan import Batch
+from sona_pipeline.generation.settings import GenerationSettings
+from sona_pipeline.pipeline import SONAPipeline
+
+DEPTH = 2
+"""Batches that reading and writing may be ahead of or behind what makes them."""
+SMALL = 64
+"""Images up to this side come in larger batches, and on the CPU in processes side by side."""
+_DIES_WITH_ITS_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+def default_batch_size(pipe: SONAPipeline, settings: GenerationSettings) -> int:
+    """16 images; 64 small ones, since the calls themselves would else take much of the time."""
+    return 64 if image_form(pipe, settings.size)[0] <= SMALL else 16
+
+
+def make_batches(maker: OutlierMaker, writer: OutlierWriter, batches: Sequence[Batch]) -> Iterator[int]:
+    """Make and commit batches, and give how many images each had.
+
+    On the CPU, networks for small images gain little from more threads: there each thread becomes a process of its own,
+    where the system can fork one. Elsewhere reading, encoding, decoding and writing overlap with the denoising.
+
+    Raises:
+        MemoryError: a process was killed, as the system does when memory runs out.
+        OSError, ValueError, FloatingPointError: as the maker and the writer do.
+    """
+
+    def commit(batch: FinishedBatch) -> int:
+        writer.commit(batch.name, batch.samples, batch.rejects)
+        return len(batch.samples) + len(batch.rejects)
+
+    count = processes_for(maker, len(batches))
+    vae_depth = 0 if maker.pipe.device.type == "cpu" else 1
+    finished = _by_processes(maker, batches, count) if count > 1 else by_stages(maker, batches, vae_depth)
+    with closing(finished):
+        yield from ahead(commit, finished, DEPTH)
+
+
+def processes_for(maker: OutlierMaker, batches: int) -> int:
+    """How many processes make so many batches; 1 is this one."""
+    if maker.pipe.device.type != "cpu" or maker.size > SMALL or sys.platform != "linux":
+        return 1
+    return min(torch.get_num_threads(), batches)
+
+
+def by_stages(maker: OutlierMaker, batches: Sequence[Batch], vae_depth: int) -> Generator[FinishedBatch, None, None]:
+    """Batches from stages that overlap.
+
+    With `vae_depth` 1 the VAE has threads of its own, too, which keep the queue of an accelerator full; on the CPU
+    they would only take the cores from the UNet.
+    """
+    read = ahead(maker.read, batches, DEPTH)
+    encoded = ahead(maker.encode, read, vae_depth)
+    denoised = ahead(maker.denoise, encoded, 0)
+    decoded = ahead(maker.decode, denoised, vae_depth)
+    with closing(read), closing(encoded), closing(denoised), closing(decoded):
+        yield from ahead(maker.finish, decoded, DEPTH)
+
+
+def _by_processes(maker: OutlierMaker, batches: Sequence[Batch], count: int) -> Generator[FinishedBatch, None, None]:
+    """Batches from forked processes of one thread each, in the order in which they come."""
+    loader = DataLoader(
+        _Making(maker, batches),
+        batch_size=None,
+        num_workers=count,
+        prefetch_factor=1,
+        in_order=False,
+        multiprocessing_context="fork",
+        worker_init_fn=_begin,
+        generator=torch.Generator(),  # else it draws from torch's own
+    )
+    try:
+        for outcome in loader:
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "Caught" in str(error):
+            raise
+        raise MemoryError(
+            f"one of the {count} processes that make outliers was killed, as when memory runs out: lower --batch-size,"
+            " or set OMP_NUM_THREADS to fewer processes; what is done is kept"
+        ) from error
+
+
+class _Making(Dataset):
+    """The batches by their numbers: what the maker gives for one, or the error that it raises for bad input."""
+
+    def __init__(self, maker: OutlierMaker, batches: Sequence[Batch]):
+        self.maker, self.batches = maker, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> FinishedBatch | Exception:
+        maker = self.maker
+        try:
+            return maker.finish(maker.decode(maker.denoise(maker.encode(maker.read(self.batches[number])))))
+        except (OSError, ValueError, FloatingPointError, MemoryError) as error:
+            return _sendable(error)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one with its sentence where it cannot go from process to process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return OSError(str(error))
+    return error
+
+
+def _begin(_: int) -> None:
+    """End with the process that began this one, however it ends; and leave tokenizers without threads."""
+    ctypes.CDLL(None).prctl(_DIES_WITH_ITS_PARENT, signal.SIGKILL)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

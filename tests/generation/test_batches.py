@@ -1,0 +1,122 @@
+"""Batches made by processes side by side give what stages in one process give, and end as they do."""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from outlier_sets import contents
+
+from sona_pipeline.data import sample
+from sona_pipeline.data.image_set import ImageSet
+from sona_pipeline.data.outlier_set import read_rejects
+from sona_pipeline.data.outlier_writer import OutlierWriter
+from sona_pipeline.generation.batches import by_stages, default_batch_size, make_batches, processes_for
+from sona_pipeline.generation.checkpoint import load_pipeline
+from sona_pipeline.generation.generate import generate_outliers
+from sona_pipeline.generation.make import OutlierMaker
+from sona_pipeline.generation.plan import plan_outliers
+from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
+
+SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
+BATCHES_OF_3 = OutputSettings(batch_size=3)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline("tiny", "cpu")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sample.id_images("train").take(range(10))
+
+
+@pytest.fixture
+def two_threads():
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(earlier)
+
+
+def with_a_bad_image(images: ImageSet, error: Exception) -> ImageSet:
+    def opened(index):
+        if index == 4:
+            raise error
+        return images.image(index)
+
+    return replace(images, _open=opened)
+
+
+def test_there_is_a_process_for_each_thread_but_none_for_large_images(pipe, images, two_threads):
+    maker = OutlierMaker(pipe, plan_outliers(images, SETTINGS))
+    assert [processes_for(maker, batches) for batches in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    large = OutlierMaker(pipe, plan_outliers(images, replace(SETTINGS, size=96)))
+    assert processes_for(large, 9) == 1
+    assert (default_batch_size(pipe, SETTINGS), default_batch_size(pipe, replace(SETTINGS, size=96))) == (64, 16)
+
+
+def test_processes_make_the_set_that_one_makes(pipe, images, tmp_path, two_threads):
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    bad = with_a_bad_image(images, OSError("torn"))
+    generate_outliers(bad, pipe, tmp_path / "two", SETTINGS, BATCHES_OF_3)
+    assert torch.rand(1) == expected, "torch's own generator was drawn from"
+    assert [row["reason"] for row in read_rejects(tmp_path / "two")] == ["torn"]
+    torch.set_num_threads(1)
+    generate_outliers(bad, pipe, tmp_path / "one", SETTINGS, BATCHES_OF_3)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_vae_may_work_in_threads_of_its_own(pipe, images):
+    plan = plan_outliers(images, SETTINGS)
+    alone, beside = (list(by_stages(OutlierMaker(pipe, plan), plan.batches(3), vae_depth=depth)) for depth in (0, 1))
+    assert len(alone) == 4
+    assert beside == alone
+
+
+class OddError(OSError):
+    def __init__(self, *, what):
+        super().__init__(f"odd: {what}")
+
+
+@pytest.mark.parametrize("error", [ValueError("torn"), OddError(what="torn")], ids=["plain", "cannot be pickled"])
+def test_error_in_a_process_is_raised_as_it_is(pipe, images, tmp_path, two_threads, error):
+    bad, strict = with_a_bad_image(images, error), replace(BATCHES_OF_3, strict=True)
+    with pytest.raises((ValueError, OSError)) as raised:
+        generate_outliers(bad, pipe, tmp_path, SETTINGS, strict)
+    assert str(raised.value) == str(error)
+
+
+class FailingMaker(OutlierMaker):
+    """Fails as a program does that has a fault."""
+
+    def denoise(self, work, steps=None):
+        raise KeyError("no such thing")
+
+
+class KilledMaker(OutlierMaker):
+    """Is killed in the second batch, as by a system that is out of memory."""
+
+    def denoise(self, work, steps=None):
+        if work.items[0].index == self.plan.batches(3)[1].indices[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().denoise(work, steps)
+
+
+def test_fault_in_a_process_keeps_its_traceback(pipe, images, tmp_path, two_threads):
+    plan = plan_outliers(images, SETTINGS)
+    with pytest.raises(KeyError, match="in denoise"):
+        list(make_batches(FailingMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(3)))
+
+
+def test_process_that_the_system_kills_is_explained(pipe, images, tmp_path, two_threads):
+    plan = plan_outliers(images, SETTINGS)
+    with pytest.raises(MemoryError, match="one of the 2 processes that make outliers was killed"):
+        list(make_batches(KilledMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(3)))
