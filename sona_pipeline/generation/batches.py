@@ -24,6 +24,8 @@ DEPTH = 2
 """Batches that reading and writing may be ahead of or behind what makes them."""
 SMALL = 64
 """Images up to this side come in larger batches, and on the CPU in processes side by side."""
+WORTHWHILE = 4
+"""Batches of a process, at least: they take unequal times, and with fewer one process would often wait for another."""
 _DIES_WITH_ITS_PARENT = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
@@ -59,7 +61,7 @@ def processes_for(maker: OutlierMaker, batches: int) -> int:
     """How many processes make so many batches; 1 is this one."""
     if maker.pipe.device.type != "cpu" or maker.size > SMALL or sys.platform != "linux":
         return 1
-    return min(torch.get_num_threads(), batches)
+    return max(1, min(torch.get_num_threads(), batches // WORTHWHILE))
 
 
 def by_stages(maker: OutlierMaker, batches: Sequence[Batch], vae_depth: int) -> Generator[FinishedBatch, None, None]:

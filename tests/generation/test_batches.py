@@ -21,7 +21,7 @@ from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
-BATCHES_OF_3 = OutputSettings(batch_size=3)
+SINGLY = OutputSettings(batch_size=1)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
@@ -55,9 +55,9 @@ def with_a_bad_image(images: ImageSet, error: Exception) -> ImageSet:
 
 def test_there_is_a_process_for_each_thread_but_none_for_large_images(pipe, images, two_threads):
     maker = OutlierMaker(pipe, plan_outliers(images, SETTINGS))
-    assert [processes_for(maker, batches) for batches in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    assert [processes_for(maker, batches) for batches in (0, 1, 7, 8, 99)] == [1, 1, 1, 2, 2]
     large = OutlierMaker(pipe, plan_outliers(images, replace(SETTINGS, size=96)))
-    assert processes_for(large, 9) == 1
+    assert processes_for(large, 99) == 1
     assert (default_batch_size(pipe, SETTINGS), default_batch_size(pipe, replace(SETTINGS, size=96))) == (64, 16)
 
 
@@ -66,11 +66,11 @@ def test_processes_make_the_set_that_one_makes(pipe, images, tmp_path, two_threa
     expected = torch.rand(1)
     torch.manual_seed(7)
     bad = with_a_bad_image(images, OSError("torn"))
-    generate_outliers(bad, pipe, tmp_path / "two", SETTINGS, BATCHES_OF_3)
+    generate_outliers(bad, pipe, tmp_path / "two", SETTINGS, SINGLY)
     assert torch.rand(1) == expected, "torch's own generator was drawn from"
     assert [row["reason"] for row in read_rejects(tmp_path / "two")] == ["torn"]
     torch.set_num_threads(1)
-    generate_outliers(bad, pipe, tmp_path / "one", SETTINGS, BATCHES_OF_3)
+    generate_outliers(bad, pipe, tmp_path / "one", SETTINGS, SINGLY)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -88,7 +88,7 @@ class OddError(OSError):
 
 @pytest.mark.parametrize("error", [ValueError("torn"), OddError(what="torn")], ids=["plain", "cannot be pickled"])
 def test_error_in_a_process_is_raised_as_it_is(pipe, images, tmp_path, two_threads, error):
-    bad, strict = with_a_bad_image(images, error), replace(BATCHES_OF_3, strict=True)
+    bad, strict = with_a_bad_image(images, error), replace(SINGLY, strict=True)
     with pytest.raises((ValueError, OSError)) as raised:
         generate_outliers(bad, pipe, tmp_path, SETTINGS, strict)
     assert str(raised.value) == str(error)
@@ -105,7 +105,7 @@ class KilledMaker(OutlierMaker):
     """Is killed in the second batch, as by a system that is out of memory."""
 
     def denoise(self, work, steps=None):
-        if work.items[0].index == self.plan.batches(3)[1].indices[0]:
+        if work.items[0].index == self.plan.batches(1)[1].indices[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().denoise(work, steps)
 
@@ -113,10 +113,10 @@ class KilledMaker(OutlierMaker):
 def test_fault_in_a_process_keeps_its_traceback(pipe, images, tmp_path, two_threads):
     plan = plan_outliers(images, SETTINGS)
     with pytest.raises(KeyError, match="in denoise"):
-        list(make_batches(FailingMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(3)))
+        list(make_batches(FailingMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(1)))
 
 
 def test_process_that_the_system_kills_is_explained(pipe, images, tmp_path, two_threads):
     plan = plan_outliers(images, SETTINGS)
     with pytest.raises(MemoryError, match="one of the 2 processes that make outliers was killed"):
-        list(make_batches(KilledMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(3)))
+        list(make_batches(KilledMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(1)))
