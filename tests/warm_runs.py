@@ -1,11 +1,11 @@
-"""`sona` in processes of its own without the seconds of its imports: a server has them, and forks itself for each run."""
+"""`sona` in processes of its own without the seconds of its imports: forked from a server that has them already."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -21,11 +21,18 @@ class Run:
         arguments: its words, without the name.
         threads: of torch.
         environment: variables that are added.
+        prepare: what is done in the process before.
     """
 
-    def __init__(self, arguments: Sequence[str], threads: int = 1, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        threads: int = 1,
+        environment: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ):
         self._output, self._errors = (Path(tempfile.mkstemp()[1]) for _ in range(2))
-        given = list(arguments), threads, dict(environment or {}), str(self._output), str(self._errors)
+        given = list(arguments), threads, dict(environment or {}), prepare, str(self._output), str(self._errors)
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
         self.pid: int = self._process.pid
@@ -57,13 +64,20 @@ class Run:
         return self._errors.read_text(encoding="utf-8")
 
 
-def succeed(arguments: Sequence[str], threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
+def succeed(arguments: Sequence[str], threads: int = 1) -> None:
     """Run a command that has to come to its end."""
-    run = Run(arguments, threads, environment)
+    run = Run(arguments, threads)
     assert run.wait() == 0, run.errors
 
 
-def _run(arguments: list[str], threads: int, environment: dict[str, str], output: str, errors: str) -> None:
+def _run(
+    arguments: list[str],
+    threads: int,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+    output: str,
+    errors: str,
+) -> None:
     import torch
 
     from sona_pipeline.cli.app import main
@@ -72,6 +86,8 @@ def _run(arguments: list[str], threads: int, environment: dict[str, str], output
         os.dup2(os.open(path, os.O_WRONLY | os.O_TRUNC), own)
     os.environ.update(environment)
     torch.set_num_threads(threads)
+    if prepare:
+        prepare()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
     try:
         main(arguments)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -81,7 +82,7 @@ def by_stages(maker: OutlierMaker, batches: Sequence[Batch], vae_depth: int) -> 
 def _by_processes(maker: OutlierMaker, batches: Sequence[Batch], count: int) -> Generator[FinishedBatch, None, None]:
     """Batches from forked processes of one thread each, in the order in which they come."""
     loader = DataLoader(
-        _Making(maker, batches),
+        _Making(maker, short_ones_last(batches, maker.plan.stop_steps, WORTHWHILE * count // 2)),
         batch_size=None,
         num_workers=count,
         prefetch_factor=1,
@@ -102,6 +103,13 @@ def _by_processes(maker: OutlierMaker, batches: Sequence[Batch], count: int) -> 
             f"one of the {count} processes that make outliers was killed, as when memory runs out: lower --batch-size,"
             " or set OMP_NUM_THREADS to fewer processes; what is done is kept"
         ) from error
+
+
+def short_ones_last(batches: Sequence[Batch], stop_steps: np.ndarray, number: int) -> list[Batch]:
+    """The batches with the `number` shortest ones at the end, so that processes end at about the same time."""
+    by_length = sorted(batches, key=lambda batch: int(stop_steps[batch.indices].sum()))
+    last = {batch.name for batch in by_length[:number]}
+    return [*(batch for batch in batches if batch.name not in last), *reversed(by_length[:number])]
 
 
 class _Making(Dataset):

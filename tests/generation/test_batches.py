@@ -5,6 +5,7 @@ import signal
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from outlier_sets import contents
@@ -13,11 +14,11 @@ from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import read_rejects
 from sona_pipeline.data.outlier_writer import OutlierWriter
-from sona_pipeline.generation.batches import by_stages, default_batch_size, make_batches, processes_for
+from sona_pipeline.generation.batches import by_stages, default_batch_size, make_batches, processes_for, short_ones_last
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.make import OutlierMaker
-from sona_pipeline.generation.plan import plan_outliers
+from sona_pipeline.generation.plan import Batch, plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4)
@@ -59,6 +60,13 @@ def test_there_is_a_process_for_each_thread_but_none_for_large_images(pipe, imag
     large = OutlierMaker(pipe, plan_outliers(images, replace(SETTINGS, size=96)))
     assert processes_for(large, 99) == 1
     assert (default_batch_size(pipe, SETTINGS), default_batch_size(pipe, replace(SETTINGS, size=96))) == (64, 16)
+
+
+def test_short_batches_come_last_and_the_shortest_at_the_very_end():
+    stop_steps = np.array([5, 1, 9, 3, 7, 2])
+    batches = [Batch(str(step), np.array([k])) for k, step in enumerate(stop_steps)]
+    assert [batch.name for batch in short_ones_last(batches, stop_steps, 3)] == ["5", "9", "7", "3", "2", "1"]
+    assert short_ones_last(batches, stop_steps, 0) == batches
 
 
 def test_processes_make_the_set_that_one_makes(pipe, images, tmp_path, two_threads):

@@ -13,20 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm_runs import Run, succeed
 
 from sona_pipeline.data import sample
 from sona_pipeline.data.outlier_set import read_rows
 
 COUNT = 40
 OPTIONS = ["--model", "tiny", "--steps", "16", "--batch-size", "2"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads():
-    """Batches are made by two processes that the run forks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "2")
-        yield
+THREADS = 2
+"""So that a run forks two processes, which make the batches."""
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +42,14 @@ def undisturbed(data, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     found = {}
     for form in ("folder", "parquet"):
         folder = tmp_path_factory.mktemp(form) / "set"
-        subprocess.run(command(data, folder, "--format", form), check=True, stdout=subprocess.DEVNULL)
+        succeed(command(data, folder, "--format", form), THREADS)
         found[form] = contents(folder)
     return found
 
 
 def command(data: Path, output: Path, *options: str) -> list[str]:
     paths = ["--data", str(data), "--output", str(output)]
-    return [sys.executable, "-m", "sona_pipeline", "generate", *paths, *OPTIONS, *options]
+    return ["generate", *paths, *OPTIONS, *options]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def wait_for_batches(run: subprocess.Popen, folder: Path, count: int) -> None:
+def wait_for_batches(run: Run, folder: Path, count: int) -> None:
     """Wait until a run has committed `count` batches."""
     deadline = time.monotonic() + 180
     while len(list((folder / ".parts").glob("*.jsonl"))) < count:
@@ -94,51 +89,42 @@ def test_runs_killed_at_random_moments_end_with_the_set_of_an_undisturbed_run(da
     chance = random.Random(form)
     folder = tmp_path / "set"
     for committed in (1, 8):
-        run = subprocess.Popen(command(data, folder, "--format", form), stdout=subprocess.DEVNULL)
+        run = Run(command(data, folder, "--format", form), THREADS)
         wait_for_batches(run, folder, committed)
         time.sleep(chance.uniform(0, 0.3))
         forked = children(run.pid)
         assert len(forked) == (2 if sys.platform == "linux" else 0)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        run.kill()
         wait_until_gone(forked)
         assert 0 < len(list(read_rows(folder))) < COUNT
-    subprocess.run(command(data, folder, "--format", form), check=True, stdout=subprocess.DEVNULL)
+    succeed(command(data, folder, "--format", form), THREADS)
     assert contents(folder) == undisturbed[form]
 
 
 def test_run_stopped_by_the_keyboard_says_so_and_goes_on_later(data, undisturbed, tmp_path):
     folder = tmp_path / "set"
-    run = subprocess.Popen(
-        command(data, folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # The tests themselves may run in the background, where the shell has SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    run = Run(command(data, folder), THREADS)
     wait_for_batches(run, folder, 2)
     run.send_signal(signal.SIGSTOP)  # so that it does not come to its end while the second one starts
 
-    second = subprocess.run(command(data, folder), capture_output=True, text=True)
-    assert second.returncode == 2
-    assert f"another run is writing to {folder}" in second.stderr
-    assert "Traceback" not in second.stderr
+    second = Run(command(data, folder), THREADS)
+    assert second.wait() == 2
+    assert f"another run is writing to {folder}" in second.errors
+    assert "Traceback" not in second.errors
 
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGCONT)
-    output, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "the same command goes on from there" in output
-    assert "Traceback" not in errors
-    subprocess.run(command(data, folder), check=True, stdout=subprocess.DEVNULL)
+    assert run.wait(timeout=60) == 130
+    assert "the same command goes on from there" in run.output
+    assert "Traceback" not in run.errors
+    succeed(command(data, folder), THREADS)
     assert contents(folder) == undisturbed["folder"]
 
 
 def test_two_processes_make_the_set_of_one(data, undisturbed, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = subprocess.run(
-        [sys.executable, *launch, *command(data, tmp_path / "set")[1:]],
+        [sys.executable, *launch, "-m", "sona_pipeline", *command(data, tmp_path / "set")],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -162,7 +148,7 @@ def test_two_processes_make_the_set_of_one(data, undisturbed, tmp_path):
 def test_full_disk_stops_a_run_and_leaves_what_is_done(data, undisturbed, tmp_path):
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
-    generate = " ".join(f"'{part}'" for part in command(data, disk / "set"))
+    generate = " ".join(f"'{part}'" for part in [sys.executable, "-m", "sona_pipeline", *command(data, disk / "set")])
     script = f"""
         mount -t tmpfs -o size=120k tmpfs '{disk}'
         {generate} >'{tmp_path}/out' 2>'{tmp_path}/errors'; echo $? >'{tmp_path}/code'

@@ -1,10 +1,7 @@
 """Outlier sets at an address: the very set that a folder gets, also after kills in the midst of uploads."""
 
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,10 +11,11 @@ import datasets
 import numpy as np
 import pytest
 from loopback_s3 import BUCKET, LoopbackS3, without_credentials
+from warm_runs import Run
 
 from sona_pipeline.cli.app import main
 from sona_pipeline.common.files import digest
-from sona_pipeline.data import sample
+from sona_pipeline.data import outlier_writer, sample
 from sona_pipeline.data.outlier_set import open_outlier_set, read_rejects, read_rows, read_samples, read_settings
 from sona_pipeline.data.parts import merge_parts
 from sona_pipeline.data.uploads import writer_to
@@ -195,13 +193,8 @@ def test_an_address_without_credentials_is_refused_at_once(images, s3, tmp_path,
         generate_outliers(images, None, f"s3://{BUCKET}/set", SETTINGS, WRITING)
 
 
-COMMAND = f"""
-import sys
-import sona_pipeline.data.outlier_writer
-sona_pipeline.data.outlier_writer.SHARD_BYTES = {SMALL}
-from sona_pipeline.cli.app import main
-main(sys.argv[1:])
-"""
+def take_small_shards() -> None:
+    outlier_writer.SHARD_BYTES = SMALL
 
 
 def test_runs_killed_in_the_midst_of_uploads_end_with_the_set_of_an_undisturbed_run(s3, tmp_path):
@@ -210,9 +203,9 @@ def test_runs_killed_in_the_midst_of_uploads_end_with_the_set_of_an_undisturbed_
     options = ["--model", "tiny", "--steps", "4", "--limit", "24", "--batch-size", "2", "--format", "parquet"]
     chance = random.Random(0)
 
-    def start(output: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", COMMAND, "generate", "--data", data, "--output", output, *options]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | s3.environment)
+    def start(output: str) -> Run:
+        command = ["generate", "--data", data, "--output", output, *options]
+        return Run(command, environment=s3.environment, prepare=take_small_shards)
 
     def shards() -> list[dict]:
         return json.loads(s3.get("killed/manifest.json") or '{"shards": []}')["shards"]
@@ -224,8 +217,7 @@ def test_runs_killed_in_the_midst_of_uploads_end_with_the_set_of_an_undisturbed_
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.2))
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        run.kill()
         assert shards()[: len(seen)] == seen
         seen = shards()
     assert start(f"s3://{BUCKET}/killed").wait() == 0

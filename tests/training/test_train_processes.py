@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shapes import shapes
+from warm_runs import Run, succeed
 
 from sona_pipeline.common.files import read_json_lines
 from sona_pipeline.detection.detector import load_detector
@@ -36,74 +37,61 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def command(data: Path, output: Path, *options: str, launcher: tuple[str, ...] = ()) -> list[str]:
+def command(data: Path, output: Path, *options: str) -> list[str]:
     sets = ["--data", str(data / "id"), "--real-outliers", str(data / "real"), "--output", str(output)]
-    return [sys.executable, "-m", *launcher, "sona_pipeline", "train", *sets, *OPTIONS, *options]
+    return ["train", *sets, *OPTIONS, *options]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "detector"
-    subprocess.run(command(data, output), check=True, stdout=subprocess.DEVNULL)
+    succeed(command(data, output))
     return output
 
 
-def started(command: list[str]) -> subprocess.Popen:
-    """A process in which SIGINT does what it does in a terminal."""
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def wait_for_epoch(run: subprocess.Popen, output: Path, epoch: int) -> None:
+def wait_for_epoch(run: Run, output: Path, epoch: int) -> None:
     """Wait until the log has the epoch."""
     while len(list(read_json_lines(output / "log.jsonl"))) < epoch:
-        assert run.poll() is None, run.stdout.read()
+        assert run.poll() is None, run.errors
         time.sleep(0.005)
 
 
 def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(data, undisturbed, tmp_path):
     rng = random.Random(0)
     for epoch in (1, 5):
-        run = started(command(data, tmp_path))
+        run = Run(command(data, tmp_path))
         wait_for_epoch(run, tmp_path, epoch)
         time.sleep(rng.uniform(0, 0.1))
         run.kill()
-        run.wait()
         assert not (tmp_path / "config.json").exists()
-    subprocess.run(command(data, tmp_path), check=True, stdout=subprocess.DEVNULL)
+    succeed(command(data, tmp_path))
     for name in ("model.safetensors", "config.json", "log.jsonl", "training.json"):
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
 def test_keyboard_interrupt_says_how_to_go_on(data, tmp_path):
-    run = started(command(data, tmp_path))
+    run = Run(command(data, tmp_path))
     wait_for_epoch(run, tmp_path, 1)
-    os.kill(run.pid, signal.SIGINT)
-    said = run.communicate()[0]
-    assert run.returncode == 130, said
-    assert "the same command goes on from there" in said and "Traceback" not in said
+    run.send_signal(signal.SIGINT)
+    assert run.wait() == 130, run.errors
+    assert "the same command goes on from there" in run.output
+    assert "Traceback" not in run.errors
 
 
 def test_second_run_into_the_same_folder_is_refused(data, tmp_path):
-    run = started(command(data, tmp_path))
+    run = Run(command(data, tmp_path))
     wait_for_epoch(run, tmp_path, 1)
     run.send_signal(signal.SIGSTOP)  # so that it does not come to its end while the second one starts
-    second = subprocess.run(command(data, tmp_path), capture_output=True, text=True)
+    second = Run(command(data, tmp_path))
+    assert second.wait() == 2
     run.kill()
-    run.wait()
-    assert second.returncode == 2
-    assert "another run is writing to" in second.stderr.replace("\n", " ")
+    assert "another run is writing to" in second.errors.replace("\n", " ")
 
 
 def test_two_processes_train_one_detector(data, tmp_path):
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-    run = command(data, tmp_path / "two", "--mixed-precision", "no", launcher=launcher)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    run = [*launcher, "sona_pipeline", *command(data, tmp_path / "two", "--mixed-precision", "no")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(run, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -119,7 +107,7 @@ def test_two_processes_train_one_detector(data, tmp_path):
 
 
 def test_mixed_precision_trains_float32_weights(data, undisturbed, tmp_path):
-    subprocess.run(command(data, tmp_path, "--mixed-precision", "bf16"), check=True, stdout=subprocess.DEVNULL)
+    succeed(command(data, tmp_path, "--mixed-precision", "bf16"))
     half, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, undisturbed))
     assert all(value.dtype == whole[name].dtype for name, value in half.items())
     assert not torch.equal(half["network.head.weight"], whole["network.head.weight"])
