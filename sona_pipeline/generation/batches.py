@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sona_pipeline.common.stages import ahead
 from sona_pipeline.data.outlier_writer import OutlierWriter
-from sona_pipeline.generation.make import FinishedBatch, OutlierMaker, image_form
+from sona_pipeline.generation.make import FinishedBatch, OutlierMaker, Work, image_form
 from sona_pipeline.generation.plan import Batch
 from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.pipeline import SONAPipeline
@@ -80,10 +80,16 @@ def by_stages(maker: OutlierMaker, batches: Sequence[Batch], vae_depth: int) -> 
 
 
 def _by_processes(maker: OutlierMaker, batches: Sequence[Batch], count: int) -> Generator[FinishedBatch, None, None]:
-    """Batches from forked processes of one thread each, in the order in which they come."""
+    """Batches from forked processes of one thread each, in the order in which they come.
+
+    Images are read here, since what reads them may have threads or connections that do not outlive a fork.
+    """
+    ordered = short_ones_last(batches, maker.plan.stop_steps, WORTHWHILE * count // 2)
+    read = ahead(maker.read, ordered, DEPTH)
     loader = DataLoader(
-        _Making(maker, short_ones_last(batches, maker.plan.stop_steps, WORTHWHILE * count // 2)),
+        _Making(maker),
         batch_size=None,
+        sampler=read,
         num_workers=count,
         prefetch_factor=1,
         in_order=False,
@@ -92,10 +98,11 @@ def _by_processes(maker: OutlierMaker, batches: Sequence[Batch], count: int) -> 
         generator=torch.Generator(),  # else it draws from torch's own
     )
     try:
-        for outcome in loader:
-            if isinstance(outcome, Exception):
-                raise outcome
-            yield outcome
+        with closing(read):
+            for outcome in loader:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "Caught" in str(error):
             raise
@@ -113,18 +120,14 @@ def short_ones_last(batches: Sequence[Batch], stop_steps: np.ndarray, number: in
 
 
 class _Making(Dataset):
-    """The batches by their numbers: what the maker gives for one, or the error that it raises for bad input."""
+    """Finished batches by those that were read, or the errors that the maker raises for bad input."""
 
-    def __init__(self, maker: OutlierMaker, batches: Sequence[Batch]):
-        self.maker, self.batches = maker, batches
+    def __init__(self, maker: OutlierMaker):
+        self.maker = maker
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> FinishedBatch | Exception:
-        maker = self.maker
+    def __getitem__(self, work: Work) -> FinishedBatch | Exception:
         try:
-            return maker.finish(maker.decode(maker.denoise(maker.encode(maker.read(self.batches[number])))))
+            return self.maker.finish(self.maker.decode(self.maker.denoise(self.maker.encode(work))))
         except (OSError, ValueError, FloatingPointError, MemoryError) as error:
             return _sendable(error)
 

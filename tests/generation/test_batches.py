@@ -89,24 +89,41 @@ def test_vae_may_work_in_threads_of_its_own(pipe, images):
     assert beside == alone
 
 
+def test_images_are_read_by_the_process_that_opened_them(pipe, images, tmp_path, two_threads):
+    opener = os.getpid()
+
+    def opened(index):
+        assert os.getpid() == opener
+        return images.image(index)
+
+    generate_outliers(replace(images, _open=opened), pipe, tmp_path, SETTINGS, SINGLY)
+    bad = with_a_bad_image(images, OSError("torn"))
+    with pytest.raises(OSError, match=r"^torn$"):
+        generate_outliers(bad, pipe, tmp_path / "strict", SETTINGS, replace(SINGLY, strict=True))
+
+
 class OddError(OSError):
     def __init__(self, *, what):
         super().__init__(f"odd: {what}")
 
 
-@pytest.mark.parametrize("error", [ValueError("torn"), OddError(what="torn")], ids=["plain", "cannot be pickled"])
-def test_error_in_a_process_is_raised_as_it_is(pipe, images, tmp_path, two_threads, error):
-    bad, strict = with_a_bad_image(images, error), replace(SINGLY, strict=True)
-    with pytest.raises((ValueError, OSError)) as raised:
-        generate_outliers(bad, pipe, tmp_path, SETTINGS, strict)
-    assert str(raised.value) == str(error)
-
-
 class FailingMaker(OutlierMaker):
-    """Fails as a program does that has a fault."""
+    error: Exception
 
     def denoise(self, work, steps=None):
-        raise KeyError("no such thing")
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("no number"), OddError(what="fish")], ids=["plain", "cannot be pickled"]
+)
+def test_error_in_a_process_is_raised_as_it_is(pipe, images, tmp_path, two_threads, error):
+    plan = plan_outliers(images, SETTINGS)
+    maker = FailingMaker(pipe, plan)
+    maker.error = error
+    with pytest.raises((FloatingPointError, OSError)) as raised:
+        list(make_batches(maker, OutlierWriter(tmp_path, "folder"), plan.batches(1)))
+    assert str(raised.value) == str(error)
 
 
 class KilledMaker(OutlierMaker):
@@ -120,8 +137,10 @@ class KilledMaker(OutlierMaker):
 
 def test_fault_in_a_process_keeps_its_traceback(pipe, images, tmp_path, two_threads):
     plan = plan_outliers(images, SETTINGS)
+    maker = FailingMaker(pipe, plan)
+    maker.error = KeyError("no such thing")
     with pytest.raises(KeyError, match="in denoise"):
-        list(make_batches(FailingMaker(pipe, plan), OutlierWriter(tmp_path, "folder"), plan.batches(1)))
+        list(make_batches(maker, OutlierWriter(tmp_path, "folder"), plan.batches(1)))
 
 
 def test_process_that_the_system_kills_is_explained(pipe, images, tmp_path, two_threads):
