@@ -100,8 +100,8 @@ def evaluate(given: Given) -> None:
     Scores are kept in OUTPUT, and only what is new is computed. Examples:
 
     * `sona evaluate --detector detector/ --id test/ --near birds=birds/ --far digits=digits/ --output results/`
-    * `sona evaluate --detector sona=run0/ --detector sona=run1/ --detector ce=base0/ --detector ce=base1/ --score all
-      --fit train/ --benchmark cifar10 --root OpenOOD/data --output results/`
+    * `sona evaluate --detector sona=run0/ --detector sona=run1/ --detector ce=base0/ --detector ce=base1/ --baseline ce
+      --score all --fit train/ --benchmark cifar10 --root OpenOOD/data --output results/`
     """
     scoring, source = given.of(ScoringSettings), given.of(TestImages)
     from sona_pipeline.evaluation.evaluate import evaluate_detectors
@@ -117,6 +117,7 @@ def evaluate(given: Given) -> None:
             opened.sets,
             scoring.output,
             scoring.score or None,
+            baseline=scoring.baseline,
             fit_images=opened.fit,
             validation_images=opened.validation,
             search_images=opened.search,
@@ -124,5 +125,4 @@ def evaluate(given: Given) -> None:
             workers=scoring.workers,
             device=scoring.device,
         )
-    say(table(found))
-    say(f"Tables, pictures and scores: {escape(str(scoring.output))}")
+    say(table(found), f"Tables, pictures and scores: {escape(str(scoring.output))}")

@@ -12,6 +12,7 @@ from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, 
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector, load_detector
+from sona_pipeline.evaluation.comparison import check_baseline, compare
 from sona_pipeline.evaluation.report import Run, stems, write_report
 from sona_pipeline.evaluation.score_names import ALL, score_names
 from sona_pipeline.evaluation.score_table import (
@@ -32,6 +33,7 @@ def evaluate_detectors(
     output: str | Path,
     scores: Sequence[str] | None = None,
     *,
+    baseline: str | None = None,
     fit_images: ImageSet | None = None,
     validation_images: ImageSet | None = None,
     search_images: ImageSet | None = None,
@@ -52,6 +54,8 @@ def evaluate_detectors(
         scores: names of `scores.SCORES` or of `posthoc.POST_HOC`, see `score_names`; with "all", those that cannot be
             fitted to the detector or are not finite are listed in `output/rejects.jsonl`; by default the detector's
             own.
+        baseline: a method that the others are compared with, see `comparison.compare`: `differences.csv`, and a table
+            in `results.md`.
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
         validation_images: labelled ID images that were not trained on, for the few that are fitted to such.
         search_images: OOD images that are no test images; with them, the parameters of post-hoc scores are those of
@@ -65,7 +69,8 @@ def evaluate_detectors(
 
     Raises:
         FileNotFoundError: there is no such detector.
-        ValueError: a score or class is unknown, or the folder holds scores of other detectors or images.
+        ValueError: a score or class is unknown, the folder holds scores of other detectors or images, or a method has
+            not as many detectors as the baseline.
         BlockingIOError: another run is writing to `output`.
     """
     output = expanded(output)
@@ -74,11 +79,13 @@ def evaluate_detectors(
     check_fits(scores, fit_images, validation_images, search_images)
     if bad := [name for name, _ in detectors if not name or "/" in name or name.startswith(".")]:
         raise ValueError(f"{bad[0]!r} cannot be the name of a method, since files are named by it: choose another one")
+    if baseline is not None:
+        check_baseline([name for name, _ in detectors], baseline)
     fits = {"fit_images": fit_images, "validation_images": validation_images, "search_images": search_images}
     loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
     paths = [output / "scores" / f"{stem}.parquet" for stem in stems([name for name, _ in detectors])]
     runs: list[Run] = []
-    tables: dict[str, ScoreTable] = {}
+    tables: dict[str, list[ScoreTable]] = {}
     rejects: list[dict] = []
     with only_run(output):
         for path, (method, detector) in zip(paths, loaded):
@@ -89,7 +96,7 @@ def evaluate_detectors(
             thresholds = {detector.score: detector.threshold}
             there = [score for score in wanted if score in table.columns]
             runs.append((method, {score: results_of(table, score, thresholds.get(score)) for score in there}))
-            tables.setdefault(method, table)
+            tables.setdefault(method, []).append(table)
             rejects += [
                 {"detector": path.stem, **row} for key in ("unreadable", "unfit") for row in table.attrs.get(key, [])
             ]
@@ -97,7 +104,8 @@ def evaluate_detectors(
             write_text(output / "rejects.jsonl", json_lines(rejects))
         else:
             (output / "rejects.jsonl").unlink(missing_ok=True)
-        return write_report(output, runs, tables)
+        differences = compare(tables, baseline) if baseline is not None else None
+        return write_report(output, runs, {name: some[0] for name, some in tables.items()}, differences)
 
 
 def _scores(

@@ -28,6 +28,10 @@ NOTE = "In %, mean ± standard deviation over runs. OOD is the positive class: F
 NOTE += " when 95 % of the OOD images are."
 
 
+DIFFERENCES_NOTE = """In percentage points, paired by seed. A bootstrap over test images and seeds gives the intervals;
+"level" is where zero lies within. Intervals of few seeds say little about other seeds."""
+
+
 def stems(methods: Sequence[str]) -> list[str]:
     """Names, without suffix, of the files with the scores of runs: each run's method, and its number in that."""
     names, count = unique_names(methods), Counter[str]()
@@ -81,17 +85,24 @@ def _numbers(results: dict) -> Iterator[tuple[str, str, str, float]]:
                 yield group, name, metric, value
 
 
-def write_report(folder: str | Path, runs: Sequence[Run], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
+def write_report(
+    folder: str | Path,
+    runs: Sequence[Run],
+    tables: Mapping[str, ScoreTable],
+    differences: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """Write what several runs found, each file whole or not at all.
 
     `results.json` (numbers of each run, and the summary), `results.csv` (the summary), `results.md` and `results.tex`
     (tables to be read, a row a method and score; the Markdown also has what a search chose, the LaTeX needs the package
-    booktabs), `scores.png` (histograms) and `roc.png` (ROC curves, if there are OOD sets).
+    booktabs), `scores.png` (histograms) and `roc.png` (ROC curves, if there are OOD sets); with differences from a
+    baseline also `differences.csv`, and a table of them in `results.md`.
 
     Args:
         folder: made if it is not there.
         runs: see `summary`.
         tables: for each method to be drawn, the scores of one run.
+        differences: of `comparison.compare`.
 
     Returns:
         The summary.
@@ -104,7 +115,10 @@ def write_report(folder: str | Path, runs: Sequence[Run], tables: Mapping[str, S
     content = {"runs": [{"method": name, "results": results} for name, results in runs], "summary": records}
     write_text(folder / "results.json", json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(folder / "results.csv", found.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / "results.md", _as_markdown(found) + _searched_as_markdown(runs))
+    compared = "" if differences is None else differences_as_markdown(differences)
+    write_text(folder / "results.md", _as_markdown(found) + compared + _searched_as_markdown(runs))
+    if differences is not None:
+        write_text(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "results.tex", _as_latex(found))
     columns = dict.fromkeys(score for table in tables.values() for score in score_columns(table))
     lines = {f"{n}, {score}": (table, score) for score in columns for n, table in tables.items() if score in table}
@@ -176,6 +190,18 @@ def _as_markdown(found: pd.DataFrame) -> str:
         head = ["method", "score", "runs", *(f"{name} {metric}" for name, metric in columns)]
         lines += ["", f"## {title}", "", _markdown_row(head), "|" + "---|" * 2 + "--:|" * (len(head) - 2)]
         lines += [_markdown_row([*map(str, row), *(cells.get(c, "") for c in columns)]) for row, cells in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def differences_as_markdown(differences: pd.DataFrame) -> str:
+    """Differences from a baseline as a section: a row a number, with its interval and verdict."""
+    lines = ["", f"## Differences from {plain(differences.attrs['baseline'])}", "", DIFFERENCES_NOTE, ""]
+    lines += [_markdown_row(["method", "score", "set", "metric", "difference", "95 % interval", "verdict"])]
+    lines += ["|---|---|---|---|--:|--:|---|"]
+    for row in differences.itertuples():
+        cells = row.method, row.score, _title(row.group, row.set), METRICS[row.metric]
+        numbers = f"{row.difference:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}"
+        lines.append(_markdown_row([*cells, *numbers, row.verdict]))
     return "\n".join(lines) + "\n"
 
 

@@ -60,6 +60,8 @@ class ScoringSettings:
     'temperature_scaling', 'mahalanobis', 'mahalanobis_normalized', 'mahalanobis_odin', 'multi_mahalanobis',
     'mds_ensemble', 'rmd', 'gram', 'gradnorm', 'kl_matching', 'vim', 'ash_b', 'ash_s', 'scale', 'she', 'gen', 'entropy',
     'nnguide', 'fdbd', 'nci', 'rankfeat'; or 'all'. May be repeated. The detector's own by default."""
+    baseline: str | None = None
+    """Method that the others are compared with: differences paired by seed, with 95 % intervals by bootstrap."""
     search: bool = False
     """Choose the parameters of post-hoc scores by the AUROC on VALIDATION and VALIDATION_OOD, as in OpenOOD's
     tables."""

@@ -72,6 +72,30 @@ def test_scores_that_are_there_are_not_computed_again(folders, sets, tmp_path, m
     assert {"energy", "msp", "max_logit"} <= set(stored.columns)
 
 
+def test_differences_from_a_baseline_stand_in_the_report(folders, sets, tmp_path):
+    methods = [("one", folders[0][1]), ("two", folders[1][1])]
+    found = evaluate_detectors(methods, sets, tmp_path, ["energy", "msp"], baseline="one")
+    rows = pd.read_csv(tmp_path / "differences.csv")
+    assert (set(rows["method"]), set(rows["score"])) == ({"two"}, {"energy", "msp"})
+    means = found[(found["score"] == "msp") & (found["set"] == "diagonal") & (found["metric"] == "fpr95")]["mean"]
+    row = rows[(rows["score"] == "msp") & (rows["set"] == "diagonal") & (rows["metric"] == "fpr95")].iloc[0]
+    assert row["difference"] == pytest.approx(means.iloc[1] - means.iloc[0])
+    line = f"| two | msp | near-OOD diagonal | FPR@95 | {row['difference']:+.2f} |"
+    assert "## Differences from one" in (text := (tmp_path / "results.md").read_text()) and line in text
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"), [("none", "none of the methods"), ("one", "'other one' has 1 detectors and the baseline")]
+)
+def test_baseline_that_nothing_can_be_compared_with_is_refused_at_once(folders, sets, tmp_path, baseline, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_detectors(folders, sets, tmp_path / "out", baseline=baseline)
+    assert not (tmp_path / "out").exists()
+    others = [folders[0], folders[2]]
+    with pytest.raises(ValueError, match="no score in common"):
+        evaluate_detectors(others, sets, tmp_path / "other", baseline="one")
+
+
 def test_list_of_rejects_goes_when_there_are_none(folders, sets, tmp_path):
     whole = replace(sets, id=shapes(["horizontal", "vertical"], 40, seed=0))
     (tmp_path / "rejects.jsonl").write_text('{"score": "gram"}\n')

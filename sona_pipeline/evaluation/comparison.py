@@ -1,0 +1,174 @@
+"""How much methods differ from a baseline: differences paired by seed, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sona_pipeline.evaluation.metrics import ood_metrics
+from sona_pipeline.evaluation.score_table import ScoreTable, by_set, score_columns
+
+RESAMPLES, CHUNK, SEED = 2000, 100, 0
+"""Resamples of the bootstrap, how many are computed at a time, and the seed that they follow from."""
+LEVEL = 0.95
+"""Share of the resamples that lie in an interval."""
+LOWER_IS_BETTER = ("fpr95",)
+METRICS = ("auroc", "fpr95")
+Differences = np.ndarray
+"""`[S, 1 + R]`: of S seeds, the difference on the images as they are, and in R resamples of them."""
+
+
+def compare(tables: Mapping[str, Sequence[ScoreTable]], baseline: str) -> pd.DataFrame:
+    """The methods less the baseline, seed by seed, on the very same test images.
+
+    A resample draws as many test images of each set, with replacement, and the same ones for all methods and seeds; and
+    as many seeds. The interval has the middle 95 % of the mean differences of 2,000 resamples (percentile bootstrap;
+    Efron and Tibshirani 1993). Of few seeds the interval says little about others: with one it is of images only.
+
+    Args:
+        tables: scores of `score_images` by method, a table a seed, in the same order of seeds.
+        baseline: one of the methods.
+
+    Returns:
+        A row a number: `method`, `score`, `group` ("id", "near_ood" or "far_ood"), `set` (or "mean"), `metric`
+        (`accuracy`, `auroc`, `fpr95`), `difference`, `low` and `high` in percentage points, `verdict` ("better",
+        "level" where the interval holds zero, or "worse") and the number of `seeds`. `attrs` has the `baseline`.
+
+    Raises:
+        ValueError: there is no such method, or numbers of seeds or images differ.
+    """
+    check_baseline([name for name, runs in tables.items() for _ in runs], baseline)
+    rows = []
+    for method in tables:
+        if method != baseline:
+            pairs = list(zip(tables[method], tables[baseline]))
+            for score in _common_scores(method, pairs):
+                for group, name, metric, gaps in _differences(pairs, score):
+                    sign = -1 if metric in LOWER_IS_BETTER else 1
+                    rows.append((method, score, group, name, metric, *_interval(gaps, sign), len(pairs)))
+    names = ["method", "score", "group", "set", "metric", "difference", "low", "high", "verdict", "seeds"]
+    found = pd.DataFrame(rows, columns=names)
+    found.attrs["baseline"] = baseline
+    return found
+
+
+def check_baseline(methods: Sequence[str], baseline: str) -> None:
+    """Raise ValueError unless the baseline is among the methods, named once a seed, and all have as many seeds."""
+    counts = Counter(methods)
+    if baseline not in counts:
+        raise ValueError(f"the baseline {baseline!r} is none of the methods: it has to be one of {sorted(counts)}")
+    for method, count in counts.items():
+        if count != counts[baseline]:
+            raise ValueError(
+                f"{method!r} has {count} detectors and the baseline {baseline!r} {counts[baseline]}, but differences"
+                " are taken seed by seed: give as many of each"
+            )
+
+
+def _common_scores(method: str, pairs: Sequence[tuple[ScoreTable, ScoreTable]]) -> list[str]:
+    """The scores that all tables of a method and of the baseline have; ValueError if there is none."""
+    columns = ["group", "set", "key"]
+    for one, other in pairs:
+        if len(one) != len(other) or not (one[columns].to_numpy() == other[columns].to_numpy()).all():
+            raise ValueError(
+                f"the scores of {method!r} and of the baseline are not of the same images: score both anew"
+            )
+    scores = [score for score in score_columns(pairs[0][0]) if all(score in table for pair in pairs for table in pair)]
+    if not scores:
+        raise ValueError(f"{method!r} and the baseline have no score in common: name one that both are judged by")
+    return scores
+
+
+def _differences(
+    pairs: Sequence[tuple[ScoreTable, ScoreTable]], score: str
+) -> Iterator[tuple[str, str, str, Differences]]:
+    """Group, set, metric and differences of everything that methods are compared by, in percentage points."""
+    known = [[by_set(table, score, "id")["id"] for table in pair] for pair in pairs]
+    right = [[_right(table) for table in pair] for pair in pairs]
+    yield "id", "id", "accuracy", _of_id(right)
+    for group in ("near_ood", "far_ood"):
+        sets = [[by_set(table, score, group) for table in pair] for pair in pairs]
+        found: dict[str, list[Differences]] = {metric: [] for metric in METRICS}
+        for name in sets[0][0]:
+            unknown = [[members[name] for members in pair] for pair in sets]
+            for metric, values in _of_set(known, unknown).items():
+                found[metric].append(values)
+                yield group, name, metric, values
+        for metric, all_values in found.items():
+            if all_values:
+                yield group, "mean", metric, np.mean(all_values, axis=0)
+
+
+def _right(table: ScoreTable) -> np.ndarray:
+    rows = table[table["group"] == "id"]
+    return (rows["label"] == rows["predicted"]).to_numpy(dtype=float)
+
+
+def _of_id(right: Sequence[Sequence[np.ndarray]]) -> Differences:
+    """Differences of the accuracy, of which images `[N]` are classified rightly."""
+    count = len(right[0][0])
+    parts = [np.ones((1, count)), *_drawn(count, 0)]
+    return np.array([np.concatenate([100 * part @ (one - other) / count for part in parts]) for one, other in right])
+
+
+def _of_set(known: Sequence[Sequence[np.ndarray]], unknown: Sequence[Sequence[np.ndarray]]) -> dict[str, Differences]:
+    """Differences of `METRICS` on an OOD set; the ID images of a resample are the same for every set."""
+    exact = [[ood_metrics(*both) for both in zip(*pair)] for pair in zip(known, unknown)]
+    found: dict[str, list[list[np.ndarray]]] = {
+        metric: [[np.array([one[metric] - other[metric]])] for one, other in exact] for metric in METRICS
+    }
+    prepared = [[_Ranked(*both) for both in zip(*pair)] for pair in zip(known, unknown)]
+    for id_counts, ood_counts in zip(_drawn(len(known[0][0]), 0), _drawn(len(unknown[0][0]), 1)):
+        for seed, (one, other) in enumerate(prepared):
+            for metric, ours, theirs in zip(METRICS, one(id_counts, ood_counts), other(id_counts, ood_counts)):
+                found[metric][seed].append(ours - theirs)
+    return {metric: np.array([np.concatenate(parts) for parts in seeds]) for metric, seeds in found.items()}
+
+
+def _drawn(count: int, stream: int) -> Iterator[np.ndarray]:
+    """How often each of `count` images is drawn in the resamples, `[CHUNK, N]` at a time; the same at every call."""
+    rng = np.random.default_rng([SEED, stream])
+    for _ in range(RESAMPLES // CHUNK):
+        drawn = rng.integers(count, size=(CHUNK, count)) + count * np.arange(CHUNK)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=CHUNK * count).reshape(CHUNK, count).astype(float)
+
+
+class _Ranked:
+    """AUROC and FPR@95 of scores, of which each counts as often as it was drawn.
+
+    Args:
+        known: scores of ID images `[N]`.
+        unknown: those of OOD images `[M]`.
+    """
+
+    def __init__(self, known: np.ndarray, unknown: np.ndarray):
+        self.order, self.falling = np.argsort(known), np.argsort(-unknown)
+        ranked = known[self.order]
+        self.below = np.searchsorted(ranked, unknown[self.falling], "left")
+        self.upto = np.searchsorted(ranked, unknown[self.falling], "right")
+
+    def __call__(self, id_counts: np.ndarray, ood_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both in percent, `[R]`, for counts `[R, N]` and `[R, M]`."""
+        id_sums = np.cumsum(np.pad(id_counts[:, self.order], ((0, 0), (1, 0))), axis=1)
+        ood_counts = ood_counts[:, self.falling]
+        lower = (id_sums[:, self.below] + id_sums[:, self.upto]) / 2
+        total = id_sums[:, -1]
+        auroc = (lower * ood_counts).sum(axis=1) / (total * ood_counts.sum(axis=1))
+        enough = np.cumsum(ood_counts, axis=1) >= 0.95 * ood_counts.sum(axis=1, keepdims=True)
+        last = self.below[enough.argmax(axis=1)]
+        flagged = 1 - id_sums[np.arange(len(id_sums)), last] / total
+        return 100 * auroc, 100 * flagged
+
+
+def _interval(found: Differences, sign: int) -> tuple[float, float, float, str]:
+    """Mean difference, interval and verdict; `sign` is -1 where less is better."""
+    rng = np.random.default_rng([SEED, 2])
+    seeds, resamples = found.shape[0], found.shape[1] - 1
+    drawn = rng.integers(seeds, size=(seeds, resamples))
+    means = np.take_along_axis(found[:, 1:], drawn, axis=0).mean(axis=0)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    verdict = "level" if low <= 0 <= high else "better" if sign * low > 0 else "worse"
+    return float(found[:, 0].mean()), float(low), float(high), verdict
