@@ -40,9 +40,11 @@ from .detection.detector import (
 )
 from .detection.gradcam import draw_cam as draw_cam
 from .detection.scores.of_logits import energy as energy
+from .evaluation.comparison import compare as compare
 from .evaluation.evaluate import evaluate_detectors as evaluate_detectors
 from .evaluation.posthoc import POST_HOC as POST_HOC
 from .evaluation.report import (
+    DIFFERENCES_NOTE as DIFFERENCES_NOTE,
     plain as plain,
     with_spread as with_spread,
 )

@@ -251,7 +251,12 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert notes["images"]["train"] == 20 and notes["seeds"] == [0]
     assert pd.read_csv(folder / "sets.csv")["images"].tolist() == [20]
     assert Image.open(folder / "results.png").size[0] > 300
-    assert "| without | 1 |" in (folder / "results.md").read_text()
+    assert "| without | 1 |" in (text := (folder / "results.md").read_text())
+    assert "## Differences from with" in text
+    differences = pd.read_csv(folder / "differences.csv")
+    means = first[(first["test"] == "test") & (first["set"] == "mnist") & (first["metric"] == "auroc")]["mean"]
+    row = differences[(differences["test"] == "test") & (differences["set"] == "mnist")].iloc[0]
+    assert row["row"] == "without" and row["difference"] == pytest.approx(means.iloc[1] - means.iloc[0], abs=0.06)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "per-class-2").rglob("*.safetensors")}
     run(*table)
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}

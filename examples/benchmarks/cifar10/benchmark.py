@@ -124,7 +124,12 @@ class Benchmark:
         return {name: TestSets(self.data.test, {name: images}) for name, images in sets.items()}
 
     def scores(
-        self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, scores: Sequence[str]
+        self,
+        detectors: Sequence[tuple[str, str]],
+        sets: TestSets,
+        folder: str,
+        scores: Sequence[str],
+        baseline: str | None = None,
     ) -> pd.DataFrame:
         """`evaluate_detectors`, which writes to `results(folder)`; `REMEDIES` are names of scores as well."""
         with patch.dict(POST_HOC, {name: REMEDIES[name] for name in scores if name in REMEDIES}):
@@ -133,6 +138,7 @@ class Benchmark:
                 sets,
                 self.results(folder),
                 scores,
+                baseline=baseline,
                 fit_images=self.data.train,
                 validation_images=self.data.validation,
                 batch_size=250,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sets import SECONDS
 
 from sona_pipeline import (
+    DIFFERENCES_NOTE,
     ImageSet,
     open_outlier_set,
     plain,
@@ -28,6 +29,7 @@ positive class. Choices are made by the validation columns; test images had no p
 SETS_NOTE = """What the outliers look like, over all images of the set with seed 0. Distances are between an outlier and
 its source: root mean square in the latents, and perceptual (as LPIPS, with the judge's features). "still ID" is the
 share that the judge, which knows the ID classes only, takes for the class of the source."""
+WORDS = {"near_ood": "near", "far_ood": "far", "auroc": "AUROC", "fpr95": "FPR@95"}
 Found = Mapping[str, pd.DataFrame]
 """Results of `evaluate_detectors` by the name of the test."""
 
@@ -52,10 +54,9 @@ class Column:
 
     @property
     def title(self) -> str:
-        names = {"near_ood": "near", "far_ood": "far", "auroc": "AUROC", "fpr95": "FPR@95"}
         if self.group == "id":
             return "ID accuracy"
-        words = [self.test, names[self.group], names[self.metric]]
+        words = [self.test, WORDS[self.group], WORDS[self.metric]]
         return " ".join(word for word in words if word != "test")
 
 
@@ -111,6 +112,23 @@ def describe_run(command: str, counts: dict, seeds: int, sets: Sequence[Path], d
         "minutes": minutes,
         "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
     }
+
+
+def describe_differences(folder: Path, tests: Sequence[str], baseline: str) -> Part:
+    """A row a number of the differences that `evaluate_detectors` wrote for each test."""
+    found = pd.concat([pd.read_csv(folder / test / "differences.csv").assign(test=test) for test in tests])
+    rows = pd.DataFrame(
+        {
+            "row": found["method"],
+            "test": found["test"],
+            "set": found["set"],
+            "metric": found["metric"].replace(WORDS),
+            "difference": found["difference"].map("{:+.1f}".format),
+            "95 % interval": [f"{low:+.1f} to {high:+.1f}" for low, high in zip(found["low"], found["high"])],
+            "verdict": found["verdict"],
+        }
+    )
+    return Part(f"Differences from {baseline}", DIFFERENCES_NOTE, rows, "differences.csv")
 
 
 def describe_sets(sets: Mapping[str, Path], images: ImageSet, judge: Judge) -> Part:

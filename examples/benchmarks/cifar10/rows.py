@@ -71,6 +71,7 @@ class Table:
         scores: that detectors are judged by.
         seeds: how many there are of each row, unless asked otherwise.
         far_validation: kinds of far-OOD validation images that choices are made by, too.
+        baseline: the row that the others are compared with, with intervals, if there is one.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Table:
     scores: tuple[str, ...] = ("energy",)
     seeds: int = 1
     far_validation: tuple[str, ...] = ()
+    baseline: str | None = None
 
 
 SHIPPED = ("clothing", "photos")
@@ -102,6 +104,7 @@ TABLES = {
             "OE + MI, SONA": SONA,
         },
         seeds=3,
+        baseline="cross-entropy",
     ),
     "post-hoc": Table(
         "Post-hoc scores (table 1)",
@@ -181,6 +184,7 @@ TABLES = {
     "round-trips": Table(
         "Round trips of the ID images as ID images",
         {"with": SONA, "without": Row("sona", round_trips=False)},
+        baseline="with",
     ),
     "steps": Table(
         "Fewer steps",

@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 from data import open_data, write_diffusion_set
 from judge import Judge
 from model import draw_sheet, load_model
-from outcome import describe_run, describe_sets, write_outcome
+from outcome import describe_differences, describe_run, describe_sets, write_outcome
 from reasons import describe_reasons
 from rows import NEAR_TEST, REMEDIES_TABLE, SETS, TABLES
 
@@ -90,7 +90,10 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     seeds = seeds or table.seeds
     detectors, failed = benchmark.detectors(table, seeds)
     tests = benchmark.near_tests() if is_near_test else benchmark.tests(table)
-    found = {kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores) for kind, sets in tests.items()}
+    found = {
+        kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores, table.baseline)
+        for kind, sets in tests.items()
+    }
     kinds = [kind for row, r in table.rows.items() if (kind := r.outliers) in SETS and row not in failed]
     made = [benchmark.outliers(kind, seed) for kind in dict.fromkeys(kinds) for seed in range(seeds)]
     command = (
@@ -99,6 +102,8 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     run = describe_run(command, benchmark.data.counts(), seeds, made, [Path(place) for _, place in detectors])
     first = {kind: benchmark.outliers(kind, 0) for kind in dict.fromkeys(kinds)}
     parts = [describe_sets(first, benchmark.data.train, judge)] if judge and first and not is_near_test else []
+    if table.baseline:
+        parts.append(describe_differences(benchmark.results(name), list(tests), table.baseline))
     if name == REMEDIES_TABLE:
         parts = [describe_reasons(detectors, tests["validation"], benchmark.results(f"{name}/validation") / "scores")]
     title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
