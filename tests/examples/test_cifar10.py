@@ -226,9 +226,10 @@ def fewer(bench, monkeypatch):
     few["far_ood"] = lambda: {name: images.drawn(20) for name, images in sample.far_ood().items()}
     monkeypatch.setattr(bench.data, "sample", SimpleNamespace(**few))
     monkeypatch.setattr(bench.data, "VALIDATION_PER_CLASS", 10)
+    monkeypatch.setattr(bench.far_kinds, "COUNT", 3)
 
 
-def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, fewer):
+def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, fewer, monkeypatch):
     def run(*arguments) -> None:
         bench.run.app([str(argument) for argument in arguments], exit_on_error=False, result_action="return_value")
 
@@ -268,6 +269,14 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert set(found[found["test"] == "validation"]["set"]) >= {"held-out classes", "clothing", "photos"}
     assert reasons["detector"].tolist() == [name for name in found["method"].unique() for _ in range(4)]
     assert (reasons["length"].astype(float) > 0).all() and reasons["sum / largest"].astype(float).between(1, 20).all()
+    monkeypatch.setitem(bench.rows.TABLES, "detectors", bench.rows.TABLES["round-trips"])
+    run("shortcuts", "--data", data, *places[:4], "--per-class", 2)
+    folder = tmp_path / "results" / "shortcuts" / "validation"
+    measured, aurocs = pd.read_csv(folder / "sets.csv"), pd.read_csv(folder / "changes.csv", index_col="row")
+    assert {"ID", "outliers", "round trips", "real", "held-out classes", "faces"} <= set(measured["set"])
+    rows = first[(first["test"] == "validation") & (first["method"] == "with") & (first["metric"] == "auroc")]
+    near = rows[(rows["group"] == "near_ood") & (rows["set"] == "mean")]["mean"].iloc[0]
+    assert aurocs.loc["with, near mean", "as they are"] == pytest.approx(near, abs=0.06)
 
 
 @pytest.fixture(scope="module")

@@ -35,15 +35,16 @@ Draw = Callable[[np.random.Generator], Image.Image]
 
 
 def far_kinds() -> dict[str, ImageSet]:
-    """Far-OOD images by kind, `COUNT` of each, 32 px, RGB; ModuleNotFoundError without matplotlib or scikit-image."""
+    """Far-OOD images by kind, `COUNT` of each, 32 px, RGB; opening one takes matplotlib and scikit-image."""
     return {
         name: _drawn(draw, np.random.default_rng([SEED, index])) for index, (name, draw) in enumerate(KINDS.items())
     }
 
 
 def _drawn(draw: Draw, rng: np.random.Generator) -> ImageSet:
-    pictures = [draw(rng) for _ in range(COUNT)]
-    return ImageSet(tuple(f"{i:05d}" for i in range(COUNT)), (), (), pictures.__getitem__)
+    """Images that are drawn, all of them, when the first one is asked for."""
+    pictures = cache(lambda: [draw(rng) for _ in range(COUNT)])
+    return ImageSet(tuple(f"{i:05d}" for i in range(COUNT)), (), (), lambda index: pictures()[index])
 
 
 def text(rng: np.random.Generator) -> Image.Image:

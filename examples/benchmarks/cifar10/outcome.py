@@ -87,16 +87,25 @@ def write_outcome(
     """
     rows = pd.concat([table.assign(test=test) for test, table in found.items()])
     write_text(folder / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / "run.json", json.dumps(run, indent=2) + "\n")
     cells = _cells(found)
     lines = [f"# {title}", "", NOTE, "", *_table(cells)]
     lines += [f"\n{name}: does not run on this model ({plain(reason)})." for name, reason in failed.items()]
+    _write_parts(folder, lines, parts, run)
+    save_figure(_figure(found), folder / "results.png")
+
+
+def write_parts(folder: Path, title: str, run: dict, parts: Sequence[Part]) -> None:
+    """Write `results.md`, `run.json` and a CSV a part: an outcome that is only parts."""
+    _write_parts(folder, [f"# {title}"], parts, run)
+
+
+def _write_parts(folder: Path, lines: list[str], parts: Sequence[Part], run: dict) -> None:
     for part in parts:
         write_text(folder / part.file, part.rows.to_csv(index=False, lineterminator="\n"))
         lines += ["", f"## {part.title}", "", part.note, "", *_table(part.rows.set_index(part.rows.columns[0]))]
     lines += ["", f"Made by `{run['command']}`; counts, versions and times are in `run.json`."]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
-    save_figure(_figure(found), folder / "results.png")
+    write_text(folder / "run.json", json.dumps(run, indent=2) + "\n")
 
 
 def describe_run(command: str, counts: dict, seeds: int, sets: Sequence[Path], detectors: Sequence[Path]) -> dict:

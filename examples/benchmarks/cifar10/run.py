@@ -9,6 +9,7 @@
 Stopped, each goes on where it was. See README.md beside this file.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,15 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 from data import open_data, write_diffusion_set
+from far_kinds import KINDS
 from judge import Judge
 from model import draw_sheet, load_model
-from outcome import describe_differences, describe_run, describe_sets, write_outcome
+from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
 from reasons import describe_reasons
-from rows import NEAR_TEST, REMEDIES_TABLE, SETS, TABLES
+from rows import NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, TABLES
+from shortcuts import changed, changes, describe_changes, describe_measures
+
+from sona_pipeline import open_outlier_set
 
 app = App(help="The paper's comparisons on CIFAR-10, at a size that two cores can run.", version_flags=())
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
@@ -81,6 +86,46 @@ def table(
     benchmark, weights = Benchmark(open_data(data, per_class), output, per_class), judge and Judge(judge)
     for name in ALL_TABLES if "all" in names else names:
         make_table(benchmark, name, seeds, results / name, weights)
+
+
+@app.command
+def shortcuts(
+    *,
+    data: Path,
+    output: Path = Path("cifar10"),
+    results: Path = RESULTS,
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = 300,
+    seeds: PositiveInt = 1,
+    test: bool = False,
+) -> None:
+    """Measure what might give images away besides their meaning, and what detectors are worth without it.
+
+    Args:
+        data: Folder with the parquet files that README.md lists.
+        output: Folder of everything that is made.
+        results: Folder for tables and plots.
+        per_class: ID training images of each class, and as many outliers; at least 2.
+        seeds: Seeds of each detector, at least 1.
+        test: Take the test images instead of the validation images.
+    """
+    benchmark = Benchmark(open_data(data, per_class), output, per_class)
+    table, pipe, kind = TABLES["detectors"], load_model(output / "model"), "test" if test else "validation"
+    table = replace(table, far_validation=(*SHIPPED, *KINDS))
+    detectors, _ = benchmark.detectors(table, seeds)
+    judged = benchmark.tests(table)[kind]
+    found = {
+        name: benchmark.scores(detectors, changed(judged, change), f"shortcuts/{kind}/{name}", table.scores)
+        for name, change in changes(pipe).items()
+    }
+    pairs = open_outlier_set(benchmark.outliers("sona", 0), benchmark.data.train)
+    sets = {"outliers": pairs.outliers, "round trips": pairs.reconstructions, "real": benchmark.data.real_outliers}
+    parts = [describe_measures(judged.id, sets | judged.near | judged.far, pipe), describe_changes(found)]
+    command = f"python examples/benchmarks/cifar10/run.py shortcuts --per-class {per_class} --seeds {seeds}"
+    command += " --test" if test else ""
+    run = describe_run(command, benchmark.data.counts(), seeds, [], [Path(place) for _, place in detectors])
+    folder = results / "shortcuts" / kind
+    write_parts(folder, "Shortcuts", run, parts)
+    print((folder / "results.md").read_text(encoding="utf-8"))
 
 
 def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path, judge: Judge | None) -> None:
