@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pandas as pd
 from data import Data
 from model import load_model
+from pretrained import FINE_TUNING
 from remedies import REMEDIES
 from rows import OF_DIFFUSERS, SETS, Row, Table
 from sets import SECONDS, make_set
@@ -43,6 +44,7 @@ class Benchmark:
 
     def __init__(self, data: Data, output: Path, per_class: int):
         self.data, self.per_class, self.model = data, per_class, output / "model"
+        self.pretrained = output / "pretrained"
         self.folder = output / f"per-class-{per_class}"
 
     def detectors(self, table: Table, seeds: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
@@ -60,15 +62,18 @@ class Benchmark:
     def detector(self, row: Row, seed: int) -> Path:
         """Folder of a trained detector."""
         changes = "".join(f",{key}={value}" for key, value in sorted(row.training.items()))
-        kind = f"{row.outliers}{'' if row.round_trips else ',alone'}{changes}"
+        kind = (
+            f"{row.outliers}{'' if row.round_trips else ',alone'}{',fine-tuned' if row.is_fine_tuned else ''}{changes}"
+        )
         folder = self.folder / "detectors" / f"{kind}-{seed}"
         if (folder / SECONDS).exists():
             return folder
+        start = FINE_TUNING | {"initial_checkpoint": str(self.pretrained)} if row.is_fine_tuned else {}
         images, outliers = self._training_sets(row, seed)
         started = time.monotonic()
         train_detector(
             images,
-            replace(RECIPE, seed=seed, **row.training),
+            replace(RECIPE, seed=seed, **start | row.training),
             validation=self.data.validation,
             outliers=outliers,
             output=folder,

@@ -54,11 +54,13 @@ class Row:
         outliers: a name of `SETS`; "real" for real images of the OOD labels, as many; None for none.
         training: changes of the training settings.
         round_trips: whether VAE round trips of the ID images are trained on as ID images, where there is a set.
+        is_fine_tuned: whether training starts from the weights of `pretrained.py`.
     """
 
     outliers: str | None
     training: dict[str, Any] = field(default_factory=dict)
     round_trips: bool = True
+    is_fine_tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,17 @@ TABLES = {
         "Round trips of the ID images as ID images",
         {"with": SONA, "without": Row("sona", round_trips=False)},
         baseline="with",
+    ),
+    "fine-tuned": Table(
+        "A network with the features of ImageNet, fine-tuned at 224 px",
+        {
+            "cross-entropy": Row(None, is_fine_tuned=True),
+            "OE, real outliers": Row("real", is_fine_tuned=True),
+            "OE + MI, SONA": Row("sona", is_fine_tuned=True),
+        },
+        seeds=3,
+        far_validation=(*SHIPPED, *KINDS),
+        baseline="cross-entropy",
     ),
     "steps": Table(
         "Fewer steps",

