@@ -13,10 +13,13 @@ FEW_STEPS = [
     for steps in (8, 10, 12, 25)
 ]
 """Schedulers as in `SCHEDULERS`, what they are called in a table, and steps."""
+FEW = {"num_inference_steps": 12}
 SETS = {
     "sona": Recipe(),
     "text-to-image": Recipe(ways.text_to_image),
     "global": Recipe(ways.sona(global_guidance=True)),
+    "text-to-image-12": Recipe(ways.text_to_image, changes=FEW, scheduler="unipc"),
+    "global-12": Recipe(ways.sona(global_guidance=True), changes=FEW, scheduler="unipc"),
     "sega": Recipe(ways.sega, batch_size=10_000),
     "leditspp": Recipe(ways.leditspp, batch_size=10_000),
     "diffedit": Recipe(ways.diffedit),
@@ -187,6 +190,20 @@ TABLES = {
         "Round trips of the ID images as ID images",
         {"with": SONA, "without": Row("sona", round_trips=False)},
         baseline="with",
+    ),
+    "more-data": Table(
+        "As the data grow",
+        {
+            "cross-entropy": CROSS_ENTROPY,
+            "SONA": Row("unipc-12"),
+            "SONA, as in the paper": Row("sona", ANY_STRENGTH),
+            "text-to-image": Row("text-to-image-12"),
+            "global guidance": Row("global-12"),
+            "OE, real outliers": Row("real"),
+        },
+        seeds=3,
+        far_validation=(*SHIPPED, *KINDS),
+        baseline="cross-entropy",
     ),
     "fine-tuned": Table(
         "A network with the features of ImageNet, fine-tuned at 224 px",

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 from benchmark import Benchmark
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 from data import open_data, write_diffusion_set
 from far_kinds import KINDS
-from judge import Judge
+from growth import growth_figure
+from judge import CLASSES, Judge
 from model import draw_sheet, load_model
 from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
 from pretrained import write_start
@@ -27,11 +29,12 @@ from reasons import describe_reasons
 from rows import NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, TABLES
 from shortcuts import changed, changes, describe_changes, describe_measures
 
-from sona_pipeline import open_outlier_set
+from sona_pipeline import open_outlier_set, save_figure
 
 app = App(help="The paper's comparisons on CIFAR-10, at a size that two cores can run.", version_flags=())
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
 ALL_TABLES = (*TABLES, NEAR_TEST)
+PER_CLASS = 300
 
 
 @app.command
@@ -82,7 +85,7 @@ def table(
     output: Path = Path("cifar10"),
     results: Path = RESULTS,
     judge: Path | None = None,
-    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = 300,
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = PER_CLASS,
     seeds: PositiveInt | None = None,
 ) -> None:
     """Generate, train and evaluate whatever a table needs, and write it.
@@ -98,7 +101,33 @@ def table(
     """
     benchmark, weights = Benchmark(open_data(data, per_class), output, per_class), judge and Judge(judge)
     for name in ALL_TABLES if "all" in names else names:
-        make_table(benchmark, name, seeds, results / name, weights)
+        make_table(benchmark, name, seeds, results / folder_of(name, per_class), weights)
+
+
+@app.command
+def growth(
+    name: Annotated[str, Parameter(choices=tuple(TABLES))],
+    /,
+    *,
+    per_class: Annotated[list[int], Parameter(negative=())],
+    results: Path = RESULTS,
+) -> None:
+    """Draw what a table found with fewer and with more data, as far as that was made.
+
+    Args:
+        name: The table.
+        per_class: ID training images of each class; once for each size.
+        results: Folder of tables and plots.
+    """
+    found = {size: pd.read_csv(results / folder_of(name, size) / "results.csv") for size in sorted(per_class)}
+    path = results / name / "growth.png"
+    save_figure(growth_figure({len(CLASSES) * size: table for size, table in found.items()}), path)
+    print(f"Plot: {path}")
+
+
+def folder_of(name: str, per_class: int) -> str:
+    """Folder of what a table found, below that of all results."""
+    return name if per_class == PER_CLASS else f"{name}-{per_class}"
 
 
 @app.command
@@ -107,7 +136,7 @@ def shortcuts(
     data: Path,
     output: Path = Path("cifar10"),
     results: Path = RESULTS,
-    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = 300,
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = PER_CLASS,
     seeds: PositiveInt = 1,
     test: bool = False,
 ) -> None:
