@@ -1,4 +1,4 @@
-"""Random crops of training images, as `settings.AUGMENTATIONS` names them."""
+"""Random changes of training images and of outliers, as `settings` names them."""
 
 import torch
 from torchvision import transforms as v1
@@ -32,6 +32,32 @@ class ResizedCrop(v2.Transform):
         return functional.resized_crop(image, top, left, rows, columns, [self.size, self.size], antialias=True)
 
 
+class Shuffled(v2.Transform):
+    """Quarters or sixteenths of an image in a random order; what is left over of sides that are no multiple stays."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """An image `[C, H, W]` of the same size."""
+        count = 2 if torch.rand(()) < 0.5 else 4
+        high, wide = image.shape[-2] // count, image.shape[-1] // count
+        squares = image[..., : count * high, : count * wide].unflatten(-2, (count, high)).unflatten(-1, (count, wide))
+        squares = squares.transpose(-2, -3).flatten(-4, -3)[..., torch.randperm(count**2), :, :]
+        shuffled = image.clone()
+        whole = squares.unflatten(-3, (count, count)).transpose(-2, -3).flatten(-2).flatten(-3, -2)
+        shuffled[..., : count * high, : count * wide] = whole
+        return shuffled
+
+
+def strong(size: int) -> list[v2.Transform]:
+    """Half of the time one change out of many kinds, for outliers: whatever is done to one leaves it an outlier.
+
+    So outliers also show images unlike the ID images in colour, sharpness and layout. The kinds are TrivialAugment
+    (Müller and Hutter 2021), the negative, grey, two bits a channel, shuffled parts and blur.
+    """
+    blur = v2.GaussianBlur(2 * (size // 10) + 1, (size / 32, size / 8))
+    kinds = [v2.RandomInvert(1.0), v2.RandomGrayscale(1.0), v2.RandomPosterize(2, 1.0), Shuffled(), blur]
+    return [v2.RandomApply([v2.RandomChoice([v2.TrivialAugmentWide(), *kinds])], 0.5)]
+
+
 def crop(size: int) -> list[v2.Transform]:
     """Any part of that size of the padded image: for small images."""
     return [v2.RandomCrop(size, padding=size // 8)]
@@ -43,5 +69,5 @@ def resized_crop(size: int) -> list[v2.Transform]:
 
 
 def none(size: int) -> list[v2.Transform]:
-    """The image as it is."""
+    """No change."""
     return []

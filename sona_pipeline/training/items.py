@@ -126,6 +126,7 @@ class TrainingItems(Dataset):
         outliers: of the same images, or any images.
         min_strength: outliers of less strength are marked as not used.
         pixels: from an image set to its augmented pixels.
+        outlier_pixels: the same of outliers.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class TrainingItems(Dataset):
         outliers: OutlierPairs | ImageSet | None,
         min_strength: float,
         pixels: Callable[[ImageSet], Pixels],
+        outlier_pixels: Callable[[ImageSet], Pixels],
     ):
         form = outliers.form if isinstance(outliers, OutlierPairs) else None
         self.images, self.image = images, pixels(images.changed(form.undergone) if form else images)
@@ -141,11 +143,11 @@ class TrainingItems(Dataset):
         self.outlier: Pixels | None = None
         self.reconstruction: Pixels | None = None
         if isinstance(outliers, OutlierPairs):
-            self.outlier = pixels(outliers.outliers)
+            self.outlier = outlier_pixels(outliers.outliers)
             self.is_used = [strength >= min_strength for strength in outliers.strengths]
             self.reconstruction = pixels(outliers.reconstructions) if outliers.reconstructions else None
         elif outliers:
-            self.outlier = pixels(outliers)
+            self.outlier = outlier_pixels(outliers)
 
     def __len__(self) -> int:
         return len(self.images)

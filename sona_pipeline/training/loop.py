@@ -34,7 +34,13 @@ from sona_pipeline.training.items import (
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.methods.base import Step
 from sona_pipeline.training.methods.club import Club, standardized
-from sona_pipeline.training.settings import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainingSettings
+from sona_pipeline.training.settings import (
+    AUGMENTATIONS,
+    OPTIMIZERS,
+    OUTLIER_AUGMENTATIONS,
+    SCHEDULES,
+    TrainingSettings,
+)
 from sona_pipeline.training.start import check_single_images, new_detector
 from sona_pipeline.training.state import load_state, save_state
 
@@ -101,13 +107,15 @@ class Training:
         kinds = 1 + (sets.outliers is not None) + has_rounds
         check_shared_memory(workers, kinds * share * 3 * settings.image_size**2)
         steps = AUGMENTATIONS[settings.augmentation](settings.image_size)
-        augment = v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if settings.flip else []), v2.Identity()])
+        steps += [v2.RandomHorizontalFlip()] if settings.flip else [v2.Identity()]
+        more = OUTLIER_AUGMENTATIONS[settings.outlier_augmentation](settings.image_size)
         read = detector.whole if settings.augmentation == "resized_crop" else detector.one
         items = TrainingItems(
             sets.images,
             sets.outliers,
             settings.min_strength,
-            lambda images: Pixels(images, read, augment),
+            lambda images: Pixels(images, read, v2.Compose(steps)),
+            lambda outliers: Pixels(outliers, read, v2.Compose([*steps, *more])),
         )
         return DataLoader(
             items,

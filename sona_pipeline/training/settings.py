@@ -26,7 +26,10 @@ SCHEDULES: Registry[Callable[..., Any]] = Registry(
 AUGMENTATIONS: Registry[Callable[[int], list[Any]]] = Registry(
     {name: f"sona_pipeline.training.augmentation:{name}" for name in ("resized_crop", "crop", "none")}
 )
-"""Functions of the size to torchvision's transforms."""
+OUTLIER_AUGMENTATIONS: Registry[Callable[[int], list[Any]]] = Registry(
+    {name: f"sona_pipeline.training.augmentation:{name}" for name in ("strong", "none")}
+)
+"""Both are functions of the size to torchvision's transforms."""
 Weight = Annotated[float, Ge(0), Lt(math.inf)]
 Margin = Annotated[float, Interval(ge=-1000, le=1000)]
 PRECISIONS, KEPT = ("no", "fp16", "bf16"), ("best", "last")
@@ -68,6 +71,9 @@ class TrainingSettings:
     middle square for small ones, or none."""
     flip: bool = True
     """Mirror images at random, where left and right mean the same."""
+    outlier_augmentation: Annotated[str, OneOf(OUTLIER_AUGMENTATIONS)] = "none"
+    """What outliers undergo besides: 'strong' is one change out of many kinds, half of the time, so that they also show
+    what is unlike the ID images in colour, sharpness and layout."""
     epochs: Annotated[int, Ge(1)] = 100
     """Passes over the ID images."""
     batch_size: Annotated[int, Ge(2)] = 256

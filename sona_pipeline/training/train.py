@@ -21,6 +21,9 @@ from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
 from sona_pipeline.training.start import digest_of_weights
 
+NEW_KEYS = {"outlier_augmentation": "none"}
+"""What version 0.1.0 did not record, and how it was then."""
+
 
 def train_detector(
     images: ImageSet,
@@ -105,7 +108,7 @@ def _settle(folder: Path, accelerator: Accelerator, settled: dict) -> None:
     if is_begun and not path.exists():
         raise ValueError(f"{folder} holds a model that this training did not make: choose another folder")
     if is_begun:
-        settle_settings(path, settled)
+        settle_settings(path, settled, then=NEW_KEYS)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not is_begun:
         path.unlink(missing_ok=True)  # of a run that did not get through its first epoch

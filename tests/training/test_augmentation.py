@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from sona_pipeline.data.imaging import fit
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.training import augmentation
-from sona_pipeline.training.augmentation import ResizedCrop
+from sona_pipeline.training.augmentation import ResizedCrop, Shuffled, strong
 
 SIDES = st.integers(8, 80)
 
@@ -71,3 +71,34 @@ def test_whole_pictures_have_their_short_side_scaled_and_squares_are_those_of_te
     assert torch.equal(detector.whole(square), torch.from_numpy(np.array(fit(square, 16))).permute(2, 0, 1))
     tall = detector.whole(picture.transpose(Image.Transpose.TRANSPOSE))
     assert tall.shape == (3, whole.shape[2], whole.shape[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIDES, SIDES, st.integers(0, 2**31))
+def test_shuffled_parts_are_those_of_the_image_in_another_order(height, width, seed):
+    image = torch.arange(height * width).reshape(1, height, width)
+    torch.manual_seed(seed)
+    found = Shuffled()(image)
+    assert sorted(found.flatten().tolist()) == list(range(height * width))
+    torch.manual_seed(seed)
+    count = 2 if torch.rand(()) < 0.5 else 4
+    order, (high, wide) = torch.randperm(count**2).tolist(), (height // count, width // count)
+    for place, origin in enumerate(order):
+        (row, column), (old_row, old_column) = divmod(place, count), divmod(origin, count)
+        part = found[0, row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+        old = image[0, old_row * high : (old_row + 1) * high, old_column * wide : (old_column + 1) * wide]
+        assert torch.equal(part, old)
+
+
+@pytest.mark.parametrize("size", [8, 30, 32, 224])
+def test_strong_changes_half_of_the_outliers_in_many_ways(size):
+    change = v2.Compose(strong(size))
+    image = v2.functional.resize(torch.randint(256, (3, 4, 4), dtype=torch.uint8), [size, size])
+    torch.manual_seed(0)
+    found = [change(image) for _ in range(200)]
+    assert {(tuple(one.shape), one.dtype) for one in found} == {((3, size, size), torch.uint8)}
+    unchanged = sum(torch.equal(one, image) for one in found)
+    assert 80 < unchanged < 135  # a few of TrivialAugment's changes are none
+    assert any(torch.equal(one, 255 - image) for one in found)
+    assert any(torch.equal(one[0], one[1]) and torch.equal(one[1], one[2]) for one in found)
+    assert any((one % 64 == 0).all() for one in found)

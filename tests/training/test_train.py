@@ -97,6 +97,7 @@ def test_same_seed_same_weights(id_images, validation, pairs):
 
     assert torch.equal(weights(), weights())
     assert not torch.equal(weights(), weights(seed=1))
+    assert not torch.equal(weights(), weights(outlier_augmentation="strong"))
 
 
 def test_losses_of_a_batch_are_those_of_the_paper(id_images, outliers):
@@ -402,6 +403,7 @@ BAD = {
     "optimizer": ("lion", "`optimizer` is 'lion'"),
     "schedule": ("step", "`schedule` is 'step'"),
     "augmentation": ("mixup", "`augmentation` is 'mixup'"),
+    "outlier_augmentation": ("weak", "`outlier_augmentation` is 'weak', but has to be one of"),
     "score": ("entropy", "`score` is 'entropy'"),
     "keep": ("first", "`keep` is 'first'"),
     "epochs": (0, "`epochs` is 0, but has to be 1 or more"),
