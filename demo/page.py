@@ -19,7 +19,17 @@ from gradio import processing_utils
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sona_pipeline import TINY_DETECTOR, Names, imagenet_labels, load_detector, load_pipeline, sample
+from sona_pipeline import (
+    EMBEDDED_MODELS,
+    TINY_DETECTOR,
+    Names,
+    draw,
+    embedded_labels,
+    imagenet_labels,
+    load_detector,
+    load_pipeline,
+    sample,
+)
 
 from .detector_tab import DetectorTab
 from .labels import Suggestions
@@ -29,6 +39,8 @@ from .settings import PageSettings
 from .tracing import Runner
 
 QUEUE, SESSIONS, MINUTE = 20, 50, 60
+DRAWN = 10
+"""Examples of the model for colour: its first ten labels are the classes of CIFAR-10."""
 INTRO = """# SONA: semantic outliers
 
 An image is noised part-way and denoised with a guidance that works region by region: it **removes what the image
@@ -45,22 +57,20 @@ def build(model: str = "tiny", detector: str | None = None, device: str | None =
     """The page.
 
     Args:
-        model: "tiny", a Hub id or a folder.
-        detector: folder or Hub id; by default the embedded one, with the embedded model only.
+        model: "tiny" or "cifar", a Hub id or a folder.
+        detector: folder or Hub id; by default the embedded one, with "tiny" only.
         device: of both.
     """
     # One thread for all that torch does: on a CPU, a second one with torch in it slows the first down.
     worker = ThreadPoolExecutor(1)
     pipe = worker.submit(load_pipeline, model, device).result()
-    labels: list[Names]
+    labels: list[Names] = imagenet_labels()
+    if model in EMBEDDED_MODELS:
+        labels = [(name,) for name in embedded_labels(model)]
     if model == "tiny":
-        classes = sample.id_images("test").classes
-        labels = [(name,) for name in (*classes, *sample.OOD_LABELS)]
         detector = detector or str(TINY_DETECTOR)
-    else:
-        labels = imagenet_labels()
     folder = _own_folder()
-    rows = _examples(folder) if model == "tiny" else _photographs(folder)
+    rows = worker.submit(EXAMPLES.get(model, _photographs), folder).result()
     with gr.Blocks(title="SONA", analytics_enabled=False, delete_cache=(10 * MINUTE, 60 * MINUTE)) as page:
         gr.Markdown(INTRO)
         with gr.Tab("Outlier and masks"):
@@ -97,6 +107,18 @@ def _examples(folder: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _drawn(folder: Path) -> list[tuple[str, str, str]]:
+    """Images that the model for colour draws of the first labels it knows, with another label each."""
+    known = embedded_labels("cifar")
+    images = draw("cifar", [f"a photo of a {label}" for label in known[:DRAWN]])
+    rows = []
+    for label, other, image in zip(known, known[DRAWN:], images):
+        path = folder / f"{label}.png"
+        image.save(path)
+        rows.append((str(path), label, other))
+    return rows
+
+
 def _photographs(folder: Path) -> list[tuple[str, str, str]]:
     """scikit-learn's two photographs."""
     rows = []
@@ -105,6 +127,10 @@ def _photographs(folder: Path) -> list[tuple[str, str, str]]:
         Image.fromarray(pixels).save(path)
         rows.append((str(path), *labels))
     return rows
+
+
+EXAMPLES = {"tiny": _examples, "cifar": _drawn}
+"""Rows of path, ID label and OOD label for the embedded models, whose images are made in a folder."""
 
 
 def _unknown(folder: Path) -> list[str]:

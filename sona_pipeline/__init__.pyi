@@ -1,4 +1,5 @@
 from .common.assets import (
+    EMBEDDED_MODELS as EMBEDDED_MODELS,
     TINY_DETECTOR as TINY_DETECTOR,
     TINY_MODEL as TINY_MODEL,
 )
@@ -56,6 +57,7 @@ from .evaluation.score_table import (
 )
 from .generation.batches import make_batches as make_batches
 from .generation.checkpoint import load_pipeline as load_pipeline
+from .generation.drawing import draw as draw
 from .generation.generate import (
     generate_outliers as generate_outliers,
     make_plan as make_plan,
@@ -67,6 +69,7 @@ from .generation.make import (
     image_form as image_form,
 )
 from .generation.ood_labels import (
+    embedded_labels as embedded_labels,
     pipeline_encoder as pipeline_encoder,
     usable_labels as usable_labels,
 )

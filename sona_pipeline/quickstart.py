@@ -16,12 +16,12 @@ from sona_pipeline.common import figures
 from sona_pipeline.common.files import read_json, settle_settings, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.progress import Track
-from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import open_outlier_set
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.report import summary, table
 from sona_pipeline.evaluation.score_table import TestSets
+from sona_pipeline.generation.bundles import bundle_of, check_model
 from sona_pipeline.generation.checkpoint import load_model
 from sona_pipeline.generation.generate import generate_outliers, settled_model
 from sona_pipeline.generation.masks_figure import masks_figure
@@ -34,30 +34,35 @@ from sona_pipeline.training.train import train_detector
 PAIRS, MASK_SHEETS = 24, 3
 
 
-def quickstart(output: str | Path, seed: int = 0) -> dict:
-    """Outliers of the sample's ID images, a detector trained on both, a baseline without outliers, and their scores.
+def quickstart(output: str | Path, seed: int = 0, model: str = "tiny") -> dict:
+    """Outliers of bundled ID images, a detector trained on both, a baseline without outliers, and their scores.
 
     Everything lands in `output`: `generated/` (outliers and reconstructions), `detector/`, `baseline/`, `results/`
     (see `evaluate_detectors`), `results.json` (metrics in percent of the detector, and of the baseline) and
     `pictures/`. A second run takes up what is there.
 
+    Args:
+        output: folder for all of it.
+        seed: of outliers and detectors.
+        model: "tiny", with the bundled sample; or "cifar", with images in colour that it draws itself, in `drawn/`.
+
     Returns:
         The contents of `results.json`: metrics as `results_of` gives them, and those of the baseline.
 
     Raises:
-        ValueError: the folder was made with another seed or version.
+        ValueError: the folder was made with another seed, model or version, or no images go with the model.
     """
+    check_model(model)
     output = expanded(output)
     started = time.monotonic()
-    settle_settings(output / "settings.json", {"version": __version__, "seed": seed})
-    preset = PRESETS[DEFAULT_PRESET]
-    loading = ModelSettings("tiny", device="cpu", **preset.model)
+    settle_settings(output / "settings.json", {"version": __version__, "seed": seed, "model": model})
+    preset, bundle = PRESETS[DEFAULT_PRESET], bundle_of(model, output / "drawn")
+    loading = ModelSettings(model, device="cpu", **preset.model)
     pipe = load_model(settled_model(loading, output / "generated"))
 
-    images, validation = sample.id_images("train"), sample.id_images("validation")
-    generation = GenerationSettings(ood_labels=sample.OOD_LABELS, seed=seed, **preset.method)
-    generated = generate_outliers(images, pipe, output / "generated", generation)
-    pairs = open_outlier_set(generated, images)
+    generation = GenerationSettings(ood_labels=bundle.ood_labels, seed=seed, **preset.method)
+    generated = generate_outliers(bundle.train, pipe, output / "generated", generation)
+    pairs = open_outlier_set(generated, bundle.train)
     images = pairs.images
 
     training, running = replace(RECIPES["small"], seed=seed), Running(cpu=True)
@@ -65,23 +70,25 @@ def quickstart(output: str | Path, seed: int = 0) -> dict:
         train_detector(
             images,
             training,
-            validation=validation,
+            validation=bundle.validation,
             outliers=outliers,
             output=output / name,
             running=running,
             title=name,
         )
-    sets = TestSets(sample.id_images("test"), sample.near_ood(), sample.far_ood())
+    sets = TestSets(bundle.test, bundle.near, bundle.far)
     detectors = [("SONA", str(output / "detector")), ("cross-entropy", str(output / "baseline"))]
     evaluate_detectors(detectors, sets, output / "results")
 
     draw(output / "pictures", pipe, images, pairs.outliers, generation)
     detector, baseline = (run["results"]["energy"] for run in read_json(output / "results" / "results.json")["runs"])
-    counts = {"train": len(images), "validation": len(validation)} | {name: len(some) for _, name, some in sets}
+    counts = {"train": len(images), "validation": len(bundle.validation)}
+    counts |= {name: len(some) for _, name, some in sets}
     results = {
         **detector,
         "baseline": baseline,
         "seed": seed,
+        "model": model,
         "version": __version__,
         "images": counts,
         "seconds_of_this_run": round(time.monotonic() - started, 1),

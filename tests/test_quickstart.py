@@ -9,8 +9,10 @@ from PIL import Image
 
 from sona_pipeline import quickstart as job
 from sona_pipeline.data import sample
+from sona_pipeline.data.images import open_images
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.evaluation.score_table import by_set, read_scores
+from sona_pipeline.generation import bundles
 from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.training.settings import RECIPES
 
@@ -26,7 +28,8 @@ def run(tmp_path_factory):
             job, "GenerationSettings", lambda **given: GenerationSettings(**given | {"num_inference_steps": 8})
         )
         folder = tmp_path_factory.mktemp("quick start")
-        yield lambda seed=0: (job.quickstart(folder, seed), folder)
+        patch.setattr(bundles, "DRAWN", {"train": 5, "validation": 2, "test": 2, "near": 3})
+        yield lambda seed=0, model="tiny", place=folder: (job.quickstart(place, seed, model), place)
 
 
 def test_results_pictures_and_resume(run):
@@ -66,3 +69,25 @@ def test_other_seed_in_the_same_folder_is_refused(run):
     run()
     with pytest.raises(ValueError, match=r"seed \(0 then, 1 now\)"):
         run(1)
+
+
+def test_model_for_colour_draws_its_images_and_takes_them_up_again(run, tmp_path):
+    results, folder = run(model="cifar", place=tmp_path)
+    near = {"aquarium fish", "castle", "lawn mower", "raccoon", "squirrel"}
+    assert results["model"] == "cifar"
+    assert set(results["near_ood"]) == near | {"mean"}
+    drawn = {part: open_images(folder / "drawn" / part) for part in ("train", "validation", "test", "near")}
+    assert {part: len(images) for part, images in drawn.items()} == {
+        "train": 50, "validation": 20, "test": 20, "near": 15
+    }  # fmt: skip
+    assert set(drawn["near"].classes) == near
+    assert not near & set(json.loads((folder / "generated" / "settings.json").read_text())["ood_labels"])
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "drawn").rglob("*.png")}
+    run(model="cifar", place=tmp_path)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "drawn").rglob("*.png")}
+
+
+def test_model_that_no_images_go_with_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="the model is 'sd', but has to be one of"):
+        job.quickstart(tmp_path / "out", model="sd")
+    assert not (tmp_path / "out").exists()

@@ -29,19 +29,20 @@ def add_to(app: App) -> None:
     add_command(app, demo, {"Options": PageSettings})
 
 
-def quickstart(*, output: Path = Path("sona-quickstart"), seed: int = 0) -> None:
-    """The whole way on the bundled sample: outliers, a detector and a baseline, scores near and far, pictures.
+def quickstart(*, output: Path = Path("sona-quickstart"), seed: int = 0, model: str = "tiny") -> None:
+    """The whole way on bundled images: outliers, a detector and a baseline, scores near and far, pictures.
 
     Needs no network, GPU or account; takes some minutes on two cores. Started again, it goes on where it stopped.
 
     Args:
         output: Folder for everything that is made.
         seed: Seed of outliers and detectors.
+        model: 'tiny', with the bundled sample; or 'cifar', with images in colour that it draws itself.
     """
     from sona_pipeline.quickstart import outcome, quickstart as run
 
     with ends_explained(output := expanded(output), 64):
-        results = run(output, seed)
+        results = run(output, seed, model)
     say(*outcome(output, results))
 
 
@@ -116,8 +117,7 @@ def inspect(given: Given) -> None:
 
     path = asked.output or asked.folder / "inspection.png"
     found = draw_inspection(asked.folder, path, open_inspected(asked))
-    say(*summary(found))
-    say(f"Sheet: {escape(str(path))}")
+    say(*summary(found), f"Sheet: {escape(str(path))}")
 
 
 def demo(given: Given) -> None:

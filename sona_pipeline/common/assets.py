@@ -3,8 +3,12 @@
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-TINY_MODEL = PACKAGE / "assets" / "tiny"
-"""Folder of the embedded text-conditional latent diffusion model, in diffusers layout (Fashion-MNIST, 32 px, grey)."""
+EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny", "cifar")}
+"""Folders of the embedded text-conditional latent diffusion models of 32 px, in diffusers' layout: "tiny" of
+Fashion-MNIST, in grey, and "cifar" of CIFAR-10 and half of CIFAR-100, in colour."""
+TINY_MODEL = EMBEDDED_MODELS["tiny"]
+MODEL_LABELS = PACKAGE / "assets" / "labels"
+"""Folder with a text file for each embedded model: the labels that it knows."""
 TINY_DETECTOR = PACKAGE / "assets" / "detector"
 """Folder of the embedded detector of six classes of Fashion-MNIST, trained with outliers of that model."""
 SAMPLE = PACKAGE / "assets" / "sample"

@@ -6,6 +6,9 @@ import hashlib
 import logging
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from sona_pipeline.common.assets import TINY_MODEL
+from sona_pipeline.common.assets import EMBEDDED_MODELS
 from sona_pipeline.common.devices import check_compiler, check_dtype, default_dtype, usable_device
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
@@ -32,7 +35,7 @@ def load_pipeline(model: str, device: str | torch.device | None = None, **option
     """The pipeline of a Stable Diffusion checkpoint, ready to generate.
 
     Args:
-        model: Hub id, folder, or .safetensors file; "tiny" is the embedded model.
+        model: Hub id, folder, or .safetensors file; "tiny" and "cifar" are embedded.
         device: the fastest there is by default.
         options: the other fields of `ModelSettings`: `revision`, `variant`, `dtype`, `scheduler`, `channels_last`, ...
 
@@ -51,8 +54,9 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     `examples/benchmarks/half_precision.py` shows.
     """
     check_ranges(settings)
-    is_tiny = settings.model == "tiny"
-    if is_tiny:
+    embedded = EMBEDDED_MODELS.get(settings.model)
+    if embedded:
+        settings = replace(settings, trust_remote_code=True)  # it is this package's own
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
     place = usable_device(device if settings.device is None else settings.device)
@@ -60,10 +64,11 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     dtype = DTYPES[settings.dtype or default_dtype(place)]
     is_bfloat16 = dtype == torch.bfloat16
     check_dtype(place, dtype)
-    found = ModelPlace(str(TINY_MODEL)) if is_tiny else find_model(settings.model, settings.revision, settings.variant)
+    found = ModelPlace(str(embedded)) if embedded else find_model(settings.model, settings.revision, settings.variant)
     if settings.compile:
         check_compiler(place)
-    pipe = _loaded(found, settings, torch.float32 if is_bfloat16 else dtype)
+    with _without_warnings() if embedded else nullcontext():
+        pipe = _loaded(found, settings, torch.float32 if is_bfloat16 else dtype)
     if is_bfloat16:
         pipe.unet.type(dtype)
     pipe = pipe if on_cpu else pipe.to(place)
@@ -77,6 +82,17 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
         pipe.unet.compile(dynamic=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without what diffusers says of an autoencoder that is none of its own."""
+    earlier = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(earlier)
 
 
 def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> SONAPipeline:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from sona_pipeline.common.assets import EMBEDDED_MODELS, MODEL_LABELS
 from sona_pipeline.common.files import read_text
 from sona_pipeline.common.loading import loading
 from sona_pipeline.common.names import expanded
-from sona_pipeline.data import sample
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
 from sona_pipeline.generation.settings import LabelSettings
 from sona_pipeline.pipeline import SONAPipeline
@@ -51,11 +51,17 @@ def labels_of(
     labels: list[Names]
     if chosen.ood_prompts:
         labels = [(line,) for line in read_lines(chosen.ood_prompts)]
-    elif chosen.ood_labels is None and model == "tiny":
-        labels = [(label,) for label in sample.OOD_LABELS]
+    elif chosen.ood_labels is None and model in EMBEDDED_MODELS:
+        known = [(label,) for label in embedded_labels(model)]
+        return usable_labels(known, id_names, keep_collisions=chosen.keep_collisions)[0], []
     else:
         labels = read_labels(chosen.ood_labels or IMAGENET)
     return usable_labels(labels, id_names, keep_collisions=chosen.keep_collisions)
+
+
+def embedded_labels(model: str) -> list[str]:
+    """The labels that an embedded model knows."""
+    return read_lines(MODEL_LABELS / f"{model}.txt")
 
 
 def read_labels(source: str | Path) -> list[Names]:

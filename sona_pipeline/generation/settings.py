@@ -151,7 +151,8 @@ class ModelSettings:
     """Which diffusion model makes them, and on what."""
 
     model: str = SD2_BASE
-    """Stable Diffusion checkpoint: a Hub id, a folder, or a .safetensors file; 'tiny' is the embedded one."""
+    """Stable Diffusion checkpoint: a Hub id, a folder, or a .safetensors file; 'tiny' (grey, Fashion-MNIST) and 'cifar'
+    (colour) are embedded."""
     revision: str | None = None
     """Branch, tag or commit of the model."""
     variant: str | None = None

@@ -20,9 +20,10 @@ from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 
-from sona_pipeline.common.assets import PACKAGE, TINY_MODEL
+from sona_pipeline.common.assets import EMBEDDED_MODELS, PACKAGE
 from sona_pipeline.common.disk import disk_explained, loosen, make_folder
 from sona_pipeline.common.files import read_json, write_text
+from sona_pipeline.generation.model_files import INDEX
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 SPACE_FILES = ("README.md", "app.py", "requirements.txt")
 """Files of the page that a Space has in its root."""
+LOADED_CODE = "diffusers_modules.local."
+"""What diffusers puts in front of the names of modules that came with a local model."""
 
 
 def write_pipeline_repository(
@@ -50,7 +53,7 @@ def write_pipeline_repository(
     Args:
         folder: new or empty; it is whole or not there.
         repo_id: `owner/name`, which the card speaks of.
-        model: Stable Diffusion checkpoint, by Hub id or folder; "tiny" is the embedded one.
+        model: Stable Diffusion checkpoint, by Hub id or folder; "tiny" and "cifar" are embedded.
         pointer: write the code only, to be used with the weights of `model`, which has to be a Hub id.
         licence: of the weights, by the Hub's name.
         results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers;
@@ -66,15 +69,15 @@ def write_pipeline_repository(
     check_repo_id(repo_id)
     check_model(model, pointer)
     runs = read_runs(results) if results else []
-    is_tiny, is_local = model == "tiny", Path(model).is_dir()
-    name = "sona-tiny" if is_tiny else Path(model).resolve().name if is_local else model
-    notes = (TINY_MODEL / "README.md").read_text(encoding="utf-8").strip() if is_tiny else ""
-    licence = licence or ("apache-2.0" if is_tiny else None)
+    embedded, is_local = EMBEDDED_MODELS.get(model), Path(model).is_dir()
+    name = f"sona-{model}" if embedded else Path(model).resolve().name if is_local else model
+    notes = (embedded / "README.md").read_text(encoding="utf-8").strip() if embedded else ""
+    licence = licence or ("apache-2.0" if embedded else None)
     with laid_out(folder) as partial:
         if pointer:
             shutil.copyfile(PACKAGE / "pipeline.py", partial / "pipeline.py")
         else:
-            _save_weights(partial, str(TINY_MODEL) if is_tiny else model, None if is_tiny or is_local else model)
+            _save_weights(partial, str(embedded or model), None if embedded or is_local else model, bool(embedded))
         card = cards.pipeline_card(repo_id, name, pointer=pointer, licence=licence, notes=notes, runs=runs)
         card.save(partial / "README.md")
 
@@ -252,12 +255,15 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def check_model(model: str, pointer: bool) -> None:
-    """Raise ValueError unless `model` is a folder, "tiny" or a Hub id; a pointer needs a Hub id."""
-    is_local = model == "tiny" or Path(model).is_dir()
+    """Raise ValueError unless `model` is a folder, an embedded one or a Hub id; a pointer needs a Hub id."""
+    is_local = model in EMBEDDED_MODELS or Path(model).is_dir()
     if pointer and is_local:
         raise ValueError(f"a pointer leads to weights on the Hub, and {model!r} is not there: give a Hub id")
     if not is_local and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"the model is {model!r}, but has to be 'tiny', a folder that is there, or a Hub id")
+        raise ValueError(
+            f"the model is {model!r}, but has to be one of {sorted(EMBEDDED_MODELS)}, a folder that is there, or a Hub"
+            " id"
+        )
 
 
 def check_folder(folder: str | Path) -> None:
@@ -336,18 +342,30 @@ def laid_out(folder: str | Path) -> Iterator[Path]:
         partial.rename(folder)
 
 
-def _save_weights(folder: Path, model: str, hub_id: str | None) -> None:
+def _save_weights(folder: Path, model: str, hub_id: str | None, is_trusted: bool) -> None:
     """Save a checkpoint with the pipeline's code, in the number format that its UNet is stored in."""
     from sona_pipeline.pipeline import SONAPipeline
 
     place = Path(model) if hub_id is None else Path(SONAPipeline.download(model, use_safetensors=True))
-    pipe = SONAPipeline.from_pretrained(place, use_safetensors=True, dtype=_stored_dtype(place / "unet"))
+    dtype = _stored_dtype(place / "unet")
+    pipe = SONAPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, trust_remote_code=is_trusted)
     pipe.save_pretrained(folder)
+    _add_code(folder, place)
     for path in folder.rglob("*.json"):
         content = read_json(path)
         if isinstance(content, dict) and content.pop("_name_or_path", None):
             named = {"_name_or_path": hub_id} if hub_id else {}
             write_text(path, json.dumps(content | named, indent=2, sort_keys=True) + "\n")
+
+
+def _add_code(folder: Path, place: Path) -> None:
+    """Put the code of components beside them, as it lies in `place`, and name it in the index by its file."""
+    index = read_json(folder / INDEX)
+    for component, entry in index.items():
+        if isinstance(entry, list) and str(entry[0]).startswith(LOADED_CODE):
+            entry[0] = entry[0].removeprefix(LOADED_CODE)
+            shutil.copyfile(place / component / f"{entry[0]}.py", folder / component / f"{entry[0]}.py")
+    write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

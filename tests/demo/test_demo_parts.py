@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sona_pipeline.demo.page import build
 from sona_pipeline.demo.pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged, overlay, strip
 from sona_pipeline.demo.tracing import MASKS, Request, Runner, Trace
 
+from sona_pipeline import embedded_labels
 from sona_pipeline.data.class_names import imagenet_labels
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -129,6 +131,16 @@ def test_a_run_that_nobody_looks_at_any_more_ends_without_being_waited_for(runne
 def test_errors_of_the_pipeline_come_out_of_the_run(runner):
     with pytest.raises(ValueError, match=r"`mask_threshold` is 0\.5"):
         list(runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", mask_threshold=0.5), lambda: False))
+
+
+def test_page_of_the_model_for_colour_shows_what_it_drew_and_suggests_labels_it_knows():
+    blocks = build("cifar", device="cpu")
+    (examples,) = (block for block in blocks.blocks.values() if isinstance(block, gr.Dataset))
+    assert [row[1] for row in examples.raw_samples] == embedded_labels("cifar")[:10]
+    drawn = [np.asarray(Image.open(row[0])) for row in examples.raw_samples]
+    assert all(pixels.shape == (32, 32, 3) and pixels.std() > 10 for pixels in drawn)
+    functions = {event.api_name: event.fn for event in blocks.fns.values()}
+    assert functions["suggest_close"]("cat") in embedded_labels("cifar")
 
 
 def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagenet(tiny_pipe, tmp_path):

@@ -244,7 +244,7 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert Image.open(tmp_path / "results" / "model" / "sheet.png").size[0] > 32
     table = ("table", "round-trips", "--data", data, *places, "--per-class", 2, "--seeds", 1)
     run(*table)
-    folder = tmp_path / "results" / "round-trips"
+    folder = tmp_path / "results" / "round-trips-2"
     first = pd.read_csv(folder / "results.csv")
     assert set(first["test"]) == {"validation", "test"} and set(first["method"]) == {"with", "without"}
     assert set(first[first["test"] == "test"]["set"]) == {"cifar100", "mnist", "textures", "mean", "id"}
@@ -263,7 +263,7 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     pd.testing.assert_frame_equal(first, pd.read_csv(folder / "results.csv"))
     run("table", "remedies", *table[2:])
-    folder = tmp_path / "results" / "remedies"
+    folder = tmp_path / "results" / "remedies-2"
     found, reasons = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "reasons.csv")
     assert {*bench.remedies.REMEDIES, "energy", "mahalanobis_normalized"} <= set(found["score"])
     assert set(found[found["test"] == "validation"]["set"]) >= {"held-out classes", "clothing", "photos"}

@@ -10,6 +10,7 @@ from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.ood_labels import (
     Collision,
     find_collisions,
+    labels_of,
     pipeline_encoder,
     read_labels,
     read_lines,
@@ -17,6 +18,7 @@ from sona_pipeline.generation.ood_labels import (
     text_encoder,
     usable_labels,
 )
+from sona_pipeline.generation.settings import LabelSettings
 
 
 def collision(label, id_class) -> Collision | None:
@@ -320,3 +322,10 @@ def test_text_encoder_takes_the_text_half_of_clip(tmp_path):
     for text, row in zip(texts, text_encoder(str(tmp_path))(texts)):
         ids = parts["tokenizer"](text, return_tensors="pt").input_ids
         torch.testing.assert_close(row, model.text_model(ids).last_hidden_state[0].mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_embedded_models_have_labels_of_their_own_without_the_id_classes():
+    clothing = ("t-shirt", "trouser", "pullover", "dress", "shirt", "sneaker")
+    assert labels_of(LabelSettings(), "tiny", {name: (name,) for name in clothing}) == (("bag", "sandal"), [])
+    found, collisions = labels_of(LabelSettings(), "cifar", {"car": ("automobile",), "felines": ("cat",)})
+    assert len(found) == 58 and not {"cat", "automobile"} & set(found) and not collisions

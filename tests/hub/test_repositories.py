@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import TOKEN, LoopbackHub, is_lfs, lfs_id
 from safetensors.torch import load_file
@@ -211,6 +212,17 @@ def test_weights_from_the_hub_are_named_by_their_repository(pushed):
         weights = "unet/diffusion_pytorch_model.safetensors"
         tensors = [load_file(path) for path in (files[weights], sona_pipeline.TINY_MODEL / weights)]
         assert all(torch.equal(value, tensors[1][key]) for key, value in tensors[0].items())
+
+
+def test_repository_of_the_model_for_colour_brings_the_code_of_its_autoencoder(tmp_path):
+    hub.write_pipeline_repository(tmp_path / "repo", "user/sona-cifar", "cifar")
+    own = load_pipeline("cifar", "cpu", dtype="float32")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "repo", trust_remote_code=True, dtype=torch.float32)
+    latents = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.vae.decode(latents).sample, own.vae.decode(latents).sample)
+    card = ModelCard.load(tmp_path / "repo" / "README.md")
+    assert card.data.license == "apache-2.0" and "CIFAR" in card.text
 
 
 def test_space_builds_its_page_with_the_package_beside_it(pushed, tmp_path):
