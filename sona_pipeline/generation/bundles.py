@@ -63,8 +63,8 @@ def check_model(model: str) -> None:
 
 
 def _sample() -> Bundle:
-    parts = (sample.id_images(part) for part in ("train", "validation", "test"))
-    return Bundle(*parts, sample.near_ood(), sample.far_ood(), sample.OOD_LABELS)
+    train, validation, test = (sample.id_images(part) for part in ("train", "validation", "test"))
+    return Bundle(train, validation, test, sample.near_ood(), sample.far_ood(), sample.OOD_LABELS)
 
 
 def _drawn(folder: Path) -> Bundle:
