@@ -40,7 +40,7 @@ from .tracing import Runner
 
 QUEUE, SESSIONS, MINUTE = 20, 50, 60
 DRAWN = 10
-"""Examples of the model for colour: its first ten labels are the classes of CIFAR-10."""
+"""Examples of the model for colour."""
 INTRO = """# SONA: semantic outliers
 
 An image is noised part-way and denoised with a guidance that works region by region: it **removes what the image

@@ -23,10 +23,7 @@ def draw(model: str, prompts: Sequence[str], seed: int = 0) -> list[Image.Image]
         seed: that all images follow from, in batches of 64.
     """
     pipe = load_pipeline(model, "cpu", dtype="float32", scheduler="unipc")
-    parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
-    drawing = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    drawing = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     drawing.set_progress_bar_config(disable=True)
     drawn: list[Image.Image] = []
     generator = torch.Generator().manual_seed(seed)
