@@ -142,7 +142,9 @@ def test_all_scores_are_those_that_the_network_allows(sets, tmp_path):
         left_out = {row["score"]: row["reason"] for row in rejects if "score" in row}
         assert set(found["score"]) == {*SCORES, *POST_HOC} - set(left_out)
         by_stages = {score for score, reason in left_out.items() if "stages" in reason}
-        assert by_stages == (set() if network == "resnet8" else {"multi_mahalanobis", "mds_ensemble", "rankfeat"})
+        assert by_stages == (
+            set() if network == "resnet8" else {"multi_mahalanobis", "mds_ensemble", "rankfeat", "nac"}
+        )
         assert len(found["score"].unique()) > 18
 
 

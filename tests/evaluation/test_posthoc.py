@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from pytorch_ood import detector as ood
-from scipy.stats import weibull_min
+from scipy.stats import multivariate_normal, weibull_min
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores.of_logits import energy, msp
-from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted as fitted_to_known
+from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted as fitted_to_known, opengan
 
-BY_STAGES = {"multi_mahalanobis", "mds_ensemble", "rankfeat"}
-ON_VALIDATION = ("temperature_scaling", "kl_matching", "react", "vra")
+BY_STAGES = {"multi_mahalanobis", "mds_ensemble", "rankfeat", "nac"}
+ON_VALIDATION = ("temperature_scaling", "kl_matching", "react", "vra", "adascale_a", "adascale_l")
 
 
 def fitted(name, detector, batches, validation=None, **parameters):
@@ -181,6 +182,35 @@ class Worked:
     def scale(self):
         return -logsumexp(self.logits(self.z * np.exp(self.shares(19))))  # 15 % of 128
 
+    def lts(self):
+        return -logsumexp(self.logits(self.z) * self.shares(6) ** 2)  # 5 % of 128
+
+    def pnml(self):
+        x, z = unit(self.x), unit(self.z)
+        inverse = np.linalg.pinv(x.T @ x, rcond=128 * np.finfo(np.float32).eps)  # directions that count as empty
+        far = (z @ inverse * z).sum(axis=1, keepdims=True)
+        p = softmax(self.logits(z))
+        return np.log((p / (p + (1 - p) * p ** (far / (1 + far)))).sum(axis=1)) / np.log(3)
+
+    def gmm(self):
+        parts = []
+        for label in range(3):
+            own = self.x[self.y == label]
+            covariance = np.cov(own.T, bias=True) + 1e-3 * np.eye(128)
+            parts.append(
+                multivariate_normal(own.mean(axis=0), covariance).logpdf(self.z) + np.log(len(own) / len(self.x))
+            )
+        return -logsumexp(np.stack(parts, axis=1))
+
+    def graduncertainty(self):
+        """By autograd: the cross-entropy of each class by itself, summed."""
+        found = []
+        for row in torch.from_numpy(self.z):
+            w, b = torch.from_numpy(self.w).requires_grad_(), torch.from_numpy(self.b).requires_grad_()
+            slopes = torch.autograd.grad(-(w @ row + b).log_softmax(dim=0).sum(), (w, b))
+            found.append(-sum(slope.square().sum().item() for slope in slopes))
+        return np.array(found)
+
     def openmax(self):
         known, scored = self.logits(self.x), self.logits(self.z)
         known = [known[(self.y == label) & (known.argmax(axis=1) == label)] for label in range(3)]
@@ -203,6 +233,101 @@ def test_scores_are_those_of_the_papers(detector, name):
     expected = getattr(Worked(detector), name)()
     np.testing.assert_allclose(scores, expected, rtol=2e-3, atol=2e-5)
     assert np.ptp(expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["adascale_a", "adascale_l"])
+def test_adascale_image_by_image(detector, name):
+    head = detector.network.head
+
+    def moved_and_ratio(image):
+        """Q' of an image, and by a percentile its ratio r."""
+        normal = ((image - detector.mean[0]) / detector.std[0]).requires_grad_()
+        logits = detector((normal * detector.std[0] + detector.mean[0])[None])[0]
+        (slope,) = torch.autograd.grad(logits[logits.argmax()], normal)
+        least = slope.abs().flatten().argsort()[: int(0.05 * slope.numel())]
+        moved = normal.detach().flatten().clone()
+        moved[least] += 0.5 * slope.flatten()[least].sign()
+        with torch.no_grad():
+            pixels = torch.stack([normal.detach(), moved.view_as(image)]) * detector.std[0] + detector.mean[0]
+            before, after = detector.features(pixels)
+        order = before.argsort(descending=True)
+        moves = after[order[:6]].relu().sum() + 10 * (after - before)[order[:1]].abs().sum()  # 5 % and 1 % of 128
+
+        def ratio(percentile):
+            return before.sum() / before.sort(descending=True).values[: 128 - round(1.28 * percentile)].sum()
+
+        return float(moves), before, ratio
+
+    usual = np.array([moved_and_ratio(image)[0] for image in TRAIN[0]])
+    expected = []
+    for image in SEEN:
+        moves, features, ratio = moved_and_ratio(image)
+        r = ratio(75 + 10 * (usual > moves).mean())
+        with torch.no_grad():
+            logits = head(features * r.exp()) if name == "adascale_a" else head(features) * r**2
+        expected.append(-logits.logsumexp(dim=0).item())
+    scores = fitted(name, detector, in_batches(*TRAIN))(SEEN).numpy()
+    np.testing.assert_allclose(scores, expected, rtol=2e-3)
+    assert np.ptp(expected) > 1e-3
+
+
+def test_nac_counts_the_states_that_training_images_had(detector):
+    def states(pixels):
+        """Sigmoid of activation times gradient of the cross-entropy to equal shares, by stage: `[B, channels]`."""
+        maps, kept = (pixels - detector.mean) / detector.std, []
+        stem, *stages = detector.network.stages()
+        maps = stem(maps).detach().requires_grad_()
+        for stage in stages:
+            maps = stage(maps)
+            kept.append(maps)
+        loss = -detector.network.head(maps.mean(dim=(2, 3))).log_softmax(dim=1).mean(dim=1).sum()
+        slopes = torch.autograd.grad(loss, kept)
+        return [
+            torch.sigmoid(100 * (maps * slope).mean(dim=(2, 3))).numpy(force=True) for maps, slope in zip(kept, slopes)
+        ]
+
+    edges = np.concatenate([np.geomspace(1e-6, 0.5, 26), 1 - np.geomspace(1e-6, 0.5, 26)[::-1][1:]])
+    expected = np.zeros(len(SEEN))
+    for known, seen in zip(states(TRAIN[0]), states(SEEN)):
+        counts = np.stack([np.histogram(neuron.clip(1e-6, 1 - 1e-6), edges)[0] for neuron in known.T])
+        place = np.clip(np.searchsorted(edges, seen.clip(1e-6, 1 - 1e-6)) - 1, 0, 49)
+        covered = np.minimum(counts[np.arange(counts.shape[0]), place] / 50, 1)
+        expected -= covered.mean(axis=1)
+    scores = fitted("nac", detector, in_batches(*TRAIN))(SEEN).numpy()
+    np.testing.assert_allclose(scores, expected, atol=0.02)
+    assert np.ptp(expected) > 0.1
+
+
+def test_opengan_takes_the_epoch_that_tells_images_from_midpoints_best(detector):
+    validation = in_batches(*images(90, seed=9))
+    chosen = fitted("opengan", detector, in_batches(*TRAIN), validation, epochs=12)
+    features = Known(detector, validation).training
+    predicted = features.logits.argmax(dim=1)
+    other = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    between = (0.5 * features.features + 0.5 * features.features[other])[predicted != predicted[other]]
+    assert 40 < len(between) < 80  # two of three classes are others
+
+    known = Known(detector, in_batches(*TRAIN), validation)
+
+    def auroc(score):
+        known_scores, unknown_scores = (
+            score(Seen(known.detector, features=rows)) for rows in (features.features, between)
+        )
+        return roc_auc_score(np.repeat([0, 1], [90, len(between)]), torch.cat([known_scores, unknown_scores]))
+
+    by_epoch = [auroc(fitted_to_known("opengan", known, epochs=epochs, keep_best=False)) for epochs in range(1, 13)]
+    assert auroc(fitted_to_known("opengan", known, epochs=12)) == pytest.approx(max(by_epoch), abs=1e-6)
+    assert max(by_epoch) > min(by_epoch) + 0.01
+    scores = chosen(SEEN)
+    assert (scores > 0).all() and (scores < 1).all()
+
+
+def test_opengan_has_the_layers_of_the_paper():
+    """As OpenOOD has them for features of 512 entries."""
+    widths = [layer.out_features for layer in opengan.generator(512) if isinstance(layer, torch.nn.Linear)]
+    assert widths == [512, 256, 128, 256, 512]
+    widths = [layer.out_features for layer in opengan.discriminator(512) if isinstance(layer, torch.nn.Linear)]
+    assert widths == [512, 256, 128, 64, 1]
 
 
 def against_gradient(pixels: torch.Tensor, detector: Detector, loss) -> torch.Tensor:
