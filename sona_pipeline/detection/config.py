@@ -62,5 +62,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, list) and len(value) == 101 and all(map(_is_number, value))),
         "101 numbers or null",
     ),
+    "feature_scale": (lambda value: value is None or (_is_number(value) and value > 0), "above 0 or null"),
+    "heads": (lambda value: value in (1, 2), "1 or 2"),
     "network_config": (lambda value: value is None or isinstance(value, dict), "an object or null"),
 }

@@ -80,9 +80,13 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             None until the detector is calibrated.
         network_config: of a transformers network, so that it can be built without looking it up.
         channel_order: "RGB", or "BGR" for a network that is given blue first.
+        feature_scale: standard deviation that the features of each image are given before the head, with mean 0; None
+            leaves them as they are.
+        heads: 1, or 2 for a network with a second head, which the score "mcd" compares with the first.
 
     Raises:
-        ValueError: no such network, score or order of channels, or the temperature is not above 0.
+        ValueError: no such network, score or order of channels, the temperature is not above 0, or there are other
+            numbers of heads.
     """
 
     mean: torch.Tensor
@@ -103,6 +107,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         id_quantiles: list[float] | None = None,
         network_config: dict | None = None,
         channel_order: str = "RGB",
+        feature_scale: float | None = None,
+        heads: int = 1,
     ):
         super().__init__()
         if score not in SCORES:
@@ -111,10 +117,14 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             raise ValueError(f"the temperature is {temperature}, but has to be above 0")
         if channel_order not in CHANNEL_ORDERS:
             raise ValueError(f"the order of channels is {channel_order!r}, but has to be one of {CHANNEL_ORDERS}")
+        if heads not in (1, 2):
+            raise ValueError(f"the number of heads is {heads}, but has to be 1 or 2")
         self.classes, self.image_size, self.crop_pct = list(classes), image_size, crop_pct
         self.score, self.temperature, self.threshold = score, temperature, threshold
         self.id_quantiles, self.channel_order = id_quantiles, channel_order
-        self.network = networks.build(network, len(self.classes), image_size, config=network_config)
+        self.network = networks.build(
+            network, len(self.classes), image_size, config=network_config, feature_scale=feature_scale, heads=heads
+        )
         self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)

@@ -25,16 +25,29 @@ class Network(nn.Module):
         body: gives features; for the networks of this file a `Sequential` that ends in pooling and flattening.
         head: gives logits.
         config: what the body is built from again, if its name is not enough.
+
+    Attributes:
+        feature_scale: standard deviation that the features of each image are given, with mean 0; None leaves them.
+        second_head: another linear head, of a network that was trained with two; or None.
     """
 
     def __init__(self, body: nn.Module, head: nn.Linear, config: dict | None = None):
         super().__init__()
         self.body, self.head, self.config = body, head, config
+        self.feature_scale: float | None = None
+        self.second_head: nn.Linear | None = None
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, C]` and features `[B, D]` of normalized images `[B, 3, H, W]`."""
-        features = self.body(pixels)
+        features = self.scaled(self.body(pixels))
         return self.head(features), features
+
+    def scaled(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `[B, D]` as the head takes them: by default as they are, otherwise z-scored within each image."""
+        if self.feature_scale is None:
+            return features
+        mean, deviation = features.mean(dim=1, keepdim=True), features.std(dim=1, keepdim=True)
+        return self.feature_scale * (features - mean) / (deviation + 1e-6)
 
     def stages(self) -> list[nn.Module]:
         """Stem and stages of the body, each of which takes the feature maps of the one before.
@@ -102,7 +115,16 @@ NETWORKS: dict[str, Callable[[int, int], Network]] = {
 }
 
 
-def build(name: str, classes: int, image_size: int, *, config: dict | None = None, pretrained: bool = False) -> Network:
+def build(
+    name: str,
+    classes: int,
+    image_size: int,
+    *,
+    config: dict | None = None,
+    pretrained: bool = False,
+    feature_scale: float | None = None,
+    heads: int = 1,
+) -> Network:
     """The network `name` with a new head for `classes` classes.
 
     Args:
@@ -113,6 +135,8 @@ def build(name: str, classes: int, image_size: int, *, config: dict | None = Non
         config: of the transformers model, which is otherwise looked up by its name.
         pretrained: load the weights that come with the name into the body. A transformers model then keeps its own
             image size, since its position embeddings are of no other.
+        feature_scale: see `Network`.
+        heads: 1, or 2.
 
     Raises:
         ValueError: there is no such network, it has no pretrained weights, or does not take images of this size.
@@ -133,6 +157,9 @@ def build(name: str, classes: int, image_size: int, *, config: dict | None = Non
         )
     else:
         network = NETWORKS[name](classes, image_size)
+    network.feature_scale = feature_scale
+    if heads == 2:
+        network.second_head = nn.Linear(network.head.in_features, classes)
     return network.to(memory_format=torch.channels_last)
 
 

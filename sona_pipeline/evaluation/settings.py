@@ -60,7 +60,7 @@ class ScoringSettings:
     'temperature_scaling', 'mahalanobis', 'mahalanobis_normalized', 'mahalanobis_odin', 'multi_mahalanobis',
     'mds_ensemble', 'rmd', 'gram', 'gradnorm', 'kl_matching', 'vim', 'ash_b', 'ash_s', 'scale', 'she', 'gen', 'entropy',
     'nnguide', 'fdbd', 'nci', 'rankfeat', 'lts', 'adascale_a', 'adascale_l', 'pnml', 'gmm', 'nac', 'graduncertainty',
-    'opengan'; or 'all'. May be repeated. The detector's own by default."""
+    'opengan', 'mcd' (of a detector trained by it); or 'all'. May be repeated. The detector's own by default."""
     baseline: str | None = None
     """Method that the others are compared with: differences paired by seed, with 95 % intervals by bootstrap."""
     search: bool = False

@@ -114,12 +114,13 @@ class Pixels(Dataset):
 
 
 class TrainingItems(Dataset):
-    """ID images as dictionaries: `image`, `label`, and where given `outlier`, `is_used` and `reconstruction`.
+    """ID images as dictionaries of `image`, `label` and `place`, and what else there is.
 
+    That is `outlier`, `outlier_place` and `is_used`, `reconstruction`, and with two views `view`.
     Outliers of an `OutlierPairs` stay with their sources, and of several each time one is drawn; any other set gives a
-    random outlier each time. In place of
-    an item with an image that cannot be read comes the next one; `rejects` then says which was left out, and why. ID
-    images undergo the scaling and the lossy codec that their outliers have undergone.
+    random outlier each time. In place of an item with an image that cannot be read comes the next one; `rejects` then
+    says which was left out, and why. ID images undergo the scaling and the lossy codec that their outliers have
+    undergone.
 
     Args:
         images: labelled ID images.
@@ -127,6 +128,7 @@ class TrainingItems(Dataset):
         min_strength: outliers of less strength are marked as not used.
         pixels: from an image set to its augmented pixels.
         outlier_pixels: the same of outliers.
+        views: of each ID image, with an augmentation of its own each: 1 or 2.
     """
 
     def __init__(
@@ -136,7 +138,9 @@ class TrainingItems(Dataset):
         min_strength: float,
         pixels: Callable[[ImageSet], Pixels],
         outlier_pixels: Callable[[ImageSet], Pixels],
+        views: int = 1,
     ):
+        self.views = views
         form = outliers.form if isinstance(outliers, OutlierPairs) else None
         self.images, self.image = images, pixels(images.changed(form.undergone) if form else images)
         self.is_paired = isinstance(outliers, OutlierPairs)
@@ -163,12 +167,15 @@ class TrainingItems(Dataset):
         raise OSError(f"none of the {len(self)} training images can be read; the first: {rejects[0]['reason']}")
 
     def _item(self, index: int, rejects: list[dict]) -> dict:
-        item = {"image": self.image[index], "label": self.images.labels[index]}
+        item = {"image": self.image[index], "label": self.images.labels[index], "place": index}
+        if self.views == 2:
+            item["view"] = self.image[index]
         if self.outlier is not None and self.is_paired:
             place = index + len(self) * self._drawn_of_several()
-            item |= {"outlier": self.outlier[place], "is_used": self.is_used[place]}
+            item |= {"outlier": self.outlier[place], "outlier_place": place, "is_used": self.is_used[place]}
         elif self.outlier is not None:
-            item |= {"outlier": _any_outlier(self.outlier, rejects), "is_used": True}
+            place, pixels = _any_outlier(self.outlier, rejects)
+            item |= {"outlier": pixels, "outlier_place": place, "is_used": True}
         if self.reconstruction is not None:
             item["reconstruction"] = self.reconstruction[index]
         return item
@@ -179,11 +186,11 @@ class TrainingItems(Dataset):
         return int(torch.randint(count, ())) if count > 1 else 0
 
 
-def _any_outlier(outliers: Pixels, rejects: list[dict]) -> torch.Tensor:
-    """A random outlier that can be read."""
+def _any_outlier(outliers: Pixels, rejects: list[dict]) -> tuple[int, torch.Tensor]:
+    """A random outlier that can be read, and its place."""
     for other in _drawn(len(outliers)):
         try:
-            return outliers[other]
+            return other, outliers[other]
         except OSError as error:
             rejects.append({"key": outliers.images.keys[other], "reason": _fault_of_image(error)})
     raise ValueError(f"{rejects[-1]['reason']}, and so it is with all of {TRIES} outliers or fewer: give images")
@@ -195,6 +202,23 @@ def _drawn(count: int) -> Iterator[int]:
         yield from torch.randperm(count)[:TRIES].tolist()
     else:
         yield from (int(torch.randint(count, ())) for _ in range(TRIES))
+
+
+class Plain(Dataset):
+    """Images as their pixels, without augmentation; black ones in place of those that cannot be read."""
+
+    def __init__(self, images: ImageSet, read: Callable[[Image.Image], torch.Tensor], size: int):
+        self.pixels, self.size = Pixels(images, read), size
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        try:
+            return self.pixels[index]
+        except OSError as error:
+            _fault_of_image(error)
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
 
 class Labelled(Dataset):

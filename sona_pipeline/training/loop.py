@@ -25,6 +25,7 @@ from sona_pipeline.training.items import (
     EpochOrder,
     Labelled,
     Pixels,
+    Plain,
     TrainingItems,
     TrainingSets,
     collate,
@@ -32,7 +33,7 @@ from sona_pipeline.training.items import (
     readable,
 )
 from sona_pipeline.training.methods import METHODS
-from sona_pipeline.training.methods.base import Step
+from sona_pipeline.training.methods.base import Exposure, Step
 from sona_pipeline.training.methods.club import Club, standardized
 from sona_pipeline.training.settings import (
     AUGMENTATIONS,
@@ -66,11 +67,13 @@ class Training:
         self.settings, self.accelerator, self.folder = settings, accelerator, folder
         torch.manual_seed(settings.seed)
         detector = new_detector(sets.images.classes, settings)
-        method = METHODS[settings.method](detector.network.head, settings)
+        method = METHODS[settings.method](detector.network, settings)
         self.beta = method.weight if settings.outlier_weight is None else settings.outlier_weight
         self.gamma = mi_weight(settings, sets.outliers)
         self.uses_method = self.beta > 0 and (sets.outliers is not None or not method.needs_outliers)
         self.uses_outliers = self.gamma > 0 or (self.beta > 0 and method.needs_outliers)
+        self.views = method.views if self.uses_method else 1
+        self.sets = sets
 
         parameters = [*detector.parameters(), *(method.parameters() if self.uses_method else ())]
         optimizer = OPTIMIZERS[settings.optimizer](
@@ -104,7 +107,7 @@ class Training:
         has_rounds = isinstance(sets.outliers, OutlierPairs) and sets.outliers.reconstructions is not None
         if share == 1 and not has_rounds:
             check_single_images(detector)
-        kinds = 1 + (sets.outliers is not None) + has_rounds
+        kinds = self.views + (sets.outliers is not None) + has_rounds
         check_shared_memory(workers, kinds * share * 3 * settings.image_size**2)
         steps = AUGMENTATIONS[settings.augmentation](settings.image_size)
         steps += [v2.RandomHorizontalFlip()] if settings.flip else [v2.Identity()]
@@ -116,6 +119,7 @@ class Training:
             settings.min_strength,
             lambda images: Pixels(images, read, v2.Compose(steps)),
             lambda outliers: Pixels(outliers, read, v2.Compose([*steps, *more])),
+            self.views,
         )
         return DataLoader(
             items,
@@ -153,6 +157,8 @@ class Training:
         """One pass over the ID images; the mean of each loss. It depends on the seed, the epoch and the state alone."""
         self.order.epoch = self.epoch
         torch.manual_seed(mixed_seed(self.settings.seed, self.epoch, self.accelerator.process_index))
+        if self.uses_method and self.plain_method.looks_at_all:
+            self._show_all()
         self.model.train()
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(self.loader):
@@ -194,18 +200,67 @@ class Training:
 
     def _forward(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[Step, torch.Tensor, torch.Tensor]:
         """What the model says of a batch; and logits and labels of all that counts as ID, round trips among it."""
-        images, labels = batch["image"].float() / 255, batch["label"]
-        outliers, share, sources = images[:0], labels.new_zeros(0), labels.new_zeros(0)
-        if self.uses_outliers and "outlier" in batch:
-            sources = batch["is_used"].nonzero().squeeze(1)
-            outliers, share = self.plain_method.mix(images[sources], batch["outlier"][sources].float() / 255)
-        parts = [images, *([batch["reconstruction"].float() / 255] if "reconstruction" in batch else []), outliers]
+        sources, outliers, share = self._exposed(batch, progress)
+        kinds = [kind for kind in ("image", "view", "reconstruction") if kind in batch]
+        parts = [*(batch[kind].float() / 255 for kind in kinds), outliers]
         logits, features = self.model(torch.cat(parts), with_features=True)
-        known, count = len(logits) - len(outliers), len(images)
+        known, labels = len(logits) - len(outliers), batch["label"]
+        count = self.views * len(labels)
         step = Step(
-            labels, logits[:count], features[:count], logits[known:], features[known:], sources, share, progress
+            labels=labels.repeat(self.views),
+            logits=logits[:count],
+            features=features[:count],
+            outlier_logits=logits[known:],
+            outlier_features=features[known:],
+            sources=sources,
+            id_share=share,
+            progress=progress,
+            places=batch["place"],
+            outlier_places=batch["outlier_place"][sources] if "outlier_place" in batch else sources,
         )
-        return step, logits[:known], labels.repeat(known // count)
+        known_logits = logits[:known]
+        if self.uses_method and self.plain_method.trains_features:
+            known_logits = self.detector.network.head(features[:known].detach())
+        return step, known_logits, labels.repeat(len(kinds))
+
+    def _exposed(
+        self, batch: dict[str, torch.Tensor], progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Which of the images have outliers `[U]`, these `[U, 3, H, W]`, and the share of the ID images in them."""
+        images, labels, method = batch["image"].float() / 255, batch["label"], self.plain_method
+        sources, outliers = labels.new_zeros(0), images[:0]
+        if self.uses_method and method.makes_outliers:
+            sources = torch.arange(len(labels), device=labels.device)
+        elif self.uses_outliers and "outlier" in batch:
+            sources = batch["is_used"].nonzero().squeeze(1)
+            outliers = batch["outlier"][sources].float() / 255
+        sight = self._logits_as_tested, self.detector.std
+        outliers, share = method.expose(Exposure(images[sources], labels[sources], outliers, *sight, progress))
+        return sources, outliers, share
+
+    def _logits_as_tested(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits by running statistics, which the call leaves as they are."""
+        self.model.eval()
+        with self.accelerator.autocast():
+            logits = self.model(images)
+        self.model.train()
+        return logits
+
+    @torch.no_grad()
+    def _show_all(self) -> None:
+        """Features of all images, without augmentation, to the method."""
+        self.detector.eval()
+        images, outliers = self.sets.images, self.sets.outliers
+        exposed = outliers.outliers if isinstance(outliers, OutlierPairs) else outliers
+        known, unknown = (self._features(some) for some in (images, exposed) if some is not None)
+        labels = torch.tensor(images.labels, device=known.device)
+        self.plain_method.begin_epoch(self.epoch, known, labels, unknown)
+
+    def _features(self, images: ImageSet) -> torch.Tensor:
+        """Features `[N, D]` of images, without augmentation."""
+        plain = Plain(images, self.detector.one, self.settings.image_size)
+        batches = (batch.to(self.accelerator.device).float() / 255 for batch in DataLoader(plain, VALIDATION_BATCH))
+        return torch.cat([self.detector.features(batch).float() for batch in batches])
 
     def _mutual_information(self, step: Step) -> torch.Tensor:
         """CLUB between images and their own outliers a feature, at least 0, after fitting q to the detached features.

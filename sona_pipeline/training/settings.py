@@ -74,6 +74,9 @@ class TrainingSettings:
     outlier_augmentation: Annotated[str, OneOf(OUTLIER_AUGMENTATIONS)] = "none"
     """What outliers undergo besides: 'strong' is one change out of many kinds, half of the time, so that they also show
     what is unlike the ID images in colour, sharpness and layout."""
+    feature_scale: Annotated[float, Gt(0), Lt(math.inf)] | None = None
+    """Give the features of each image this standard deviation and mean 0 before the head (0.5 in ASCOOD); None (null in
+    a file) leaves them as they are."""
     epochs: Annotated[int, Ge(1)] = 100
     """Passes over the ID images."""
     batch_size: Annotated[int, Ge(2)] = 256
@@ -89,8 +92,8 @@ class TrainingSettings:
     schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
     """Of the learning rate over all steps."""
     method: Annotated[str, OneOf(METHODS)] = "oe"
-    """What is added to the cross-entropy: 'oe' (outlier exposure), 'energy' (energy margins), 'mixoe', or 'vos' (needs
-    no outliers)."""
+    """What is added to the cross-entropy: 'oe' (outlier exposure), 'energy' (energy margins), 'mixoe', 'mcd', 'udg'; or
+    without outliers 'ascood' (best with `feature_scale` 0.5), 'vos', 'cider', 'npos' (these two with the score knn)."""
     outlier_weight: Weight | None = None
     """Weight beta of the method's loss (the method's own by default)."""
     m_in: Margin | None = None

@@ -12,6 +12,7 @@ from sona_pipeline.common.files import digest
 from sona_pipeline.data.class_names import same_names
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.detector import Detector, load_detector
+from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import TrainingSettings
 
 
@@ -27,7 +28,14 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector
     seen = networks.preprocessing(settings.network if settings.pretrained else "")
     network = None
     if settings.pretrained:
-        network = networks.build(settings.network, len(classes), settings.image_size, pretrained=True)
+        network = networks.build(
+            settings.network,
+            len(classes),
+            settings.image_size,
+            pretrained=True,
+            feature_scale=settings.feature_scale,
+            heads=METHODS[settings.method].heads,
+        )
     detector = Detector(
         list(classes),
         settings.network,
@@ -38,6 +46,8 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector
         settings.score,
         network_config=None if network is None else network.config,
         channel_order=seen.channel_order,
+        feature_scale=settings.feature_scale,
+        heads=METHODS[settings.method].heads,
     )
     if network is not None:
         detector.network = network
@@ -56,7 +66,13 @@ def _trained_detector(classes: Sequence[str], settings: TrainingSettings, place:
             f"the detector in {place} is of the classes {_first(start.classes)}, and the training images of"
             f" {_first(classes)}: start from one of the same classes in the same order"
         )
+    if (heads := METHODS[settings.method].heads) != start.settings["heads"]:
+        raise ValueError(
+            f"the method {settings.method!r} trains {heads} heads, but the detector in {place} has"
+            f" {start.settings['heads']}: start from one that was trained by a method with as many"
+        )
     new = {"classes": list(classes), "crop_pct": settings.crop_pct, "score": settings.score}
+    new |= {"feature_scale": settings.feature_scale}
     return start.with_settings(**new, temperature=1.0, threshold=None, id_quantiles=None).train()
 
 

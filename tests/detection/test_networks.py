@@ -208,3 +208,24 @@ def test_transformers_networks_without_a_linear_head_are_refused(tmp_path):
     ImageGPTConfig(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt")
     with pytest.raises(ValueError, match="gpt does not take images of 64 pixels"):
         build(f"transformers:{tmp_path / 'gpt'}", 3, 64)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "timm:resnet10t"])
+def test_features_are_z_scored_within_each_image(name):
+    torch.manual_seed(0)
+    plain = build(name, 3, 32).eval()
+    scaled = build(name, 3, 32, feature_scale=0.5).eval()
+    scaled.load_state_dict(plain.state_dict())
+    pixels = torch.rand(4, 3, 32, 32)
+    features = plain.body(pixels)
+    logits, found = scaled(pixels)
+    expected = 0.5 * (features - features.mean(dim=1, keepdim=True)) / features.std(dim=1, keepdim=True)
+    assert torch.allclose(found, expected, atol=1e-3) and torch.equal(logits, scaled.head(found))
+    assert torch.equal(plain(pixels)[1], features)
+
+
+def test_a_second_head_gives_other_logits_of_the_same_features():
+    network = build("resnet8", 3, 32, heads=2)
+    assert network.second_head.weight.shape == network.head.weight.shape == (3, 128)
+    assert not torch.equal(network.second_head.weight, network.head.weight)
+    assert build("resnet8", 3, 32).second_head is None

@@ -2,8 +2,9 @@
 
 The numbers were made once, on a CPU, by the functions of OpenOOD's postprocessors, of its networks that shape features,
 of its parameter search and of its metrics (Jingkang50/OpenOOD, v1.5), without their calls to a GPU, on the network and
-the images of `openood_case.py`; those of `openmax` with libmr 0.1.9, and those of `knn` and `nnguide` with faiss. There
-they are confidences, and so have the other sign.
+the images of `openood_case.py`; those of `openmax` with libmr 0.1.9, those of `knn` and `nnguide` with faiss, and those
+of `adascale_a` and `adascale_l` by its functions written out again. There they are confidences, and so have the other
+sign.
 """
 
 from collections.abc import Callable
@@ -356,6 +357,34 @@ EXPECTED = {
         -5.295669,
         -5.919467,
     ],
+    "adascale_a": [
+        -1614.473,
+        -349.5662,
+        -960.2668,
+        -332.7291,
+        -312.745,
+        -208.9239,
+        -1380.157,
+        -409.485,
+        -477.4309,
+        -274.8199,
+        -287.808,
+        -273.932,
+    ],
+    "adascale_l": [
+        -28.29133,
+        -67.9266,
+        -6.96179,
+        -23.7249,
+        -38.13991,
+        -11.22526,
+        -54.94083,
+        -91.66949,
+        -86.3446,
+        -29.89742,
+        -35.96493,
+        -79.46908,
+    ],
     "rankfeat": [
         -2.923685,
         -5.013994,
@@ -401,12 +430,17 @@ COMPARED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """What makes OpenOOD's figure of ours, where the two put images into one order by figures of different scales: it has
 squared distances, covariances for scatter matrices, and a gradient summed over classes."""
-PARAMETERS = {"nnguide": {"alpha": 1.0}, "vim": {"dim": 6}}
-"""Other than the defaults: all training images, since ours are drawn at random, and fewer dimensions than features."""
-OURS_ONLY = {"mahalanobis_normalized", "mahalanobis_odin", "multi_mahalanobis", "entropy"}
+FEW = {"k1": 50, "k2": 25}
+PARAMETERS = {"nnguide": {"alpha": 1.0}, "vim": {"dim": 6}, "adascale_a": FEW, "adascale_l": FEW}
+"""Other than the defaults: all training images, since ours are drawn at random, and fewer dimensions than features, of
+which a percent or five would be none."""
+OURS_ONLY = {
+    *("mahalanobis_normalized", "mahalanobis_odin", "multi_mahalanobis", "entropy", "lts", "pnml", "nac"),
+    "graduncertainty",
+}
 """Scores that OpenOOD does not have."""
-OTHERS = {"gram"}
-"""Scores that are another's, see their files."""
+OTHERS = {"gram", "gmm", "opengan", "mcd"}
+"""Scores that are another's, or belong to a training, see their files."""
 
 
 def batches(pixels: torch.Tensor, labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

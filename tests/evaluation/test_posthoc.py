@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores.of_logits import energy, msp
 from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted as fitted_to_known, opengan
+from sona_pipeline.evaluation.posthoc.rankfeat import without_first
 
 BY_STAGES = {"multi_mahalanobis", "mds_ensemble", "rankfeat", "nac"}
+OF_TWO_HEADS = {"mcd"}
 ON_VALIDATION = ("temperature_scaling", "kl_matching", "react", "vra", "adascale_a", "adascale_l")
 
 
@@ -322,6 +324,31 @@ def test_opengan_takes_the_epoch_that_tells_images_from_midpoints_best(detector)
     assert (scores > 0).all() and (scores < 1).all()
 
 
+@torch.no_grad()
+def test_mcd_is_the_distance_between_two_heads():
+    torch.manual_seed(0)
+    detector = Detector(["a", "b", "c"], image_size=32, heads=2).eval()
+    features = detector.features(SEEN)
+    heads = detector.network.head, detector.network.second_head
+    first, second = (softmax(head(features).double().numpy()) for head in heads)
+    np.testing.assert_allclose(fitted("mcd", detector, [])(SEEN), np.abs(first - second).sum(axis=1), rtol=1e-4)
+
+
+@torch.no_grad()
+def test_rankfeat_scores_features_as_the_head_takes_them():
+    torch.manual_seed(0)
+    plain = Detector(["a", "b", "c"], image_size=32).eval()
+    scaled = plain.with_settings(feature_scale=0.5).eval()
+    scores = [fitted("rankfeat", one, [])(SEEN) for one in (plain, scaled)]
+    assert not torch.allclose(*scores)
+    *front, last = plain.network.stages()
+    maps = torch.nn.Sequential(*front)((SEEN - plain.mean) / plain.std)
+    pooled = [end.mean(dim=(2, 3)) for end in (without_first(last(maps)), last(without_first(maps)))]
+    scored = [0.5 * (rows - rows.mean(dim=1, keepdim=True)) / rows.std(dim=1, keepdim=True) for rows in pooled]
+    logits = sum(plain.network.head(rows) for rows in scored) / 2
+    assert torch.allclose(scores[1], -logits.logsumexp(dim=1), atol=1e-4)
+
+
 def test_opengan_has_the_layers_of_the_paper():
     """As OpenOOD has them for features of 512 entries."""
     widths = [layer.out_features for layer in opengan.generator(512) if isinstance(layer, torch.nn.Linear)]
@@ -402,7 +429,7 @@ def test_one_finite_score_an_image_whatever_the_batch_and_the_detector_as_it_was
     detector = taught(network)
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     pixels, batches = SEEN.clone(), in_batches(*TRAIN)
-    for name in POST_HOC.keys() - (BY_STAGES if network.startswith("timm:") else set()):
+    for name in POST_HOC.keys() - OF_TWO_HEADS - (BY_STAGES if network.startswith("timm:") else set()):
         score = fitted(name, detector, batches)
         together, alone = score(pixels), torch.cat([score(image[None]) for image in pixels[7:13]])
         assert together.shape == (20,) and together.isfinite().all(), name
@@ -481,6 +508,8 @@ def test_what_cannot_be_fitted_is_refused(detector, monkeypatch):
     for name in BY_STAGES:
         with pytest.raises(ValueError, match="stages of a network are known"):
             fitted(name, Detector(["a", "b", "c"], "timm:resnet10t", 32), in_batches(*TRAIN))
+    with pytest.raises(ValueError, match="has one head, and the score 'mcd' compares two"):
+        fitted("mcd", detector, in_batches(*TRAIN))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"sona-pipeline\[baselines\]"):
         fitted("knn", detector, in_batches(*TRAIN))

@@ -1,9 +1,10 @@
 """Post-hoc scores on our detectors: the same network, another score. A score is one file and one line here.
 
 Their parameters are the defaults of OpenOOD's configurations, and a search tries what OpenOOD tries. What differs is
-said in the file of the score. OpenOOD has no `mahalanobis_normalized`, `mahalanobis_odin`, `multi_mahalanobis` and
-`entropy`; `gram` is that of its authors' code, and `ash_s` OpenOOD's code but not its choice. Several are computed by
-pytorch-ood (Kirchheim et al. 2022), which comes with `pip install "sona-pipeline[baselines]"`.
+said in the file of the score. OpenOOD has no `mahalanobis_normalized`, `mahalanobis_odin`, `multi_mahalanobis`,
+`entropy`, `lts`, `pnml`, `nac` and `graduncertainty`; `gram` is that of its authors' code, and `ash_s` OpenOOD's code
+but not its choice. Several are computed by pytorch-ood (Kirchheim et al. 2022), which comes with
+`pip install "sona-pipeline[baselines]"`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sona_pipeline.evaluation.posthoc import (
     knn,
     lts,
     mahalanobis,
+    mcd,
     mds_ensemble,
     multi_mahalanobis,
     nac,
@@ -87,6 +89,7 @@ POST_HOC: dict[str, Method] = {
     "nac": nac.METHOD,
     "graduncertainty": graduncertainty.METHOD,
     "opengan": opengan.METHOD,
+    "mcd": mcd.METHOD,
 }
 """The post-hoc scores by name."""
 

@@ -18,13 +18,13 @@ def without_first(maps: torch.Tensor) -> torch.Tensor:
 def fit(known: Known) -> Scorer:
     """The mean of two logits is scored: without the component of the last stage, and of the one before it."""
     *front, last = stages(known.detector)
-    head = known.detector.network.head
+    network = known.detector.network
 
     @torch.no_grad()
     def score(seen: Seen) -> torch.Tensor:
         maps = torch.nn.Sequential(*front)(seen.pixels)
         pooled = [end.mean(dim=(2, 3)) for end in (without_first(last(maps)), last(without_first(maps)))]
-        return energy((head(pooled[0]) + head(pooled[1])) / 2)
+        return energy(sum(network.head(network.scaled(maps)) / 2 for maps in pooled))
 
     return score
 

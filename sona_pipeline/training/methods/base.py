@@ -1,7 +1,8 @@
-"""Training methods: what each adds to the cross-entropy of the ID images."""
+"""Training methods: what each adds to the cross-entropy of the ID images, or puts in its place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,11 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from sona_pipeline.detection.networks import Network
     from sona_pipeline.training.settings import TrainingSettings
+
+Classify = Callable[[torch.Tensor], torch.Tensor]
+"""From images `[B, 3, H, W]` in [0, 1] to logits `[B, C]`."""
 
 
 @dataclass
@@ -18,11 +23,13 @@ class Step:
 
     Attributes:
         labels: `[B]`.
-        logits, features: `[B, C]` and `[B, D]` of the ID images.
+        logits, features: `[B, C]` and `[B, D]` of the ID images; of a method with two views, first those of one view
+            of each image and then those of the other, and so the labels.
         outlier_logits, outlier_features: `[U, C]` and `[U, D]`.
         sources: `[U]`, which ID image each outlier belongs to.
         id_share: `[U]`, share of the ID image that was mixed into each outlier, in [0, 1].
         progress: how much of the training is done, in [0, 1).
+        places, outlier_places: `[B]` and `[U]`, where the images and the outliers stand in their sets.
     """
 
     labels: torch.Tensor
@@ -33,6 +40,28 @@ class Step:
     sources: torch.Tensor
     id_share: torch.Tensor
     progress: float
+    places: torch.Tensor
+    outlier_places: torch.Tensor
+
+
+@dataclass
+class Exposure:
+    """What outliers to train on are made from, before the forward pass.
+
+    Attributes:
+        images, labels: `[U, 3, H, W]` in [0, 1], and `[U]`, of the ID images.
+        outliers: their own outliers `[U, 3, H, W]`; none of a method that makes them.
+        classify: the network as it is.
+        deviation: `[1, 3, 1, 1]`, standard deviation of the pixels that the network's images are divided by.
+        progress: see `Step`.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    outliers: torch.Tensor
+    classify: Classify
+    deviation: torch.Tensor
+    progress: float
 
 
 class Method(nn.Module):
@@ -41,19 +70,39 @@ class Method(nn.Module):
     Attributes:
         weight: what its loss is multiplied by unless told otherwise.
         needs_outliers: whether it is given outliers to train on.
+        makes_outliers: whether `expose` makes them of the ID images alone.
         keeps_pairs: whether these are the outliers as they are, so that mutual information may be added.
+        views: of each ID image in a batch, each augmented by itself: 1 or 2.
+        heads: of the network: 1 or 2.
+        looks_at_all: whether `begin_epoch` is called.
+        trains_features: whether the features are trained by this loss alone, and the cross-entropy trains the head on
+            features as they come.
     """
 
     weight: float = 0.5
     needs_outliers: bool = True
+    makes_outliers: bool = False
     keeps_pairs: bool = True
+    views: int = 1
+    heads: int = 1
+    looks_at_all: bool = False
+    trains_features: bool = False
 
-    def __init__(self, head: nn.Linear, settings: TrainingSettings):
+    def __init__(self, network: Network, settings: TrainingSettings):
         super().__init__()
 
-    def mix(self, images: torch.Tensor, outliers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outliers `[U, 3, H, W]` to train on and the share `[U]` of the ID images in them, before the forward pass."""
-        return outliers, outliers.new_zeros(len(outliers))
+    def expose(self, exposure: Exposure) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outliers `[U, 3, H, W]` to train on, and the share `[U]` of the ID images in them."""
+        return exposure.outliers, exposure.outliers.new_zeros(len(exposure.outliers))
+
+    def begin_epoch(self, epoch: int, known: torch.Tensor, labels: torch.Tensor, outliers: torch.Tensor) -> None:
+        """Look at the features of all images as they are now, without augmentation.
+
+        Args:
+            epoch: from 0 on.
+            known, labels: `[N, D]` and `[N]` of the ID images.
+            outliers: `[M, D]`.
+        """
 
     def forward(self, step: Step) -> torch.Tensor:
         """The loss, a scalar."""

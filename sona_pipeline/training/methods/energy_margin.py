@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.training.methods.base import Method, Step
 
 if TYPE_CHECKING:
+    from sona_pipeline.detection.networks import Network
     from sona_pipeline.training.settings import TrainingSettings
 
 
@@ -46,8 +46,8 @@ class EnergyMargin(Method):
 
     weight = 0.1
 
-    def __init__(self, head: nn.Linear, settings: TrainingSettings):
-        super().__init__(head, settings)
+    def __init__(self, network: Network, settings: TrainingSettings):
+        super().__init__(network, settings)
         self.m_in, self.m_out = settings.m_in, settings.m_out
 
     def forward(self, step: Step) -> torch.Tensor:

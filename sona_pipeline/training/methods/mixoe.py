@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from sona_pipeline.training.methods.base import Method, Step
+from sona_pipeline.training.methods.base import Exposure, Method, Step
 
 
 class MixOE(Method):
@@ -18,8 +18,9 @@ class MixOE(Method):
     weight = 1.0
     keeps_pairs = False
 
-    def mix(self, images: torch.Tensor, outliers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def expose(self, exposure: Exposure) -> tuple[torch.Tensor, torch.Tensor]:
         """ID images with a box of their outliers in them, and the share of the ID image in each."""
+        images, outliers = exposure.images, exposure.outliers
         height, width = images.shape[-2:]
         side, middle_y, middle_x = torch.rand(3, len(images), 1, 1, device=images.device)
         side = side.sqrt() / 2  # a box of half this side has a uniform share of the picture, before it is cut off

@@ -11,6 +11,7 @@ from torch import nn
 from sona_pipeline.training.methods.base import Method, Step
 
 if TYPE_CHECKING:
+    from sona_pipeline.detection.networks import Network
     from sona_pipeline.training.settings import TrainingSettings
 
 KEPT, DRAWN, START = 200, 10_000, 0.4
@@ -35,8 +36,9 @@ class VOS(Method):
     needs_outliers = False
     keeps_pairs = False
 
-    def __init__(self, head: nn.Linear, settings: TrainingSettings):
-        super().__init__(head, settings)
+    def __init__(self, network: Network, settings: TrainingSettings):
+        super().__init__(network, settings)
+        head = network.head
         self._head = [head]  # in a list, so that it is not trained or saved twice
         self.class_weights = nn.Parameter(torch.rand(head.out_features))
         self.judge = nn.Linear(1, 1)

@@ -5,40 +5,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_ood.loss import EnergyRegularizedLoss
+from steps import SETTINGS, exposure, network, step
 from torch import nn
 
+from sona_pipeline.detection.networks import Network
 from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.training.methods import vos
-from sona_pipeline.training.methods.base import Step
 from sona_pipeline.training.methods.energy_margin import EnergyMargin, energy_margin
 from sona_pipeline.training.methods.mixoe import MixOE
 from sona_pipeline.training.methods.outlier_exposure import OutlierExposure, outlier_exposure
 from sona_pipeline.training.methods.vos import VOS
-from sona_pipeline.training.settings import TrainingSettings
-
-SETTINGS = TrainingSettings()
-
-
-def step(**changes) -> Step:
-    """Four ID images of three classes and two outliers, of images 1 and 3."""
-    generator = torch.Generator().manual_seed(0)
-    parts = {
-        "labels": torch.tensor([0, 1, 2, 1]),
-        "logits": torch.randn(4, 3, generator=generator),
-        "features": torch.randn(4, 5, generator=generator),
-        "outlier_logits": torch.randn(2, 3, generator=generator),
-        "outlier_features": torch.randn(2, 5, generator=generator),
-        "sources": torch.tensor([1, 3]),
-        "id_share": torch.zeros(2),
-        "progress": 0.5,
-    }
-    return Step(**parts | changes)
 
 
 def test_outlier_exposure_and_energy_margin_are_their_losses():
-    head, at = nn.Linear(5, 3), step()
-    assert OutlierExposure(head, SETTINGS)(at) == outlier_exposure(at.outlier_logits)
-    assert EnergyMargin(head, SETTINGS)(at) == energy_margin(at.logits, at.outlier_logits)
+    at = step()
+    assert OutlierExposure(network(), SETTINGS)(at) == outlier_exposure(at.outlier_logits)
+    assert EnergyMargin(network(), SETTINGS)(at) == energy_margin(at.logits, at.outlier_logits)
 
 
 def test_energy_margin_is_that_of_pytorch_ood_with_the_margins_of_the_batch():
@@ -68,7 +50,7 @@ def test_fixed_energy_margins_are_those_of_pytorch_ood(m_in, m_out):
     peer = EnergyRegularizedLoss(alpha=1.0, margin_in=m_in, margin_out=m_out)
     expected = peer(torch.cat([at.logits, at.outlier_logits]), labels) - F.cross_entropy(at.logits, at.labels)
     settings = replace(SETTINGS, method="energy", m_in=m_in, m_out=m_out)
-    assert EnergyMargin(nn.Linear(5, 3), settings)(at).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert EnergyMargin(network(), settings)(at).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_energy_margin_does_not_move_all_energies():
@@ -82,7 +64,7 @@ def test_energy_margin_does_not_move_all_energies():
 def test_mixoe_lays_a_box_of_the_outlier_into_the_image():
     torch.manual_seed(0)
     images, outliers = torch.zeros(500, 3, 16, 16), torch.ones(500, 3, 16, 16)
-    mixed, share = MixOE(nn.Linear(5, 3), SETTINGS).mix(images, outliers)
+    mixed, share = MixOE(network(), SETTINGS).expose(exposure(images, outliers))
     assert set(mixed.unique().tolist()) == {0.0, 1.0}
     assert torch.allclose(1 - mixed.mean(dim=(1, 2, 3)), share, atol=1e-6)
     for picture in mixed[:50, 0].bool():
@@ -96,26 +78,26 @@ def test_mixoe_loss_is_cross_entropy_to_the_mixed_target():
     at = step(id_share=share)
     target = torch.tensor([[0, 0.25, 0], [0, 1.0, 0]]) + (1 - share).unsqueeze(1) / 3
     expected = nn.functional.cross_entropy(at.outlier_logits, target)
-    method = MixOE(nn.Linear(5, 3), SETTINGS)
+    method = MixOE(network(), SETTINGS)
     assert method(at).item() == pytest.approx(expected.item(), rel=1e-5)
     assert method(step()).item() == pytest.approx(outlier_exposure(step().outlier_logits).item())
 
 
-def filled(head: nn.Linear, monkeypatch, kept: int = 40) -> VOS:
+def filled(body: Network, monkeypatch, kept: int = 40) -> VOS:
     """VOS that has seen `kept` features of each class, around (0, ...), (10, ...) and (20, ...)."""
     monkeypatch.setattr(vos, "KEPT", kept)
     torch.manual_seed(0)
-    method = VOS(head, SETTINGS)
+    method = VOS(body, SETTINGS)
     spread = torch.tensor([1.0, 0.1, 0.1, 0.1, 3.0])
     for _ in range(kept):
         labels = torch.arange(3)
         features = 10.0 * labels.unsqueeze(1) + spread * torch.randn(3, 5)
-        method(step(labels=labels, features=features, logits=head(features), progress=0.0))
+        method(step(labels=labels, features=features, logits=body.head(features), progress=0.0))
     return method
 
 
 def test_vos_keeps_the_latest_features_of_each_class(monkeypatch):
-    method = filled(nn.Linear(5, 3), monkeypatch)
+    method = filled(network(), monkeypatch)
     assert method.seen.tolist() == [40] * 3
     assert torch.allclose(method.queue.mean(dim=(1, 2)), torch.tensor([0.0, 10, 20]), atol=0.5)
     late = torch.full((1, 5), 99.0)
@@ -124,7 +106,7 @@ def test_vos_keeps_the_latest_features_of_each_class(monkeypatch):
 
 
 def test_virtual_outliers_are_unlikely_in_the_directions_where_the_class_spreads(monkeypatch):
-    method = filled(nn.Linear(5, 3), monkeypatch)
+    method = filled(network(), monkeypatch)
     outliers = method.virtual_outliers()
     means = method.queue.mean(dim=1)
     centred = (method.queue - means.unsqueeze(1)).flatten(0, 1)
@@ -142,8 +124,8 @@ def test_virtual_outliers_are_unlikely_in_the_directions_where_the_class_spreads
 
 
 def test_vos_trains_the_head_once_it_is_due(monkeypatch):
-    head = nn.Linear(5, 3)
-    method = filled(head, monkeypatch)
+    body = network()
+    head, method = body.head, filled(body, monkeypatch)
     features = torch.randn(4, 5)
     early = method(step(features=features, logits=head(features), progress=0.3))
     assert early.item() == 0
@@ -154,6 +136,6 @@ def test_vos_trains_the_head_once_it_is_due(monkeypatch):
 
 
 def test_vos_energy_with_equal_weights_is_the_energy(monkeypatch):
-    method = VOS(nn.Linear(5, 3), SETTINGS)
+    method = VOS(network(), SETTINGS)
     method.class_weights.data.fill_(1.0)
     assert torch.allclose(method._energy(step().logits), energy(step().logits))

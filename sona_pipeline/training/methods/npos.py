@@ -1,0 +1,82 @@
+"""NPOS: outliers drawn around the features at the edge of each class, without any form of its distribution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sona_pipeline.training.methods.base import Step
+from sona_pipeline.training.methods.cider import Hypersphere
+
+if TYPE_CHECKING:
+    from sona_pipeline.detection.networks import Network
+    from sona_pipeline.training.settings import TrainingSettings
+
+KEPT, START, WEIGHT = 1000, 0.4, 0.1
+"""Features kept a class, the progress from which on outliers are drawn, and the weight of telling them apart."""
+NEIGHBOURS, EDGE, PICKED, DRAWN, FARTHEST, SPREAD = 300, 200, 2, 600, 200, 0.1
+"""The k-th neighbour that distances are taken to, how many features with the largest distance are the edge, how many of
+these are picked, how many points are drawn around each and how many are kept of all; their standard deviation."""
+
+
+class NPOS(Hypersphere):
+    """Non-parametric outlier synthesis (Tao et al. 2023); the paper scores by the score "knn".
+
+    The features with the farthest k-th neighbour in their class are its edge. Of Gaussian points around some of them
+    those are outliers that are farthest from the class. A small network learns to tell them from features of ID images,
+    beside the losses of CIDER (compactness 1, dispersion 0.5).
+    """
+
+    queue: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(self, network: Network, settings: TrainingSettings):
+        super().__init__(network, settings)
+        width, classes = network.head.in_features, network.head.out_features
+        self.judge = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 1))
+        self.register_buffer("queue", torch.zeros(classes, KEPT, width))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.long))
+
+    def forward(self, step: Step) -> torch.Tensor:
+        """Compactness, half of the dispersion, and from its start on the cross-entropy of telling outliers apart."""
+        compact, disperse = self.losses(step)
+        loss = compact + 0.5 * disperse
+        if step.progress >= START and bool((self.seen >= KEPT).all()):
+            outliers = torch.cat([drawn_outside(own) for own in self.queue])
+            answers = self.judge(torch.cat([step.features.float(), outliers])).squeeze(1)
+            is_known = (torch.arange(len(answers), device=answers.device) < len(step.features)).float()
+            loss = loss + WEIGHT * F.binary_cross_entropy_with_logits(answers, is_known)
+        else:
+            loss = loss + 0 * sum(weight.sum() for weight in self.judge.parameters())
+        self._keep(step.features.detach().float(), step.labels)
+        return loss
+
+    def _keep(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        for label in labels.unique().tolist():
+            rows = features[labels == label][-KEPT:]
+            places = (self.seen[label] + torch.arange(len(rows), device=rows.device)) % KEPT
+            self.queue[label, places] = rows
+            self.seen[label] += len(rows)
+
+
+@torch.no_grad()
+def drawn_outside(known: torch.Tensor) -> torch.Tensor:
+    """Points `[200, D]` around the edge of the features `[K, D]` of a class, those farthest from it.
+
+    Distances are between directions, to the `NEIGHBOURS`-th neighbour, or the last one if there are fewer.
+    """
+    edge = distances(known, known).topk(min(EDGE, len(known))).indices
+    picked = known[edge[torch.randperm(len(edge), device=edge.device)[:PICKED]]]
+    points = picked.repeat_interleave(DRAWN, dim=0)
+    points = points + SPREAD * torch.randn_like(points)
+    return points[distances(points, known).topk(FARTHEST).indices]
+
+
+def distances(points: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Distance `[N]` of the directions of points `[N, D]` to that of their k-th neighbour among `[K, D]`."""
+    cosines = F.normalize(points, dim=1) @ F.normalize(known, dim=1).T
+    kth = cosines.topk(min(NEIGHBOURS, len(known)), dim=1).values[:, -1]
+    return (2 - 2 * kth).clamp(min=0).sqrt()

@@ -1,0 +1,114 @@
+"""Each training method within a training: it learns the classes, is taken up after a stop, and its detector scores."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from shapes import beside, shapes
+
+from sona_pipeline.detection.detector import load_detector
+from sona_pipeline.evaluation.evaluate import evaluate_detectors
+from sona_pipeline.evaluation.score_table import TestSets
+from sona_pipeline.training.loop import Training
+from sona_pipeline.training.settings import RECIPES
+from sona_pipeline.training.train import train_detector
+
+SETTINGS = replace(RECIPES["small"], image_size=16, epochs=4, batch_size=16, flip=False)
+CHANGES = {
+    "mcd": {},
+    "udg": {},
+    "ascood": {"feature_scale": 0.5},
+    "cider": {"learning_rate": 0.05},
+    "npos": {"learning_rate": 0.05},
+}
+NAMES = ["horizontal", "vertical"]
+
+
+@pytest.fixture(scope="module")
+def id_images():
+    return shapes(NAMES, 160, seed=0)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return shapes(NAMES, 100, seed=1)
+
+
+@pytest.fixture(scope="module")
+def pairs(id_images):
+    return beside(id_images, shapes(["diagonal"], 160, seed=2, labelled=False))
+
+
+@pytest.fixture(autouse=True)
+def short_queue(monkeypatch):
+    monkeypatch.setattr("sona_pipeline.training.methods.npos.KEPT", 40)
+
+
+def arguments(method, validation, pairs):
+    settings = replace(SETTINGS, method=method, **CHANGES[method])
+    return settings, {"validation": validation, "outliers": pairs if method in ("mcd", "udg") else None}
+
+
+@pytest.mark.parametrize("method", CHANGES)
+def test_learns_the_classes_and_its_detector_is_loaded_and_scored(method, id_images, validation, pairs, tmp_path):
+    settings, options = arguments(method, validation, pairs)
+    train_detector(id_images, settings, **options, output=tmp_path / "made")
+    score = {"mcd": "mcd", "cider": "knn", "npos": "knn"}.get(method, "energy")
+    sets = TestSets(shapes(NAMES, 100, seed=3), {"diagonal": shapes(["diagonal"], 100, seed=4)}, {})
+    found = evaluate_detectors(
+        [(method, str(tmp_path / "made"))], sets, tmp_path / "results", [score], fit_images=id_images
+    )
+    values = found.set_index("metric")["mean"]
+    assert values["accuracy"].min() > 90
+    if options["outliers"]:  # the others have never been shown a diagonal
+        assert values["auroc"].min() > 90
+    detector = load_detector(tmp_path / "made")
+    assert (detector.network.second_head is not None) == (method == "mcd")
+    assert detector.network.feature_scale == settings.feature_scale
+
+
+@pytest.mark.parametrize("method", CHANGES)
+def test_stopped_training_goes_on_to_the_same_weights(method, id_images, validation, pairs, tmp_path, monkeypatch):
+    settings, options = arguments(method, validation, pairs)
+    settings = replace(settings, epochs=3)
+    whole = train_detector(id_images, settings, **options, output=tmp_path / "whole")
+    close, stop = Training._close_epoch, KeyboardInterrupt()
+
+    def close_and_stop(self, *args):
+        close(self, *args)
+        if self.epoch == 2:
+            raise stop
+
+    monkeypatch.setattr(Training, "_close_epoch", close_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(id_images, settings, **options, output=tmp_path / "stopped")
+    monkeypatch.setattr(Training, "_close_epoch", close)
+    resumed = train_detector(id_images, settings, **options, output=tmp_path / "stopped")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_a_start_of_one_head_is_refused_for_two(id_images, validation, pairs, tmp_path):
+    train_detector(id_images, replace(SETTINGS, epochs=1), validation=validation, output=tmp_path / "start")
+    settings = replace(SETTINGS, method="mcd", initial_checkpoint=str(tmp_path / "start"))
+    with pytest.raises(ValueError, match=r"'mcd' trains 2 heads, but the detector in .*start has 1"):
+        train_detector(id_images, settings, validation=validation, outliers=pairs)
+
+
+def test_two_views_are_augmented_each_by_itself(id_images, validation, pairs, monkeypatch):
+    seen = []
+
+    class Watched(Training):
+        def _forward(self, batch, progress):
+            seen.append(batch)
+            return super()._forward(batch, progress)
+
+    monkeypatch.setattr("sona_pipeline.training.train.Training", Watched)
+    train_detector(id_images, replace(SETTINGS, epochs=1, method="cider"), validation=validation)
+    first, second = (torch.cat([batch[kind] for batch in seen]) for kind in ("image", "view"))
+    differ = (first != second).flatten(1).any(dim=1).float().mean()
+    assert differ > 0.7  # by the random crop
+    train_detector(id_images, replace(SETTINGS, epochs=1), validation=validation, outliers=pairs)
+    assert "view" not in seen[-1]
+    places = torch.cat([batch["place"] for batch in seen[: len(seen) // 2]])
+    assert sorted(places.tolist()) == list(range(160))
