@@ -6,11 +6,12 @@ import math
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -57,8 +58,9 @@ CHECKS: dict[str, Callable[[Made], torch.Tensor]] = {
 }
 """The checks that need nothing but the images; each gives `[B]` numbers."""
 
-SOURCE_CONFIDENCE = "source_confidence"
-"""The check that a classifier makes: its probability that the outlier shows the class of its source."""
+SOURCE_CONFIDENCE, CONFIDENCE, ID_QUANTILE = BY_CLASSIFIER = ("source_confidence", "confidence", "id_quantile")
+"""The checks that a classifier makes: its probability that the outlier shows the class of its source; that of the class
+that it takes it for; and, by a detector, the share of ID validation images that have a lower score."""
 
 
 def run_checks(made: Made) -> list[dict[str, float | str]]:
@@ -92,7 +94,7 @@ class Bound:
     @classmethod
     def parse(cls, text: str) -> Bound:
         """The bound in "CHECK<NUMBER" or "CHECK>NUMBER"; ValueError for anything else."""
-        names = (*CHECKS, SOURCE_CONFIDENCE)
+        names = (*CHECKS, *BY_CLASSIFIER)
         found = re.fullmatch(r"\s*(\w+)\s*([<>])\s*([-+.\deE]+)\s*", text)
         try:
             name, sign, limit = (found[1], found[2], float(found[3])) if found else ("", "", math.nan)
@@ -100,7 +102,8 @@ class Bound:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f"{text!r} is no bound: give CHECK<NUMBER or CHECK>NUMBER, with a check of {names}"
+                f"{text!r} is no bound: give CHECK<NUMBER or CHECK>NUMBER, with a check of {names}, or a filter of"
+                f" {tuple(FILTERS)}"
             ) from None
         return cls(name, sign, limit)
 
@@ -111,14 +114,36 @@ class Bound:
         return None if is_good else f"{self.check} {value:.4g} {self.sign} {self.limit:g}"
 
 
-Classifier = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
-"""Images and their source classes to the probabilities of these classes."""
+FILTERS: dict[str, tuple[Bound, ...]] = {
+    "rodeo": (Bound(SOURCE_CONFIDENCE, ">", 0.5),),
+    "bad-ood": (Bound(CONFIDENCE, "<", 0.3), Bound(CONFIDENCE, ">", 0.5)),
+    "gcos": (Bound(ID_QUANTILE, "<", 0.95), Bound(ID_QUANTILE, ">", 0.99)),
+}
+"""Filters of other methods by name: RODEO (Mirzaei et al. 2024) leaves out what a classifier still takes for the class
+of its source; Bad-OOD keeps a middle band of confidence; GCOS keeps a shell, of scores between two quantiles of the ID
+images, by the detector's own score where the paper has the Mahalanobis distance."""
+
+
+def bounds_of(texts: Sequence[str]) -> list[Bound]:
+    """The bounds that names of `FILTERS` and texts such as "latent_distance<0.3" stand for.
+
+    Raises:
+        ValueError: a text is neither.
+    """
+    return [bound for text in texts for bound in FILTERS.get(text.strip().lower(), ()) or (Bound.parse(text),)]
+
+
+Classifier = Callable[[Sequence[Image.Image], Sequence[str]], list[dict[str, float]]]
+"""Images and their source classes to checks by name, those of `BY_CLASSIFIER` that it can make."""
 
 
 def load_classifier(
-    name: str, class_names: Mapping[str, Sequence[str]], device: str | torch.device = "cpu"
+    name: str,
+    class_names: Mapping[str, Sequence[str]],
+    device: str | torch.device = "cpu",
+    asked: Collection[str] = (),
 ) -> Classifier:
-    """A classifier for the check `source_confidence`.
+    """A classifier for the checks of `BY_CLASSIFIER`; one of transformers gives no `id_quantile`.
 
     A class may stand for several of the classifier's, as "crane" does for ImageNet's bird and its machine: then its
     probability is the sum of theirs.
@@ -127,15 +152,24 @@ def load_classifier(
         name: folder of a detector that `sona train` wrote, or an image classifier of transformers (folder or Hub id).
         class_names: the ID classes, with the names that the classifier may call them by.
         device: that it runs on.
+        asked: checks that it has to make.
 
     Raises:
         FileNotFoundError: there is no such classifier.
-        ValueError: it cannot be loaded, does not know one of the classes, or has no names for its own.
+        ValueError: it cannot be loaded, does not know one of the classes, has no names for its own, or cannot make a
+            check that is asked for.
     """
     name = str(expanded(name))
     config = Path(name) / "config.json"
     if config.exists() and '"network"' in read_text(config):
-        return _detector_confidence(load_detector(name, device), name, class_names)
+        detector = load_detector(name, device)
+        if ID_QUANTILE in asked and detector.id_quantiles is None:
+            raise ValueError(
+                f"`{ID_QUANTILE}` needs a calibrated detector, and {name} is not: train it with an --id-rate"
+            )
+        return _detector_checks(detector, name, class_names)
+    if ID_QUANTILE in asked:
+        raise ValueError(f"`{ID_QUANTILE}` needs a detector of `sona train`, and {name} is another classifier")
     from transformers import pipeline
 
     with loading(name, "image classifier"):
@@ -144,12 +178,15 @@ def load_classifier(
     indices_of = _matching(labels, name, class_names)
     model.model.config.id2label = {index: str(index) for index in range(len(labels))}  # names need not be unique
 
-    def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
+    def checks(images: Sequence[Image.Image], classes: Sequence[str]) -> list[dict[str, float]]:
         answers = model([image.convert("RGB") for image in images], top_k=len(labels))
         shares = [{int(one["label"]): one["score"] for one in answer} for answer in answers]
-        return [min(1.0, sum(share[i] for i in indices_of[one])) for share, one in zip(shares, classes)]
+        return [
+            {SOURCE_CONFIDENCE: min(1.0, sum(share[i] for i in indices_of[one])), CONFIDENCE: max(share.values())}
+            for share, one in zip(shares, classes)
+        ]
 
-    return confidence
+    return checks
 
 
 def _labels_of(config: Any, classifier: str) -> list[str]:
@@ -163,15 +200,23 @@ def _labels_of(config: Any, classifier: str) -> list[str]:
     return labels
 
 
-def _detector_confidence(detector: Detector, name: str, class_names: Mapping[str, Sequence[str]]) -> Classifier:
+def _detector_checks(detector: Detector, name: str, class_names: Mapping[str, Sequence[str]]) -> Classifier:
     indices_of, device = _matching(detector.classes, name, class_names), next(detector.parameters()).device
 
     @torch.no_grad()
-    def confidence(images: Sequence[Image.Image], classes: Sequence[str]) -> list[float]:
-        shares = detector(detector.pixels(images).to(device)).softmax(dim=1)
-        return [min(1.0, share[indices_of[one]].sum().item()) for share, one in zip(shares, classes)]
+    def checks(images: Sequence[Image.Image], classes: Sequence[str]) -> list[dict[str, float]]:
+        logits = detector(detector.pixels(images).to(device))
+        found = [
+            {SOURCE_CONFIDENCE: min(1.0, share[indices_of[one]].sum().item()), CONFIDENCE: share.max().item()}
+            for share, one in zip(logits.softmax(dim=1), classes)
+        ]
+        if detector.id_quantiles is not None:
+            scores, places = detector.ood_score(logits).tolist(), np.linspace(0, 1, 101)
+            shares = [float(np.interp(score, detector.id_quantiles, places)) for score in scores]
+            found = [row | {ID_QUANTILE: share} for row, share in zip(found, shares)]
+        return found
 
-    return confidence
+    return checks
 
 
 def _matching(labels: Sequence[str], classifier: str, class_names: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

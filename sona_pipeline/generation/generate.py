@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from sona_pipeline.common.devices import default_dtype, usable_device
-from sona_pipeline.common.files import only_run, read_json, settle_settings, versions, write_text
+from sona_pipeline.common.files import only_run, read_json, settle_settings, versions, write_bytes, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.progress import Track
@@ -35,19 +37,22 @@ from sona_pipeline.data.settings import CODECS
 from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.batches import default_batch_size, make_batches
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
-from sona_pipeline.generation.checks import SOURCE_CONFIDENCE, Bound, load_classifier
+from sona_pipeline.generation.checks import BY_CLASSIFIER, bounds_of, load_classifier
 from sona_pipeline.generation.make import OutlierMaker, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import check_part, recorded_part, share_of
 from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outliers
 from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype
+from sona_pipeline.generation.ways import WAYS
 from sona_pipeline.pipeline import SONAPipeline
 
 logger = logging.getLogger(__name__)
+PREPARED = "way.safetensors"
+"""What a way has found out for a set."""
 SECONDS_UNTIL_IN_SIGHT = 300
 """How long files of other machines may take to appear."""
-NEW_KEYS = {"codec": "png"}
+NEW_KEYS = {"codec": "png", "way": "sona"}
 """What version 0.1.0 did not record, and how it was then."""
 Result = TypeVar("Result")
 
@@ -98,7 +103,8 @@ def generate_outliers(
     form = kept_form(image_form(pipe, settings.size)[0], writing)
     plan = make_plan(images, pipe, settings, writing)
     names = id_names or {name: (settings.id_label(name),) for name in images.classes}
-    classifier = load_classifier(writing.classifier, names, pipe.device) if writing.classifier else None
+    asked = {bound.check for bound in bounds_of(settings.reject)}
+    classifier = load_classifier(writing.classifier, names, pipe.device, asked) if writing.classifier else None
     maker = OutlierMaker(
         pipe,
         plan,
@@ -107,6 +113,7 @@ def generate_outliers(
         classifier=classifier,
         strict=writing.strict,
     )
+    maker.way.load(maker, writing.classifier)
     with ExitStack() as stack:
         writer = stack.enter_context(writer_to(output, writing.format, is_part=bool(writing.part)))
 
@@ -118,6 +125,8 @@ def generate_outliers(
             _note_dtype(writer.folder / SETTINGS, str(pipe.unet.dtype))
 
         _on_main_process(state, settle)
+        prepared = _on_main_process(state, lambda: _prepared(maker, writer.folder))
+        maker.way.begin(maker, prepared)
         is_done = _on_main_process(state, lambda: _done(plan, writer, writing.reconstructions))
         batches = _remaining(plan, is_done, batch_size)
         mine = batches[state.process_index :: state.num_processes]
@@ -132,6 +141,14 @@ def generate_outliers(
             track.reach(len(plan))
         _on_main_process(state, lambda: _finish(plan, writer, batches, settings.drop_duplicates))
     return Path(output) if address_of(output) else expanded(output)
+
+
+def _prepared(maker: OutlierMaker, folder: Path) -> dict[str, torch.Tensor]:
+    """What the way finds out once for a set: from an earlier run into the folder, or now."""
+    path = folder / PREPARED
+    if not path.exists() and (found := maker.way.prepare(maker)):
+        write_bytes(path, save(found))
+    return load_file(path) if path.exists() else {}
 
 
 def make_plan(
@@ -180,8 +197,16 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
     check_ranges(writing)
     check_part(writing)
     kept_form(settings.size or writing.save_size or 0, writing)
-    if not writing.classifier and SOURCE_CONFIDENCE in {Bound.parse(text).check for text in settings.reject}:
-        raise ValueError(f"a bound on {SOURCE_CONFIDENCE} needs a classifier: name one")
+    asked = {bound.check for bound in bounds_of(settings.reject)} & set(BY_CLASSIFIER)
+    if asked and not writing.classifier:
+        raise ValueError(f"a bound on {' and '.join(sorted(asked))} needs a classifier: name one")
+    way = WAYS[settings.way]
+    if way.needs_classifier and not writing.classifier:
+        raise ValueError(f"the way {settings.way!r} needs a classifier: give the folder of a detector")
+    if way.looks_at_all and writing.part:
+        raise ValueError(
+            f"the way {settings.way!r} looks at all images first: leave `part` out, and make the set at once"
+        )
 
 
 def settled_batch_size(

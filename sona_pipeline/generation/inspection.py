@@ -27,7 +27,7 @@ from sona_pipeline.data.outlier_set import (
 )
 from sona_pipeline.data.rejects import may_pass, reasons_of
 from sona_pipeline.data.remote import address_of
-from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE
+from sona_pipeline.generation.checks import BY_CLASSIFIER, CHECKS
 from sona_pipeline.generation.shortcuts import FEWEST, MOST, Shortcut, told_apart
 
 QUANTILES = (1, 10, 50, 90, 99)
@@ -75,7 +75,7 @@ def inspect_outliers(folder: str | Path) -> Inspection:
     rows = sorted(read_rows(folder), key=lambda row: row["file_name"])
     if not rows:
         raise ValueError(f"{folder} has no outliers yet: let `sona generate` make some")
-    names = [name for name in (*CHECKS, SOURCE_CONFIDENCE) if name in rows[0]]
+    names = [name for name in (*CHECKS, *BY_CLASSIFIER) if name in rows[0]]
     return Inspection(
         settings=read_settings(folder),
         classes=Counter(row["source_class"] for row in rows),

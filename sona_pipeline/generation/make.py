@@ -16,9 +16,10 @@ from sona_pipeline.data.codecs import KeptForm, settled_quality
 from sona_pipeline.data.imaging import fit
 from sona_pipeline.data.rejects import MAY_PASS
 from sona_pipeline.data.shards import Sample
-from sona_pipeline.generation.checks import CHECKS, SOURCE_CONFIDENCE, Bound, Classifier, Made, run_checks
+from sona_pipeline.generation.checks import CHECKS, Classifier, Made, bounds_of, run_checks
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.generation.settings import OutputSettings
+from sona_pipeline.generation.ways import WAYS
 from sona_pipeline.pipeline import SONAPipeline
 
 PASSING = (FileNotFoundError, PermissionError)
@@ -79,7 +80,7 @@ class OutlierMaker:
         plan: what is to be made, and of what.
         form: what the files are; by default PNG of the model's size.
         reconstructions: also give the VAE round trips of the sources.
-        classifier: for the check `source_confidence`; None leaves it out.
+        classifier: for the checks that one makes; None leaves them out.
         strict: raise for an image that cannot be read or denoised, instead of rejecting it. Errors of the disk are
             raised in any case.
     """
@@ -98,8 +99,9 @@ class OutlierMaker:
         self.reconstructions, self.classifier, self.strict = reconstructions, classifier, strict
         self.size, self.mode = image_form(pipe, plan.settings.size)
         self.form = form or KeptForm(self.size, self.size)
-        self.bounds = [Bound.parse(text) for text in plan.settings.reject]
+        self.bounds = bounds_of(plan.settings.reject)
         self.prompts = PromptCache(pipe)
+        self.way = WAYS[plan.settings.way](pipe, plan.settings)
 
     def read(self, batch: Batch) -> Work:
         """Decode the images of a batch and bring them to the model's size.
@@ -128,7 +130,7 @@ class OutlierMaker:
         return work
 
     def denoise(self, work: Work, steps: int | None = None) -> Work:
-        """Latents of sources to latents of outliers, in one call of the pipeline; in `steps` instead of as planned.
+        """Latents of sources to latents of outliers; in `steps` of SONA instead of as planned.
 
         Images whose latents become NaN are found by making each of the batch by itself, and rejected.
 
@@ -137,30 +139,42 @@ class OutlierMaker:
         """
         if work.items:
             try:
-                options = {"stop_step": steps} if steps else {}
-                work.outlier_latents = self.denoised(work.items, work.source_latents, work.generators, **options)
+                if steps:
+                    work.outlier_latents = self.denoised(
+                        work.items, work.source_latents, work.generators, stop_step=steps
+                    )
+                else:
+                    self._make(work)
             except FloatingPointError:
                 if self.strict:
                     raise
                 self._denoise_singly(work)
         return work
 
+    @torch.no_grad()
+    def _make(self, work: Work) -> None:
+        work.outlier_latents = self.way(self, work)
+        if not work.outlier_latents.isfinite().all():
+            raise FloatingPointError(f"latents become NaN or infinite in {self.pipe.unet.dtype}: {_ANOTHER}")
+
     def _denoise_singly(self, work: Work) -> None:
-        found: dict[int, torch.Tensor] = {}
+        found: dict[int, Work] = {}
         errors: list[FloatingPointError] = []
         for k, item in enumerate(work.items):
-            generators = [torch.Generator().manual_seed(item.seed)]
-            latents = self._encoded(work.pixels[k : k + 1], generators)
+            pixels, generators = work.pixels[k : k + 1], [torch.Generator().manual_seed(item.seed)]
+            latents = self._encoded(pixels, generators)
+            one = Work(work.name, [item], generators=generators, pixels=pixels, source_latents=latents)
             try:
-                found[k] = self.denoised([item], latents, generators)
+                self._make(one)
+                found[k] = one
             except FloatingPointError as error:
                 errors.append(error)
                 work.rejects.append(self._reject(item, str(error), may_pass=True))
         if not found and len(work.items) > 1:
             raise errors[-1]
-        work.items, kept = [work.items[k] for k in found], list(found)
+        work.items, kept = [one.items[0] for one in found.values()], list(found)
         work.pixels, work.source_latents = work.pixels[kept], work.source_latents[kept]
-        work.outlier_latents = torch.cat(list(found.values())) if found else _nothing()
+        work.outlier_latents = torch.cat([one.outlier_latents for one in found.values()]) if found else _nothing()
 
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
@@ -223,8 +237,8 @@ class OutlierMaker:
         pictures = pictures_of(outliers)
         if self.classifier:
             classes = [self.plan.images.label_name(item.index) for item in work.items]
-            for row, value in zip(results, self.classifier(pictures, classes)):
-                row[SOURCE_CONFIDENCE] = round(value, 5)
+            for row, checks in zip(results, self.classifier(pictures, classes)):
+                row |= {name: round(value, 5) for name, value in checks.items()}
         others = pictures_of(round_trips) if round_trips is not None else [None] * len(pictures)
         for k, (item, row) in enumerate(zip(work.items, results)):
             reasons = [reason for bound in self.bounds if (reason := bound.reason(row))]
@@ -260,7 +274,7 @@ class OutlierMaker:
             "source_key": self.plan.images.keys[item.index],
             "source_class": class_name,
             "id_label": self.settings.id_label(class_name),
-            "ood_label": item.ood_label,
+            "ood_label": item.ood_label if self.way.uses_label else "",
             "stop_step": item.stop_step,
             "seed": item.seed,
             **checks,

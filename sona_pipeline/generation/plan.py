@@ -16,9 +16,10 @@ from sona_pipeline.common.names import safe_name, unique_names
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.data.class_names import composed
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.generation.checks import Bound
+from sona_pipeline.generation.checks import bounds_of
 from sona_pipeline.generation.label_rules import RULES
 from sona_pipeline.generation.settings import GenerationSettings
+from sona_pipeline.generation.ways import WAYS
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ class Plan:
 
     @property
     def unet_rows(self) -> int:
-        """Rows that the UNet computes for all of them: three a step."""
-        return 3 * int(self.stop_steps.sum(dtype=np.int64))
+        """Rows that the UNet computes for all of them: three a step for SONA."""
+        rows, steps = WAYS[self.settings.way].rows, self.settings.num_inference_steps
+        counts = np.bincount(self.stop_steps, minlength=steps + 1).tolist()
+        return sum(count * rows(step, steps) for step, count in enumerate(counts) if count)
 
     def batches(self, size: int) -> list[Batch]:
         """All outliers in batches of (nearly) one stop step each; the batches are in random, but fixed order.
@@ -121,7 +124,7 @@ def plan_outliers(
         if settings.label_choice != "random":
             raise ValueError(f"the label choice {settings.label_choice!r} needs similarities of the labels")
         similarity = np.broadcast_to(np.float32(0), (len(images.classes), len(settings.ood_labels)))
-    allowed = RULES[settings.label_choice](similarity)
+    allowed, uses_stop_step = RULES[settings.label_choice](similarity), WAYS[settings.way].uses_stop_step
     plan = Plan(
         images,
         settings,
@@ -136,7 +139,8 @@ def plan_outliers(
         step, label, seed = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16))
         choice = allowed[images.labels[index]]
         plan.hashes[index] = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        plan.stop_steps[index] = 1 + (step * settings.num_inference_steps >> 64)
+        drawn = 1 + (step * settings.num_inference_steps >> 64)
+        plan.stop_steps[index] = drawn if uses_stop_step else settings.num_inference_steps
         plan.labels[index] = choice[label * len(choice) >> 64]
         plan.seeds[index] = seed >> 1
     return plan
@@ -168,8 +172,7 @@ def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
         raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
     for prompt in (settings.prompt, settings.ood_prompt or settings.prompt):
         _check_template(prompt)
-    for text in settings.reject:
-        Bound.parse(text)
+    bounds_of(settings.reject)
 
 
 def _check_template(prompt: str) -> None:

@@ -14,6 +14,7 @@ from sona_pipeline.common.settings import Argument, ByPreset, Called, OneOf
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.settings import CODECS, FORMATS, RESIZE_MODES, ImageSource
 from sona_pipeline.generation.label_rules import RULES
+from sona_pipeline.generation.ways import WAYS
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,8 @@ class GenerationSettings:
     """Template of the prompts, with {} for the label."""
     ood_prompt: str | None = None
     """Template of the OOD prompts, if it is another one; '{}' takes labels as whole prompts."""
+    way: Annotated[str, OneOf(WAYS)] = "sona"
+    """How an outlier is made: by 'sona' or one of the ways that it is compared to."""
     label_choice: Annotated[str, OneOf(RULES)] = "random"
     """Which OOD labels an image may get: any at 'random', or of the tenth most 'close' or most 'far' to its class."""
     label_encoder: str | None = None
@@ -101,7 +104,8 @@ class GenerationSettings:
     resize_mode: Annotated[str, OneOf(RESIZE_MODES)] = "crop"
     """How images come to that size: cropped or padded to a square, or squashed."""
     reject: tuple[str, ...] = ()
-    """Leave out outliers by a quality check, such as 'latent_distance<0.3'; may be repeated."""
+    """Leave out outliers by a quality check, such as 'latent_distance<0.3', or by a filter of another method: 'rodeo',
+    'bad-ood', 'gcos'; may be repeated."""
     drop_duplicates: bool = False
     """Keep one of the outliers that look nearly the same."""
     seed: int = 0
@@ -136,8 +140,8 @@ class OutputSettings:
     reconstructions: bool = True
     """Also write VAE round trips of the ID images, with the same codec."""
     classifier: str | None = None
-    """Image classifier (a detector's folder, or one of transformers) that says how much of the source class it still
-    sees: the check 'source_confidence'."""
+    """Image classifier (a detector's folder, or one of transformers) for the checks 'source_confidence', 'confidence'
+    and, of a detector, 'id_quantile'. The way 'ascood' takes a detector's gradient."""
     batch_size: Annotated[int, Ge(1)] | Literal["auto"] | None = None
     """Images that are made together (16 by default, and 64 of up to 64 px); 'auto' finds it by trying."""
     strict: bool = False

@@ -82,6 +82,8 @@ COLUMNS = {
     "contrast": "standard deviation of the pixels, at most 0.5; 0 is empty",
     "saturation": "share of black and white pixels beyond the source's",
     "source_confidence": "probability that a classifier gives the source class",
+    "confidence": "probability that a classifier gives the class that it takes the outlier for",
+    "id_quantile": "share of ID validation images that have a lower OOD score by a detector",
     "fingerprint": "a difference hash; images that look nearly the same mostly have the same",
     "sha256": "of the outlier's file",
 }
@@ -518,7 +520,7 @@ def _settings_rows(settings: Mapping) -> Iterable[list[str]]:
         "label_choice": "choice of the OOD label",
         "resize_mode": "how sources came to the size",
         "reject": "left out where",
-        "classifier": "classifier of `source_confidence`",
+        "classifier": "classifier that made checks",
         "seed": "seed",
     }
     for key, title in names.items():

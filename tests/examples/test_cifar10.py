@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +14,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import build, modules_of
-from diffusers import StableDiffusionPipeline
-from patch_autoencoder import PatchAutoencoder
 from PIL import Image
 
 from sona_pipeline import (
@@ -74,42 +71,23 @@ def sona(bench, images, tmp_path_factory):
     return made(bench, tmp_path_factory.mktemp("sona") / "set", images)
 
 
-def test_sona_as_a_way_is_sona_generate(bench, images, sona, tmp_path):
-    outliers, _, rows = made(bench, tmp_path / "set", images, way=bench.ways.sona())
+def test_a_variant_with_nothing_changed_is_sona_generate(bench, images, sona, tmp_path):
+    outliers, _, rows = made(bench, tmp_path / "set", images, options={"warmup_steps": 0})
     np.testing.assert_array_equal(outliers, sona[0])
     assert rows["sha256"].to_dict() == sona[2]["sha256"].to_dict()
 
 
-@pytest.mark.parametrize("way", ["round_trip", "cut_paste", "text_to_image", "sega", "diffedit", "leditspp"])
-def test_every_way_makes_the_same_plan(bench, images, sona, tmp_path, way):
-    outliers, _, rows = made(bench, tmp_path / "set", images, way=getattr(bench.ways, way))
+@pytest.mark.parametrize("recipe", [{"options": {"global_guidance": True}}, {"round_trips": True}])
+def test_every_variant_makes_the_same_plan(bench, images, sona, tmp_path, recipe):
+    outliers, _, rows = made(bench, tmp_path / "set", images, **recipe)
     columns = ["ood_label", "stop_step", "seed"]
     assert rows[columns].to_dict() == sona[2][columns].to_dict()
     assert (outliers != sona[0]).any()
 
 
 def test_round_trips_are_the_reconstructions(bench, images, tmp_path):
-    outliers, reconstructions, _ = made(bench, tmp_path / "set", images, way=bench.ways.round_trip)
+    outliers, reconstructions, _ = made(bench, tmp_path / "set", images, round_trips=True)
     np.testing.assert_array_equal(outliers, reconstructions)
-
-
-def test_cut_paste_puts_a_rectangle_elsewhere(bench):
-    vae = PatchAutoencoder(latent_channels=48)  # loses nothing
-    sources = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    vae.fit(sources)
-    with torch.no_grad():
-        latents = vae.encode(sources).latent_dist.mode()
-        work = SimpleNamespace(
-            source_latents=latents, generators=[torch.Generator().manual_seed(k) for k in range(len(sources))]
-        )
-        found = vae.decode(bench.ways.cut_paste(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), work)).sample
-    for source, outlier in zip(sources, found):
-        ys, xs = ((outlier - source).abs().amax(dim=0) > 0.02).nonzero().T
-        y, x, high, wide = ys.min(), xs.min(), ys.max() - ys.min() + 1, xs.max() - xs.min() + 1
-        assert 0.01 < high * wide / 32**2 < 0.2
-        patch = outlier[:, y : y + high, x : x + wide]
-        places = source.unfold(1, int(high), 1).unfold(2, int(wide), 1)
-        assert (places - patch[:, None, None]).abs().amax(dim=(0, 3, 4)).min() < 0.02
 
 
 def test_a_fixed_stop_step_is_that_of_all(bench, images, tmp_path):
@@ -131,7 +109,7 @@ def test_model_computes_in_bfloat16_and_steps_in_float32(bench, scheduler):
     pipe = bench.model.load_model(TINY_MODEL, scheduler)
     assert (pipe.unet.dtype, pipe.vae.dtype, pipe.latent_dtype) == (torch.bfloat16, torch.float32, torch.float32)
     assert type(pipe.scheduler) is SCHEDULERS[scheduler]
-    peer = bench.ways.peer(StableDiffusionPipeline, pipe)
+    peer = bench.model._drawing(pipe)
     prompt = {"prompt": "a photo of a bag", "num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
     latents = peer(**prompt, output_type="latent").images
     assert latents.dtype == torch.float32 and latents.isfinite().all()
@@ -352,14 +330,12 @@ def test_energy_and_knn_count_alike(bench, monkeypatch, detector):
 def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_path, monkeypatch):
     benchmark = bench.benchmark.Benchmark(SimpleNamespace(train=images, ood_labels=("wolf",)), tmp_path, 3)
 
-    def fails(maker, work):
+    def fails(recipe, *others):
         raise RuntimeError("four channels")
 
     table = bench.rows.Table("", {"LEDITS++": bench.rows.Row("leditspp")})
-    recipe = replace(bench.rows.SETS["leditspp"], way=fails)
-    monkeypatch.setitem(bench.rows.SETS, "leditspp", recipe)
+    monkeypatch.setattr(bench.benchmark, "make_set", fails)
     monkeypatch.setattr(bench.benchmark, "load_model", lambda folder, scheduler: load())
     assert benchmark.detectors(table, 1) == ([], {"LEDITS++": "RuntimeError: four channels"})
-    monkeypatch.setitem(bench.rows.SETS, "sona", recipe)
     with pytest.raises(RuntimeError, match="four channels"):
         benchmark.detectors(bench.rows.Table("", {"SONA": bench.rows.SONA}), 1)

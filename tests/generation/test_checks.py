@@ -14,6 +14,7 @@ from sona_pipeline.generation.checks import (
     CHECKS,
     Bound,
     Made,
+    bounds_of,
     contrast,
     fingerprints,
     latent_distance,
@@ -246,9 +247,51 @@ def test_a_detectors_confidence_is_the_probability_of_the_sources_class(tmp_path
     detector.eval()
     images = noise_images(4)
     shares = softmax(detector(values_of(images)))
-    confidence = load_classifier(str(tmp_path), CLASS_NAMES)
-    found = confidence(images, ["n01440764", "sea_lion", "Cats", "n01440764"])
-    assert found == pytest.approx([shares[0, 1], shares[1, 3], shares[2, 0], shares[3, 1]], rel=1e-4)
+    checks = load_classifier(str(tmp_path), CLASS_NAMES)
+    found = checks(images, ["n01440764", "sea_lion", "Cats", "n01440764"])
+    expected = [shares[0, 1], shares[1, 3], shares[2, 0], shares[3, 1]]
+    assert of_sources(found) == pytest.approx(expected, rel=1e-4)
+    assert [row["confidence"] for row in found] == pytest.approx(shares.max(axis=1).tolist(), rel=1e-4)
+    assert all("id_quantile" not in row for row in found)
+
+
+def of_sources(found: list[dict]) -> list[float]:
+    return [row["source_confidence"] for row in found]
+
+
+def test_a_calibrated_detector_says_which_share_of_id_images_scores_lower(tmp_path):
+    torch.manual_seed(0)
+    detector = Detector(["cat", "dog"], image_size=32).eval()
+    images = noise_images(40)
+    with torch.no_grad():
+        scores = detector.ood_score(detector(values_of(images)))
+    detector.calibrated(scores).save_pretrained(tmp_path)
+    names = {"cat": ("cat",)}
+    found = load_classifier(str(tmp_path), names, asked=["id_quantile"])(images, ["cat"] * 40)
+    lower = [(scores < score).float().mean().item() for score in scores]
+    assert [row["id_quantile"] for row in found] == pytest.approx(lower, abs=0.03)
+
+
+def test_a_quantile_is_asked_of_calibrated_detectors_only(vit, tmp_path):
+    vit("cat", "dog")
+    Detector(["cat", "dog"]).save_pretrained(tmp_path / "detector")
+    for place, reason in ((tmp_path, "is another classifier"), (tmp_path / "detector", "train it with an --id-rate")):
+        with pytest.raises(ValueError, match=f"`id_quantile` needs a .*{reason}"):
+            load_classifier(str(place), {"cat": ("cat",)}, asked=["id_quantile"])
+
+
+def test_filters_of_other_methods_have_names():
+    rows = [{"source_confidence": c, "confidence": c, "id_quantile": c} for c in (0.2, 0.4, 0.6, 0.97, 0.995)]
+
+    def kept(*texts):
+        return [row["confidence"] for row in rows if not any(b.reason(row) for b in bounds_of(texts))]
+
+    assert kept("rodeo") == [0.2, 0.4]
+    assert kept("bad-ood") == [0.4]
+    assert kept("GCOS") == [0.97]
+    assert kept("rodeo", "source_confidence<0.3") == [0.4]
+    with pytest.raises(ValueError, match=r"'oe' is no bound: .* or a filter of \('rodeo', 'bad-ood', 'gcos'\)"):
+        bounds_of(["oe"])
 
 
 @pytest.fixture
@@ -283,7 +326,7 @@ def test_a_transformers_classifier_is_asked_for_the_sources_class(vit, tmp_path,
     shares = softmax(model(2 * values_of(images) - 1).logits)
     classes = ["n01440764", "sea_lion", "Cats"] * 2
     found = load_classifier(str(tmp_path), CLASS_NAMES)(images, classes)
-    assert found == pytest.approx([shares[k, k % 3] for k in range(6)], rel=1e-3)
+    assert of_sources(found) == pytest.approx([shares[k, k % 3] for k in range(6)], rel=1e-3)
 
 
 def test_a_transformers_classifier_takes_grey_images(vit, tmp_path):
@@ -291,7 +334,7 @@ def test_a_transformers_classifier_takes_grey_images(vit, tmp_path):
     grey = [image.convert("L") for image in noise_images(2)]
     shares = softmax(model(2 * values_of([image.convert("RGB") for image in grey]) - 1).logits)
     found = load_classifier(str(tmp_path), {"bee": ("bee",)})(grey, ["bee", "bee"])
-    assert found == pytest.approx(shares[:, 2], rel=1e-3)
+    assert of_sources(found) == pytest.approx(shares[:, 2], rel=1e-3)
 
 
 def test_a_classifier_that_does_not_know_a_class_is_refused(vit, tmp_path):
@@ -318,7 +361,7 @@ def test_a_name_stands_for_all_classes_of_that_name(vit, tmp_path):
     names = {"n02012849": ("crane",), "suit": ("maillot", "tank suit"), "maillot": ("maillot",), "dog": ("dog",)}
     found = load_classifier(str(tmp_path), names)(images, list(names))
     expected = [shares[0, 0] + shares[0, 4], shares[1, 2], shares[2, 1], shares[3, 3]]
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert of_sources(found) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("label2id", [None, {"dog": 0, "cat": 1, "bee": 2}, {"x": 0}, {"LABEL_0": 0}])
@@ -329,7 +372,7 @@ def test_only_id2label_says_what_a_classifiers_classes_are(label2id, vit, tmp_pa
     shares = softmax(model(2 * values_of(images) - 1).logits)
     names = {"dog": ("dog",), "bee": ("bee",)}
     found = load_classifier(str(tmp_path), names)(images, ["dog", "bee"])
-    assert found == pytest.approx([shares[0, 1], shares[1, 2]], rel=1e-3)
+    assert of_sources(found) == pytest.approx([shares[0, 1], shares[1, 2]], rel=1e-3)
 
 
 def test_a_classifier_without_names_is_refused(vit, tmp_path):

@@ -104,7 +104,7 @@ def test_classifier_is_asked_for_the_source_class(pipe, images):
 
     def classifier(pictures, classes):
         asked.extend(classes)
-        return [0.25 if name == "shirt" else 0.75 for name in classes]
+        return [{"source_confidence": 0.25 if name == "shirt" else 0.75} for name in classes]
 
     settings = replace(SETTINGS, reject=("source_confidence>0.5",))
     _, work = make(pipe, images, settings, classifier=classifier)

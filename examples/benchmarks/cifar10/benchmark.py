@@ -53,7 +53,7 @@ class Benchmark:
         for name, row in table.rows.items():
             try:
                 found += [(name, str(self.detector(row, seed))) for seed in range(seeds)]
-            except (RuntimeError, IndexError) as error:
+            except (ValueError, RuntimeError, IndexError) as error:
                 if row.outliers not in OF_DIFFUSERS:
                     raise
                 failed[name] = f"{type(error).__name__}: {error}"

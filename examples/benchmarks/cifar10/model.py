@@ -8,9 +8,11 @@ from judge import CLASSES, Judge
 from torch.utils._pytree import tree_map
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
-from ways import DRAWING_SCALE, peer
 
 from sona_pipeline import SONAPipeline, load_pipeline
+
+DRAWING_SCALE = 3.0
+"""Classifier-free guidance of drawn images."""
 
 
 def load_model(folder: Path, scheduler: str = "ddim") -> SONAPipeline:
@@ -22,6 +24,13 @@ def load_model(folder: Path, scheduler: str = "ddim") -> SONAPipeline:
     pipe.unet.register_forward_pre_hook(_in_half, with_kwargs=True)
     pipe.unet.register_forward_hook(lambda unet, arguments, output: tree_map(torch.Tensor.float, output))
     return pipe
+
+
+def _drawing(pipe: SONAPipeline) -> StableDiffusionPipeline:
+    """diffusers' own pipeline with the parts of ours."""
+    drawing = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    drawing.set_progress_bar_config(disable=True)
+    return drawing
 
 
 def _in_half(unet: UNet2DConditionModel, arguments: tuple, named: dict) -> tuple[tuple, dict]:
@@ -37,7 +46,7 @@ def draw_sheet(pipe: SONAPipeline, judge: Judge, folder: Path, per_class: int) -
     Writes `judged.md` and `sheet.png` to `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawing, shown, right = peer(StableDiffusionPipeline, pipe), [], {}
+    drawing, shown, right = _drawing(pipe), [], {}
     for number, name in enumerate(CLASSES):
         images = drawing(
             [f"a photo of a {name}"] * per_class,

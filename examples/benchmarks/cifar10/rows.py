@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import ways
 from far_kinds import KINDS
 from sets import Recipe
 
@@ -16,19 +15,19 @@ FEW_STEPS = [
 FEW = {"num_inference_steps": 12}
 SETS = {
     "sona": Recipe(),
-    "text-to-image": Recipe(ways.text_to_image),
-    "global": Recipe(ways.sona(global_guidance=True)),
-    "text-to-image-12": Recipe(ways.text_to_image, changes=FEW, scheduler="unipc"),
-    "global-12": Recipe(ways.sona(global_guidance=True), changes=FEW, scheduler="unipc"),
-    "sega": Recipe(ways.sega, batch_size=10_000),
-    "leditspp": Recipe(ways.leditspp, batch_size=10_000),
-    "diffedit": Recipe(ways.diffedit),
-    "cutpaste": Recipe(ways.cut_paste),
-    "round-trips": Recipe(ways.round_trip),
-    "no-removal": Recipe(ways.sona(remove_id_semantics=False)),
-    "no-nuisance": Recipe(ways.sona(preserve_id_nuisance=False)),
-    "no-ood": Recipe(ways.sona(add_ood_semantics=False)),
-    "no-filter": Recipe(ways.sona(filter_ood_by_nuisance=False)),
+    "text-to-image": Recipe(changes={"way": "text"}),
+    "global": Recipe(changes={"way": "global"}),
+    "text-to-image-12": Recipe(changes=FEW | {"way": "text"}, scheduler="unipc"),
+    "global-12": Recipe(changes=FEW | {"way": "global"}, scheduler="unipc"),
+    "sega": Recipe(changes={"way": "sega"}, batch_size=10_000),
+    "leditspp": Recipe(changes={"way": "leditspp"}, batch_size=10_000),
+    "diffedit": Recipe(changes={"way": "diffedit"}),
+    "cutpaste": Recipe(changes={"way": "cutpaste"}),
+    "round-trips": Recipe(round_trips=True),
+    "no-removal": Recipe(options={"remove_id_semantics": False}),
+    "no-nuisance": Recipe(options={"preserve_id_nuisance": False}),
+    "no-ood": Recipe(options={"add_ood_semantics": False}),
+    "no-filter": Recipe(options={"filter_ood_by_nuisance": False}),
     **{f"stop-{step}": Recipe(stop_step=step) for step in (5, 15, 25, 35, 45)},
     **{f"scale-{scale:g}": Recipe(changes={"guidance_scale": scale}) for scale in (2.5, 5.0, 20.0)},
     **{f"lambda-{share:g}": Recipe(changes={"mask_threshold": share}) for share in (0.05, 0.1, 0.3, 0.4)},
@@ -37,8 +36,8 @@ SETS = {
     "free-text": Recipe(captions=True),
     "all": Recipe(changes={"mask_granularity": "all"}),
     "spatial": Recipe(changes={"mask_granularity": "spatial"}),
-    "warm-up": Recipe(ways.sona(warmup_steps=10)),
-    "momentum": Recipe(ways.sona(momentum_scale=0.3, momentum_beta=0.6)),
+    "warm-up": Recipe(options={"warmup_steps": 10}),
+    "momentum": Recipe(options={"momentum_scale": 0.3, "momentum_beta": 0.6}),
     **{
         f"{name}-{steps}": Recipe(changes={"num_inference_steps": steps}, scheduler=name)
         for name, _, steps in FEW_STEPS

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import ways
 
 from sona_pipeline import (
     GenerationSettings,
@@ -36,33 +35,43 @@ class Recipe:
     """How a set is made.
 
     Attributes:
-        way: of `ways`; None is `sona generate` itself.
         changes: of the generation settings.
+        options: of the pipeline's call: ablations, and SEGA's options.
+        round_trips: the sources as they are, by way of the autoencoder: a check for shortcuts, since nothing is OOD.
         stop_step: one for all images, instead of a random one each.
         captions: OOD prompts are free text that names two labels, instead of a template with one.
         scheduler: a name of `checkpoint.SCHEDULERS`.
         batch_size: images made together; ways that work by groups of equal labels need many.
     """
 
-    way: ways.Way | None = None
     changes: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    round_trips: bool = False
     stop_step: int | None = None
     captions: bool = False
     scheduler: str = "ddim"
     batch_size: int = BATCH_SIZE
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether `sona generate` makes it."""
+        return not self.options and not self.round_trips and self.stop_step is None
 
-class WayMaker(OutlierMaker):
-    """Makes planned outliers another way than by SONA as it is set."""
 
-    def __init__(self, pipe: SONAPipeline, plan, way: ways.Way):
+class VariantMaker(OutlierMaker):
+    """Makes planned outliers by another call of the pipeline, or none."""
+
+    def __init__(self, pipe: SONAPipeline, plan, recipe: Recipe):
         super().__init__(pipe, plan, strict=True)
-        self.way = way
+        self.recipe = recipe
 
     @torch.no_grad()
     def denoise(self, work: Work, steps: int | None = None) -> Work:
-        if work.items:
-            work.outlier_latents = self.way(self, work)
+        if work.items and self.recipe.round_trips:
+            work.outlier_latents = work.source_latents
+        elif work.items:
+            options = self.recipe.options
+            work.outlier_latents = self.denoised(work.items, work.source_latents, work.generators, **options)
         return work
 
 
@@ -82,18 +91,18 @@ def make_set(
         labels = settings.ood_labels
         pairs = zip(labels, labels[1:] + labels[:1])
         settings = replace(settings, ood_labels=tuple(f"a {a} and a {b}" for a, b in pairs), ood_prompt="{}")
-    if recipe.way is None and recipe.stop_step is None:
+    if recipe.is_plain:
         generate_outliers(images, pipe, folder, settings, OutputSettings(batch_size=recipe.batch_size, strict=True))
     else:
-        _make_by_way(recipe, images, pipe, folder, settings)
+        _make_variant(recipe, images, pipe, folder, settings)
     write_text(folder / SECONDS, f"{time.monotonic() - started:.0f}\n")
 
 
-def _make_by_way(recipe, images: ImageSet, pipe: SONAPipeline, folder: Path, settings: GenerationSettings) -> None:
+def _make_variant(recipe, images: ImageSet, pipe: SONAPipeline, folder: Path, settings: GenerationSettings) -> None:
     plan = make_plan(images, pipe, settings)
     if recipe.stop_step is not None:
         plan = replace(plan, stop_steps=np.full_like(plan.stop_steps, recipe.stop_step))
-    maker, writer = WayMaker(pipe, plan, recipe.way or ways.sona()), OutlierWriter(folder, "folder")
+    maker, writer = VariantMaker(pipe, plan, recipe), OutlierWriter(folder, "folder")
     with only_run(folder), Track(folder.name, len(plan)) as track:
         recorded = {
             "stop_step": recipe.stop_step,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from sona_pipeline.detection.overdrawn import Classify
+
 if TYPE_CHECKING:
     from sona_pipeline.detection.networks import Network
     from sona_pipeline.training.settings import TrainingSettings
-
-Classify = Callable[[torch.Tensor], torch.Tensor]
-"""From images `[B, 3, H, W]` in [0, 1] to logits `[B, C]`."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sona_pipeline.detection.edges import Edge, drawn_outside
 from sona_pipeline.training.methods.base import Step
 from sona_pipeline.training.methods.cider import Hypersphere
 
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
 KEPT, START, WEIGHT = 1000, 0.4, 0.1
 """Features kept a class, the progress from which on outliers are drawn, and the weight of telling them apart."""
-NEIGHBOURS, EDGE, PICKED, DRAWN, FARTHEST, SPREAD = 300, 200, 2, 600, 200, 0.1
-"""The k-th neighbour that distances are taken to, how many features with the largest distance are the edge, how many of
-these are picked, how many points are drawn around each and how many are kept of all; their standard deviation."""
+EDGE = Edge(neighbours=300, size=200, picked=2, drawn=600, kept=200, spread=0.1)
 
 
 class NPOS(Hypersphere):
@@ -45,7 +44,7 @@ class NPOS(Hypersphere):
         compact, disperse = self.losses(step)
         loss = compact + 0.5 * disperse
         if step.progress >= START and bool((self.seen >= KEPT).all()):
-            outliers = torch.cat([drawn_outside(own) for own in self.queue])
+            outliers = torch.cat([drawn_outside(own, EDGE) for own in self.queue])
             answers = self.judge(torch.cat([step.features.float(), outliers])).squeeze(1)
             is_known = (torch.arange(len(answers), device=answers.device) < len(step.features)).float()
             loss = loss + WEIGHT * F.binary_cross_entropy_with_logits(answers, is_known)
@@ -60,23 +59,3 @@ class NPOS(Hypersphere):
             places = (self.seen[label] + torch.arange(len(rows), device=rows.device)) % KEPT
             self.queue[label, places] = rows
             self.seen[label] += len(rows)
-
-
-@torch.no_grad()
-def drawn_outside(known: torch.Tensor) -> torch.Tensor:
-    """Points `[200, D]` around the edge of the features `[K, D]` of a class, those farthest from it.
-
-    Distances are between directions, to the `NEIGHBOURS`-th neighbour, or the last one if there are fewer.
-    """
-    edge = distances(known, known).topk(min(EDGE, len(known))).indices
-    picked = known[edge[torch.randperm(len(edge), device=edge.device)[:PICKED]]]
-    points = picked.repeat_interleave(DRAWN, dim=0)
-    points = points + SPREAD * torch.randn_like(points)
-    return points[distances(points, known).topk(FARTHEST).indices]
-
-
-def distances(points: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Distance `[N]` of the directions of points `[N, D]` to that of their k-th neighbour among `[K, D]`."""
-    cosines = F.normalize(points, dim=1) @ F.normalize(known, dim=1).T
-    kth = cosines.topk(min(NEIGHBOURS, len(known)), dim=1).values[:, -1]
-    return (2 - 2 * kth).clamp(min=0).sqrt()

@@ -1,36 +1,10 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.neighbors import NearestNeighbors
 from steps import SETTINGS, network, step
 
 from sona_pipeline.training.methods import npos
-from sona_pipeline.training.methods.npos import NPOS, distances, drawn_outside
-
-
-def test_distances_are_those_of_scikit_learn():
-    generator = np.random.default_rng(0)
-    known, points = generator.normal(size=(500, 6)), generator.normal(size=(20, 6))
-    unit = known / np.linalg.norm(known, axis=1, keepdims=True)
-    search = NearestNeighbors(n_neighbors=300).fit(unit)
-    expected = search.kneighbors(points / np.linalg.norm(points, axis=1, keepdims=True))[0][:, -1]
-    found = distances(torch.from_numpy(points), torch.from_numpy(known))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_points_are_drawn_around_the_edge_and_lie_outside():
-    torch.manual_seed(0)
-    towards = torch.tensor([3.0, 0, 0, 0])
-    known = towards + torch.randn(1000, 4) * torch.tensor([0.1, 0.1, 0.1, 0.6])  # wide in one direction
-    points = drawn_outside(known)
-    assert points.shape == (200, 4)
-    angles = torch.atan2(known[:, 3], known[:, 0]).abs()
-    drawn = torch.atan2(points[:, 3], points[:, 0]).abs()
-    assert drawn.median() > angles.quantile(0.8)
-    picked = [row for row in known if (torch.cdist(row[None], points).min() < 0.6)]
-    assert len(picked) < 900  # around two of them, and not everywhere
-    assert distances(points, known).min() > distances(known, known).median()
+from sona_pipeline.training.methods.npos import NPOS
 
 
 def test_outliers_are_told_apart_once_the_queue_is_full(monkeypatch):

@@ -1,0 +1,55 @@
+"""The edge of a set of features, and points outside of it: non-parametric outlier synthesis (Tao et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Edge:
+    """How points outside are drawn.
+
+    Attributes:
+        neighbours: k of the k-th neighbour that distances are taken to.
+        size: how many features with the largest distance make the edge.
+        picked: how many of these points are drawn around; None for all.
+        drawn: points around each.
+        kept: the farthest points that are kept: of all, or of each if `picked` is None.
+        spread: standard deviation of the points.
+    """
+
+    neighbours: int
+    size: int
+    picked: int | None
+    drawn: int
+    kept: int
+    spread: float
+
+
+@torch.no_grad()
+def drawn_outside(known: torch.Tensor, edge: Edge) -> torch.Tensor:
+    """Points `[N, D]` around the edge of features `[K, D]`, those farthest from them.
+
+    Distances are between directions, to the k-th neighbour, or the last one if there are fewer.
+    """
+    order = distances(known, known, edge.neighbours).topk(min(edge.size, len(known))).indices
+    if edge.picked is None:
+        return torch.cat([_farthest(known[place][None], known, edge) for place in order])
+    chosen = order[torch.randperm(len(order), device=order.device)[: edge.picked]]
+    return _farthest(known[chosen], known, edge)
+
+
+def _farthest(centers: torch.Tensor, known: torch.Tensor, edge: Edge) -> torch.Tensor:
+    points = centers.repeat_interleave(edge.drawn, dim=0)
+    points = points + edge.spread * torch.randn_like(points)
+    return points[distances(points, known, edge.neighbours).topk(edge.kept).indices]
+
+
+def distances(points: torch.Tensor, known: torch.Tensor, neighbours: int) -> torch.Tensor:
+    """Distance `[N]` of the directions of points `[N, D]` to that of their k-th neighbour among `[K, D]`."""
+    cosines = F.normalize(points, dim=1) @ F.normalize(known, dim=1).T
+    kth = cosines.topk(min(neighbours, len(known)), dim=1).values[:, -1]
+    return (2 - 2 * kth).clamp(min=0).sqrt()

@@ -1,0 +1,139 @@
+"""What every way to make outliers has in common, and what several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from torch.utils._pytree import tree_map
+
+from sona_pipeline.pipeline import SONAPipeline
+
+if TYPE_CHECKING:
+    from sona_pipeline.generation.make import OutlierMaker, Work
+    from sona_pipeline.generation.settings import GenerationSettings
+
+DRAWING_SCALE = 3.0
+"""Classifier-free guidance of images that are drawn from noise."""
+Group = TypeVar("Group", bound=Hashable)
+
+
+class Way:
+    """A way to make outliers.
+
+    Args:
+        pipe: a loaded pipeline.
+        settings: how outliers are made.
+
+    Attributes:
+        uses_stop_step: whether an image is noised up to its planned stop step; the whole schedule is planned otherwise.
+        uses_label: whether the outlier takes on the planned OOD label.
+        needs_classifier: whether there has to be a detector that knows the ID classes.
+        looks_at_all: whether `prepare` looks at all images first, so that a set cannot be made in parts.
+
+    Raises:
+        ValueError: the way does not go with the model.
+    """
+
+    uses_stop_step: bool = True
+    uses_label: bool = True
+    needs_classifier: bool = False
+    looks_at_all: bool = False
+
+    def __init__(self, pipe: SONAPipeline, settings: GenerationSettings):
+        self.pipe, self.settings = pipe, settings
+
+    @classmethod
+    def rows(cls, stop_step: int, steps: int) -> int:
+        """Rows that the UNet computes for an image of this stop step, of `steps`."""
+        raise NotImplementedError
+
+    def load(self, maker: OutlierMaker, classifier: str | None) -> None:
+        """Load what the way needs besides the model, before anything is written.
+
+        Args:
+            maker: that will ask for outliers.
+            classifier: folder of a detector, or None.
+
+        Raises:
+            ValueError: the detector is of other classes.
+        """
+
+    def prepare(self, maker: OutlierMaker) -> dict[str, torch.Tensor]:
+        """What takes a while and is found once for a set, by its name; kept beside the set.
+
+        Raises:
+            ValueError: there are not the images for it.
+        """
+        return {}
+
+    def begin(self, maker: OutlierMaker, prepared: dict[str, torch.Tensor]) -> None:
+        """Take up what was prepared, before the first batch of each process."""
+
+    def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
+        """Scaled latents `[B, c, h, w]` of the outliers of a batch.
+
+        An outlier depends on its own item, source and generator alone, and on no other image of the batch.
+        """
+        raise NotImplementedError
+
+
+def peer(kind: Callable[..., Any], pipe: SONAPipeline, **others: Any) -> Any:
+    """A pipeline of diffusers of the class `kind` with the parts of ours, without safety checker or progress bar."""
+    parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    earlier = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # several are marked as deprecated, which is no news here
+    made = kind(**parts, scheduler=scheduler, **absent, **others)
+    diffusers_logging.set_verbosity(earlier)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@contextmanager
+def taking_float32(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within it, the UNet takes float32 and gives it, whatever it computes in, as diffusers' pipelines need it."""
+
+    def before(_: object, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+        sample, *others = arguments
+        states = named["encoder_hidden_states"].to(unet.dtype)
+        return (sample.to(unet.dtype), *others), named | {"encoder_hidden_states": states}
+
+    hooks = [
+        unet.register_forward_pre_hook(before, with_kwargs=True),
+        unet.register_forward_hook(lambda _, arguments, output: tree_map(torch.Tensor.float, output)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def in_groups(work: Work, groups: Sequence[Group], edit: Callable[[Group, list[int]], torch.Tensor]) -> torch.Tensor:
+    """The results of `edit(group, members)` for the members of each group, put into the order of the batch."""
+    results = torch.empty_like(work.source_latents)
+    members: dict[Group, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    for group, places in members.items():
+        results[places] = edit(group, places).to(results.dtype)
+    return results
+
+
+def pixels_of(maker: OutlierMaker, work: Work) -> torch.Tensor:
+    """The sources of a batch as pixels `[B, C, H, W]` in [0, 1]."""
+    return work.pixels.to(maker.pipe.device) / 2 + 0.5
+
+
+@torch.no_grad()
+def latents_of(maker: OutlierMaker, pixels: torch.Tensor) -> torch.Tensor:
+    """Scaled latents of pixels `[B, C, H, W]` in [0, 1], at the mean of what the autoencoder gives."""
+    vae = maker.pipe.vae
+    encoded = vae.encode((pixels.clamp(0, 1) * 2 - 1).to(vae.dtype)).latent_dist.mode()
+    return (encoded * vae.config.scaling_factor).to(maker.pipe.latent_dtype)

@@ -1,0 +1,133 @@
+"""DreamOOD: prompts whose class word is replaced by a vector from outside of the class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sona_pipeline.common.progress import Track
+from sona_pipeline.detection.edges import Edge, drawn_outside
+from sona_pipeline.detection.networks import SMALL, build
+from sona_pipeline.generation.ways.text import Text, drawn
+
+if TYPE_CHECKING:
+    from sona_pipeline.generation.make import OutlierMaker, Work
+
+EPOCHS, RATE, BATCH, TEMPERATURE, MOST = 20, 0.1, 64, 0.1, 1000
+"""Of the encoder's training; the cosines over the temperature are its logits; images a class that count at most."""
+EDGE = Edge(neighbours=300, size=200, picked=None, drawn=1500, kept=2, spread=0.03)
+
+
+class Encoder(nn.Module):
+    """From images to features of the text encoder's width, whose cosines to the class words are the logits."""
+
+    anchors: torch.Tensor
+
+    def __init__(self, anchors: torch.Tensor, size: int):
+        super().__init__()
+        network = build("resnet8" if size <= SMALL else "resnet18", len(anchors), size)
+        self.body, self.projection = network.body, nn.Linear(network.head.in_features, anchors.shape[1])
+        self.register_buffer("anchors", F.normalize(anchors, dim=1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Unit features `[B, D]` of pixels `[B, 3, H, W]` in [-1, 1]."""
+        return F.normalize(self.projection(self.body(pixels)), dim=1)
+
+    def loss(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the cosines to the class words."""
+        return F.cross_entropy(self(pixels) @ self.anchors.T / TEMPERATURE, labels)
+
+
+class Dream(Text):
+    """DreamOOD (Du et al. 2023).
+
+    An encoder of images is trained so that its features point where the text encoder puts the word of their class.
+    Around the edge of each class in that space vectors are drawn that lie outside. One of them, as long as the class
+    word's own vector, takes its place in the prompt "a photo of a {class}", and the outlier is drawn from noise. The
+    paper trains a ResNet-34 for 100 epochs; here it is a small network of up to 64 px, for 20 epochs.
+    """
+
+    uses_label = False
+    looks_at_all = True
+
+    def prepare(self, maker: OutlierMaker) -> dict[str, torch.Tensor]:
+        """The vectors `[N, D]` of each class, by its number, once the encoder is trained."""
+        classes = maker.plan.images.classes
+        embeds = maker.prompts([self.settings.id_prompt_of(name) for name in classes]).float()
+        words = torch.stack([one[self._word(name)].mean(dim=0) for one, name in zip(embeds, classes)])
+        pixels, labels = self._images(maker)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            encoder = _trained(Encoder(words, pixels.shape[-1]).to(words.device), pixels, labels)
+            features = _features(encoder, pixels)
+            edges = [drawn_outside(features[labels == label][:MOST], EDGE) for label in range(len(classes))]
+        found = zip(edges, words.norm(dim=1))
+        return {str(label): (F.normalize(edge, dim=1) * length).cpu() for label, (edge, length) in enumerate(found)}
+
+    def begin(self, maker: OutlierMaker, prepared: dict[str, torch.Tensor]) -> None:
+        """Vectors, and where they go."""
+        self.places = [self._word(name) for name in maker.plan.images.classes]
+        self.vectors = [prepared[str(label)] for label in range(len(self.places))]
+
+    def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
+        """All images of a batch together."""
+        embeds = maker.prompts(maker.prompts_of(work.items)[0]).clone()
+        for row, item, generator in zip(embeds, work.items, work.generators):
+            label = maker.plan.images.labels[item.index]
+            vectors = self.vectors[label]
+            row[self.places[label]] = vectors[int(torch.randint(len(vectors), (), generator=generator))].to(row)
+        return drawn(maker, embeds, work.generators)
+
+    def _word(self, name: str) -> slice:
+        """Where the tokens of a class stand in its prompt."""
+        before, _ = self.settings.prompt.split("{}")
+        tokens = self.pipe.tokenizer
+        start = len(tokens(before.rstrip()).input_ids) - 1
+        length = len(tokens(self.settings.id_label(name)).input_ids) - 2
+        return slice(start, start + length)
+
+    def _images(self, maker: OutlierMaker) -> tuple[torch.Tensor, torch.Tensor]:
+        """All readable images as pixels of up to 64 px, and their labels."""
+        plan, found, labels = maker.plan, [], []
+        for batch in plan.batches(BATCH):
+            work = maker.read(batch)
+            if work.items:
+                pixels = self.pipe.preprocess_image(work.images).expand(-1, 3, -1, -1)
+                side = min(SMALL, maker.size)
+                found.append(F.interpolate(pixels, (side, side), mode="bilinear", antialias=True))
+                labels += [plan.images.labels[item.index] for item in work.items]
+        if missing := set(range(len(plan.images.classes))) - set(labels):
+            raise ValueError(
+                f"the way 'dream' needs images of every class, and {plan.images.classes[min(missing)]!r} has none"
+            )
+        return torch.cat(found), torch.tensor(labels)
+
+
+def _trained(encoder: Encoder, pixels: torch.Tensor, labels: torch.Tensor) -> Encoder:
+    optimizer = torch.optim.SGD(encoder.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = EPOCHS * max(1, len(pixels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + EPOCHS)
+    device = encoder.anchors.device
+    encoder.train()
+    with Track("encoder", EPOCHS) as track, torch.enable_grad():
+        for _ in range(EPOCHS):
+            for places in torch.randperm(len(pixels)).split(BATCH):
+                if len(places) < min(BATCH, len(pixels)):
+                    continue
+                images = pixels[places].to(device)
+                images = images.flip(3) if torch.rand(()) < 0.5 else images
+                loss = encoder.loss(images, labels[places].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            track.advance()
+    return encoder.eval()
+
+
+@torch.no_grad()
+def _features(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+    return torch.cat([encoder(some.to(encoder.anchors.device)) for some in pixels.split(256)])
