@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from sona_pipeline.common.devices import default_dtype, usable_device
-from sona_pipeline.common.files import only_run, read_json, settle_settings, versions, write_bytes, write_text
+from sona_pipeline.common.files import digest, only_run, read_json, settle_settings, versions, write_bytes, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.progress import Track
@@ -52,7 +52,7 @@ PREPARED = "way.safetensors"
 """What a way has found out for a set."""
 SECONDS_UNTIL_IN_SIGHT = 300
 """How long files of other machines may take to appear."""
-NEW_KEYS = {"codec": "png", "way": "sona"}
+NEW_KEYS = {"codec": "png", "way": "sona", "ood_embeddings": None, "blend": "none"}
 """What version 0.1.0 did not record, and how it was then."""
 Result = TypeVar("Result")
 
@@ -291,6 +291,8 @@ def _recorded(
 ) -> tuple[dict, dict]:
     """What has to be equal in all runs into one folder, and what is only noted."""
     fixed = identity(pipe) | asdict(settings)
+    if settings.ood_embeddings:
+        fixed["ood_embeddings"] = digest(Path(settings.ood_embeddings).read_bytes())
     fixed |= {
         "format": writing.format,
         "save_size": writing.save_size,

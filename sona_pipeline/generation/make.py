@@ -17,6 +17,7 @@ from sona_pipeline.data.imaging import fit
 from sona_pipeline.data.rejects import MAY_PASS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.checks import CHECKS, Classifier, Made, bounds_of, run_checks
+from sona_pipeline.generation.embeddings import given_embeddings
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
@@ -101,6 +102,7 @@ class OutlierMaker:
         self.form = form or KeptForm(self.size, self.size)
         self.bounds = bounds_of(plan.settings.reject)
         self.prompts = PromptCache(pipe)
+        self.given = given_embeddings(pipe, plan.settings)
         self.way = WAYS[plan.settings.way](pipe, plan.settings)
 
     def read(self, batch: Batch) -> Work:
@@ -189,7 +191,17 @@ class OutlierMaker:
     def prompts_of(self, items: Sequence[PlannedOutlier]) -> tuple[list[str], list[str]]:
         """ID and OOD prompt of every item."""
         names, settings = [self.plan.images.label_name(item.index) for item in items], self.settings
-        return [settings.id_prompt_of(n) for n in names], [settings.ood_prompt_of(item.ood_label) for item in items]
+        ood_prompts = [settings.ood_prompt_of(item.ood_label, name) for item, name in zip(items, names)]
+        return [settings.id_prompt_of(name) for name in names], ood_prompts
+
+    def meanings_of(self, items: Sequence[PlannedOutlier]) -> torch.Tensor:
+        """Embeddings `[B, L, D]` of what the outliers shall mean: of a prompt, between two, or given."""
+        if self.given:
+            return torch.stack([self.given[item.ood_label] for item in items])
+        names = [self.plan.images.label_name(item.index) for item in items]
+        texts = [self.settings.ood_prompt_of(m, name) for item, name in zip(items, names) for m in item.meanings]
+        parts = self.prompts(texts).split([len(item.meanings) for item in items])
+        return torch.stack([part.mean(dim=0) for part in parts])
 
     def denoised(
         self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options: Any
@@ -201,10 +213,9 @@ class OutlierMaker:
         """
         if not latents.isfinite().all():
             raise FloatingPointError(f"the VAE makes NaN or infinite latents in {self.pipe.vae.dtype}: {_ANOTHER}")
-        id_prompts, ood_prompts = self.prompts_of(items)
         planned: dict[str, Any] = {
-            "id_prompt_embeds": self.prompts(id_prompts),
-            "ood_prompt_embeds": self.prompts(ood_prompts),
+            "id_prompt_embeds": self.prompts(self.prompts_of(items)[0]),
+            "ood_prompt_embeds": self.meanings_of(items),
             "uncond_prompt_embeds": self.prompts([""]),
             "stop_step": [item.stop_step for item in items],
             "num_inference_steps": self.settings.num_inference_steps,

@@ -17,6 +17,7 @@ from sona_pipeline.common.files import read_text
 from sona_pipeline.common.loading import loading
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
+from sona_pipeline.generation.embeddings import embedding_names
 from sona_pipeline.generation.settings import LabelSettings
 from sona_pipeline.pipeline import SONAPipeline
 
@@ -46,8 +47,12 @@ def labels_of(
     """
     if isinstance(chosen.ood_labels, tuple):
         return chosen.ood_labels, []
-    if chosen.ood_labels and chosen.ood_prompts:
-        raise ValueError("--ood-labels and --ood-prompts exclude each other: give one of them")
+    options = {"--ood-labels": chosen.ood_labels, "--ood-prompts": chosen.ood_prompts}
+    options["--ood-embeddings"] = chosen.ood_embeddings
+    if len(named := [option for option, value in options.items() if value]) > 1:
+        raise ValueError(f"{' and '.join(named)} exclude each other: give one of them")
+    if chosen.ood_embeddings:
+        return embedding_names(chosen.ood_embeddings), []
     labels: list[Names]
     if chosen.ood_prompts:
         labels = [(line,) for line in read_lines(chosen.ood_prompts)]

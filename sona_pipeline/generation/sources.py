@@ -69,6 +69,7 @@ def open_sources(
         ood_labels=labels,
         id_labels=settings.id_labels or {name: names[0] for name, names in id_names.items()},
         ood_prompt="{}" if choice.ood_prompts else settings.ood_prompt,
+        ood_embeddings=str(choice.ood_embeddings) if choice.ood_embeddings else None,
     )
     check_settings(images, settings)
     check_output(settings, writing)

@@ -11,6 +11,7 @@ from torch import nn
 from sona_pipeline.common.progress import Track
 from sona_pipeline.detection.edges import Edge, drawn_outside
 from sona_pipeline.detection.networks import SMALL, build
+from sona_pipeline.generation.prompts import word_in
 from sona_pipeline.generation.ways.text import Text, drawn
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Dream(Text):
     paper trains a ResNet-34 for 100 epochs; here it is a small network of up to 64 px, for 20 epochs.
     """
 
-    uses_label = False
+    uses_label = takes_embeddings = False
     looks_at_all = True
 
     def prepare(self, maker: OutlierMaker) -> dict[str, torch.Tensor]:
@@ -82,12 +83,7 @@ class Dream(Text):
         return drawn(maker, embeds, work.generators)
 
     def _word(self, name: str) -> slice:
-        """Where the tokens of a class stand in its prompt."""
-        before, _ = self.settings.prompt.split("{}")
-        tokens = self.pipe.tokenizer
-        start = len(tokens(before.rstrip()).input_ids) - 1
-        length = len(tokens(self.settings.id_label(name)).input_ids) - 2
-        return slice(start, start + length)
+        return word_in(self.pipe, self.settings.prompt, self.settings.id_label(name))
 
     def _images(self, maker: OutlierMaker) -> tuple[torch.Tensor, torch.Tensor]:
         """All readable images as pixels of up to 64 px, and their labels."""

@@ -27,6 +27,8 @@ class LEdits(Way):
     level that the way down begins at is the stop step; the paper has 64 of 100.
     """
 
+    takes_embeddings = True
+
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
         """Two a step of the inversion, and three of the edit."""
@@ -34,7 +36,7 @@ class LEdits(Way):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """Images of one stop step together."""
-        id_prompts, ood_prompts = (maker.prompts(prompts) for prompts in maker.prompts_of(work.items))
+        id_prompts, ood_prompts = maker.prompts(maker.prompts_of(work.items)[0]), maker.meanings_of(work.items)
         all_levels = levels(self.pipe, self.settings.num_inference_steps)
 
         def edit(stop_step: int, members: list[int]) -> torch.Tensor:

@@ -39,6 +39,7 @@ class OIR(Way):
     """
 
     uses_stop_step = False
+    takes_embeddings = True
 
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
@@ -51,7 +52,7 @@ class OIR(Way):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """All images of a batch together; the depth that was chosen becomes their stop step."""
-        own, other = (maker.prompts(prompts) for prompts in maker.prompts_of(work.items))
+        own, other = maker.prompts(maker.prompts_of(work.items)[0]), maker.meanings_of(work.items)
         prompts = Prompts(maker.prompts([""]).expand_as(own), own, other)
         steps, source = self.settings.num_inference_steps, work.source_latents
         depths = self._depths(steps)

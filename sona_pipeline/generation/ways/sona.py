@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class Sona(Way):
     """Guidance by regions: algorithm 2 of the paper."""
 
+    takes_embeddings = True
     options: dict[str, Any] = {}
 
     @classmethod

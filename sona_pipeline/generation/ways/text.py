@@ -17,6 +17,7 @@ class Text(Way):
     """Images of the OOD labels, without the source, by classifier-free guidance of scale 3."""
 
     uses_stop_step = False
+    takes_embeddings = True
 
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
@@ -25,7 +26,7 @@ class Text(Way):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """All images of a batch together."""
-        return drawn(maker, maker.prompts(maker.prompts_of(work.items)[1]), work.generators)
+        return drawn(maker, maker.meanings_of(work.items), work.generators)
 
 
 class FakeIt(Text):
@@ -35,7 +36,7 @@ class FakeIt(Text):
     `examples/train_latent_diffusion.py` from early on.
     """
 
-    uses_label = False
+    uses_label = takes_embeddings = False
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """Drawn by the prompts of the sources' own classes."""

@@ -1,0 +1,159 @@
+"""OOD meanings beyond one label: attributes of the ID class, blends of two prompts, embeddings from a file."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sona_pipeline import sample
+from sona_pipeline.data.outlier_set import read_rows, read_settings
+from sona_pipeline.generation.checkpoint import load_pipeline
+from sona_pipeline.generation.embeddings import embedding_names, given_embeddings
+from sona_pipeline.generation.generate import generate_outliers
+from sona_pipeline.generation.make import OutlierMaker
+from sona_pipeline.generation.ood_labels import labels_of
+from sona_pipeline.generation.plan import plan_outliers
+from sona_pipeline.generation.prompts import check_prompts, word_in
+from sona_pipeline.generation.settings import GenerationSettings, LabelSettings
+
+SETTINGS = GenerationSettings(("bag", "sandal"), num_inference_steps=3)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    loaded = load_pipeline("tiny", "cpu", dtype="float32", scheduler="ddim")
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sample.id_images("train").take(range(0, 1500, 15))
+
+
+def planned(images, **changes):
+    return list(plan_outliers(images, replace(SETTINGS, **changes)))
+
+
+def test_attributes_go_with_the_word_of_the_class(pipe, images):
+    settings = replace(
+        SETTINGS, ood_labels=("broken", "wet"), ood_prompt="a photo of a {} {id}", id_labels={"shirt": "blouse"}
+    )
+    maker = OutlierMaker(pipe, plan_outliers(images, settings))
+    items = list(maker.plan)
+    _, prompts = maker.prompts_of(items)
+    for item, prompt in zip(items, prompts):
+        word = {"shirt": "blouse"}.get(images.label_name(item.index), images.label_name(item.index))
+        assert prompt == f"a photo of a {item.ood_label} {word}" and item.ood_label in ("broken", "wet")
+    assert torch.equal(maker.meanings_of(items[:4]), maker.prompts(prompts[:4]))
+    assert len(settings.all_ood_prompts(images.classes)) == 2 * len(images.classes)
+    check_prompts(images.classes, pipe, settings)
+    with pytest.raises(ValueError, match="the OOD prompt 'a photo of a shirt' and the ID prompt"):
+        check_prompts(["shirt", "t-shirt"], pipe, replace(SETTINGS, ood_labels=("a photo",), ood_prompt="{} of a {id}"))
+
+
+@pytest.mark.parametrize("prompt", ["a {} {di}", "a {id}", "{} {}", "a {0}"])
+def test_templates_with_other_places_are_refused(images, prompt):
+    with pytest.raises(ValueError, match=r"needs just one \{\}, for the label, and may have \{id\}"):
+        plan_outliers(images, replace(SETTINGS, ood_prompt=prompt))
+    with pytest.raises(ValueError, match=r"'a \{\} \{id\}' needs just one \{\}, for the label$"):
+        plan_outliers(images, replace(SETTINGS, prompt="a {} {id}"))
+
+
+def test_a_blend_of_classes_lies_between_two_others(pipe, images):
+    items = planned(images, blend="classes")
+    pairs = {item.meanings for item in items}
+    for item in items:
+        own = images.label_name(item.index)
+        assert len(set(item.meanings)) == 2 and own not in item.meanings and set(item.meanings) <= set(images.classes)
+        assert item.ood_label == " + ".join(item.meanings)
+    assert len(pairs) > 20  # of thirty ordered ones
+    maker = OutlierMaker(pipe, plan_outliers(images, replace(SETTINGS, blend="classes")))
+    found = maker.meanings_of(items[:5])
+    for item, meaning in zip(items, found):
+        both = maker.prompts([f"a photo of a {word}" for word in item.meanings])
+        torch.testing.assert_close(meaning, (both[0] + both[1]) / 2)
+
+
+def test_a_blend_of_labels_has_the_planned_label_and_another_class(images):
+    plain, blended = planned(images), planned(images, blend="labels")
+    for one, item in zip(plain, blended):
+        label, word = item.meanings
+        assert (label,) == one.meanings and word != images.label_name(item.index) and word in images.classes
+        assert (item.stop_step, item.seed, item.file_name) == (one.stop_step, one.seed, one.file_name)
+
+
+def test_blends_that_cannot_be_are_refused(images):
+    two = images.take([k for k, label in enumerate(images.labels) if label < 2]).with_classes(images.classes[:2])
+    with pytest.raises(ValueError, match="a blend of 'classes' needs 3 classes or more, and the images have 2"):
+        plan_outliers(two, replace(SETTINGS, blend="classes"))
+    with pytest.raises(ValueError, match="the way 'sega' takes prompts only: leave `blend` out"):
+        plan_outliers(images, replace(SETTINGS, blend="labels", way="sega"))
+    with pytest.raises(ValueError, match="`blend` is 'half', but has to be one of none, classes, labels"):
+        plan_outliers(images, replace(SETTINGS, blend="half"))
+
+
+@pytest.fixture
+def file(pipe, tmp_path):
+    """A whole prompt, and a vector."""
+    whole = pipe.encode_prompts(1, {"id_prompt": "a photo of a sandal"}, {"id_prompt": None}, pipe.device)[0][0]
+    path = tmp_path / "embeddings.safetensors"
+    save_file({"whole": whole.contiguous(), "vector": torch.full((whole.shape[1],), 0.5)}, path)
+    return path
+
+
+def test_embeddings_of_a_file_stand_for_prompts(pipe, images, file, tmp_path):
+    settings = replace(SETTINGS, ood_labels=("vector", "whole"), ood_embeddings=str(file))
+    maker = OutlierMaker(pipe, plan_outliers(images, settings))
+    items = list(maker.plan)
+    sandal, other = maker.prompts(["a photo of a sandal", "a photo of a x"])
+    place = word_in(pipe, "a photo of a {}", "x")
+    other[place] = 0.5
+    for item, meaning in zip(items[:12], maker.meanings_of(items[:12])):
+        torch.testing.assert_close(meaning, sandal if item.ood_label == "whole" else other)
+    assert {item.ood_label for item in items} == {"whole", "vector"}
+    generate_outliers(images.take(range(4)), pipe, tmp_path / "set", settings)
+    assert {row["ood_label"] for row in read_rows(tmp_path / "set")} <= {"whole", "vector"}
+    assert len(read_settings(tmp_path / "set")["ood_embeddings"]) == 64  # the hash of the file
+
+
+def test_a_whole_prompt_from_a_file_makes_the_outlier_of_that_prompt(pipe, images, file, tmp_path):
+    few = images.take(range(3))
+    by_file = replace(SETTINGS, ood_labels=("whole",), ood_embeddings=str(file))
+    generate_outliers(few, pipe, tmp_path / "file", by_file)
+    generate_outliers(few, pipe, tmp_path / "prompt", replace(SETTINGS, ood_labels=("sandal",)))
+    hashes = [[row["sha256"] for row in read_rows(tmp_path / name)] for name in ("file", "prompt")]
+    assert hashes[0] == hashes[1]
+
+
+def test_bad_embeddings_are_refused(pipe, images, file, tmp_path):
+    def given(**changes):
+        return given_embeddings(
+            pipe, replace(SETTINGS, **{"ood_embeddings": str(file), "ood_labels": ("whole",)} | changes)
+        )
+
+    with pytest.raises(ValueError, match=r"has no embedding of \['bag'\]: name the labels"):
+        given(ood_labels=("bag", "whole"))
+    with pytest.raises(FileNotFoundError, match="does not exist: give a safetensors file"):
+        given(ood_embeddings=str(tmp_path / "none"))
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"{}")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        embedding_names(bad)
+    for value in (torch.zeros(3), torch.zeros(2, 2, 2), torch.full((16,), torch.nan)):
+        save_file({"whole": value}, bad)
+        with pytest.raises(ValueError, match=r"'whole' in .* has the shape .* are needed for this model"):
+            given(ood_embeddings=str(bad))
+    settings = replace(SETTINGS, ood_labels=("whole",), ood_embeddings=str(file))
+    with pytest.raises(ValueError, match="the way 'diffedit' takes prompts only: leave `ood_embeddings` out"):
+        plan_outliers(images, replace(settings, way="diffedit"))
+    with pytest.raises(ValueError, match="embeddings have no words to be 'close' by"):
+        plan_outliers(images, replace(settings, label_choice="close"))
+
+
+def test_one_source_of_meanings_is_named(file):
+    assert labels_of(LabelSettings(ood_embeddings=file), "tiny", {"shirt": ("shirt",)}) == (("vector", "whole"), [])
+    both = LabelSettings(ood_labels="labels.txt", ood_embeddings=file)
+    with pytest.raises(ValueError, match="--ood-labels and --ood-embeddings exclude each other"):
+        labels_of(both, "tiny", {"shirt": ("shirt",)})
