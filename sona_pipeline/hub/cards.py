@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from sona_pipeline.evaluation.report import GROUPS, METRICS, SPECTRA, Run, plain, summary, with_spread
 from sona_pipeline.generation.inspection import QUANTILES, Inspection
+from sona_pipeline.generation.ways import WAYS
+from sona_pipeline.training.methods import METHODS
 
 if TYPE_CHECKING:
     from sona_pipeline.detection.detector import Detector
@@ -226,7 +229,7 @@ like it, but was asked to mean something that is none of the {len(found.classes)
 
 ## How they were made
 
-{METHOD}
+{_way_text(found.settings)}
 
 {_table(["setting", "value"], _settings_rows(found.settings))}
 
@@ -492,12 +495,25 @@ def _threshold_text(detector: Detector, training: Mapping | None) -> str:
     return f"An image with a score above the threshold {detector.threshold:.4g} is called OOD; {how}."
 
 
+def _way_text(settings: Mapping) -> str:
+    way = settings.get("way", "sona")
+    if way == "sona":
+        return METHOD
+    first, *_ = inspect.cleandoc(WAYS[way].__doc__ or "").splitlines()
+    return textwrap.fill(
+        f"They are not SONA's, but made to be compared with its outliers, by `sona generate --way {way}`: {first}", 120
+    )
+
+
+_METHOD_NAMES = {"oe": "outlier exposure", "energy": "energy margins", "mixoe": "MixOE"}
+
+
 def _training_text(training: Mapping | None) -> str:
     if training is None:
         return "How it was trained is not recorded."
-    names = {"oe": "outlier exposure", "energy": "energy margins", "mixoe": "MixOE", "vos": "VOS"}
-    exposed = training["outliers"] or training["method"] == "vos"
-    how = f"by {names.get(training['method'], training['method'])}" if exposed else "by cross-entropy, without outliers"
+    method = training["method"]
+    exposed = training["outliers"] or not METHODS[method].needs_outliers
+    how = f"by {_METHOD_NAMES.get(method, method.upper())}" if exposed else "by cross-entropy, without outliers"
     how += " with mutual information" if training["mi_weight"] else ""
     start = "from pretrained weights" if training["pretrained"] else "from scratch"
     return (
@@ -517,6 +533,8 @@ def _settings_rows(settings: Mapping) -> Iterable[list[str]]:
         "mask_granularity": "share taken over",
         "prompt": "prompt",
         "ood_prompt": "OOD prompt, if another one",
+        "way": "way of making them",
+        "blend": "blend of meanings",
         "label_choice": "choice of the OOD label",
         "resize_mode": "how sources came to the size",
         "reject": "left out where",

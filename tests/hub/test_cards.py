@@ -182,6 +182,16 @@ def test_results_are_means_over_seeds_and_absent_without_runs():
     assert "None are given" in without.text and "model-index" not in metadata(without)
 
 
+def test_a_set_of_another_way_is_not_called_sonas(found):
+    text = " ".join(outlier_card(replace(found, settings=SETTINGS | {"way": "cutpaste"})).text.split())
+    assert (
+        "They are not SONA's, but made to be compared with its outliers, by `sona generate --way cutpaste`: CutPaste"
+        in text
+    )
+    assert "works region by region" not in text and "| way of making them | cutpaste |" in text
+    assert "works region by region" in outlier_card(found).text
+
+
 @pytest.mark.parametrize(
     "settings, training, said",
     [
@@ -191,6 +201,7 @@ def test_results_are_means_over_seeds_and_absent_without_runs():
         ({}, TRAINING, "Trained by outlier exposure, from scratch, 100 epochs"),
         ({}, TRAINING | {"mi_weight": 1.0}, "Trained by outlier exposure with mutual information, from scratch"),
         ({}, TRAINING | {"outliers": None}, "Trained by cross-entropy, without outliers"),
+        ({}, TRAINING | {"outliers": None, "method": "cider"}, "Trained by CIDER, from scratch"),
         ({"crop_pct": 0.5}, None, "scaled to 32 x 32 pixels (Lanczos), of which the middle 16 x 16"),
         ({"score": "msp", "temperature": 2.0}, None, "`msp` at temperature 2"),
     ],
