@@ -109,15 +109,15 @@ def evaluate(given: Given) -> None:
     from sona_pipeline.evaluation.score_names import score_names
     from sona_pipeline.evaluation.sources import methods_of, open_test_images
 
-    detectors = methods_of(scoring.detector)
     opened = open_test_images(source, score_names(scoring.score), scoring.search)
     with ends_explained(scoring.output, scoring.batch_size):
         found = evaluate_detectors(
-            detectors,
+            methods_of(scoring.detector),
             opened.sets,
             scoring.output,
             scoring.score or None,
             baseline=scoring.baseline,
+            leaderboard=opened.leaderboard,
             fit_images=opened.fit,
             validation_images=opened.validation,
             search_images=opened.search,

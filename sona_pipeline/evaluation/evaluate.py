@@ -13,6 +13,7 @@ from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.detection.detector import Detector, load_detector
 from sona_pipeline.evaluation.comparison import check_baseline, compare
+from sona_pipeline.evaluation.leaderboard import FOLDER as LEADERBOARD, described, write_leaderboard
 from sona_pipeline.evaluation.report import Run, stems, write_report
 from sona_pipeline.evaluation.score_names import ALL, score_names
 from sona_pipeline.evaluation.score_table import (
@@ -34,6 +35,7 @@ def evaluate_detectors(
     scores: Sequence[str] | None = None,
     *,
     baseline: str | None = None,
+    leaderboard: str | None = None,
     fit_images: ImageSet | None = None,
     validation_images: ImageSet | None = None,
     search_images: ImageSet | None = None,
@@ -56,6 +58,8 @@ def evaluate_detectors(
             own.
         baseline: a method that the others are compared with, see `comparison.compare`: `differences.csv`, and a table
             in `results.md`.
+        leaderboard: name of an OpenOOD benchmark whose test sets these are: `leaderboard/` then has rows for its
+            leaderboard.
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
         validation_images: labelled ID images that were not trained on, for the few that are fitted to such.
         search_images: OOD images that are no test images; with them, the parameters of post-hoc scores are those of
@@ -105,7 +109,11 @@ def evaluate_detectors(
         else:
             (output / "rejects.jsonl").unlink(missing_ok=True)
         differences = compare(tables, baseline) if baseline is not None else None
-        return write_report(output, runs, {name: some[0] for name, some in tables.items()}, differences)
+        found = write_report(output, runs, {name: some[0] for name, some in tables.items()}, differences)
+        if leaderboard is not None:
+            about = {name: described(name, one, place) for (name, one), (_, place) in zip(loaded, detectors)}
+            write_leaderboard(found, about, leaderboard, output / LEADERBOARD)
+        return found
 
 
 def _scores(

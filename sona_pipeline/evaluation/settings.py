@@ -28,6 +28,8 @@ class TestImages:
     """OpenOOD's data folder, with benchmark_imglist in it."""
     full_spectrum: bool = False
     """Of BENCHMARK, also the covariate-shifted sets."""
+    leaderboard: bool = False
+    """Of BENCHMARK, also write the rows that OpenOOD's leaderboard takes, to OUTPUT/leaderboard."""
     split: str = "test"
     """Split of the test images, of data with several: on the Hub, of shards, or of folders."""
     image_column: str | None = None

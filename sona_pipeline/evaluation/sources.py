@@ -20,12 +20,20 @@ _KINDS = ("near", "far", "shifted")
 
 
 class Opened(NamedTuple):
-    """Test sets, the ID images that post-hoc scores are fitted to, and OOD images that parameters are chosen by."""
+    """What an evaluation needs.
+
+    Attributes:
+        sets: the test sets.
+        fit, validation: ID images that post-hoc scores are fitted to.
+        search: OOD images that parameters are chosen by.
+        leaderboard: the benchmark whose leaderboard there are to be rows for.
+    """
 
     sets: TestSets
     fit: ImageSet | None = None
     validation: ImageSet | None = None
     search: ImageSet | None = None
+    leaderboard: str | None = None
 
 
 def open_test_images(source: TestImages, scores: Sequence[str], search: bool = False) -> Opened:
@@ -50,6 +58,8 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
     )
     if source.benchmark:
         return _open_benchmark(source, source.benchmark, scores, search, (fit, validation, ood))
+    if source.leaderboard:
+        raise ValueError("--leaderboard is of OpenOOD's benchmarks: give --benchmark and --root, or leave it out")
     if not source.id:
         raise ValueError("there are no test images: give --id with --near and --far, or --benchmark with --root")
     known = _open(source, source.id, source.split)
@@ -132,7 +142,7 @@ def _open_benchmark(
     if search:
         validation = openood.open_part(name, source.root, "validation") if validation is None else validation
         ood = openood.open_part(name, source.root, "validation_ood") if ood is None else ood
-    return Opened(sets, fit, validation, ood)
+    return Opened(sets, fit, validation, ood, name if source.leaderboard else None)
 
 
 def _named(texts: Sequence[str], source: TestImages, labelled: bool) -> dict[str, ImageSet]:
