@@ -47,6 +47,8 @@ from .evaluation.posthoc import POST_HOC as POST_HOC
 from .evaluation.report import (
     DIFFERENCES_NOTE as DIFFERENCES_NOTE,
     plain as plain,
+    stems as stems,
+    summary as summary,
     with_spread as with_spread,
 )
 from .evaluation.score_table import (

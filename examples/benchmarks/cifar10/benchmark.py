@@ -22,13 +22,20 @@ from sona_pipeline import (
     OutlierPairs,
     Running,
     TestSets,
+    compare,
     evaluate_detectors,
     open_outlier_set,
+    read_scores,
+    results_of,
+    stems,
+    summary,
     train_detector,
     write_text,
 )
 
 RECIPE = RECIPES["small"]
+OWN = "own"
+"""The score of a table where each row has its own."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
 RUNNING = Running(mixed_precision="bf16", cpu=True)
 
@@ -148,6 +155,23 @@ class Benchmark:
                 validation_images=self.data.validation,
                 batch_size=250,
             )
+
+    def own_scores(
+        self, table: Table, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str
+    ) -> pd.DataFrame:
+        """The same, with the score "own": what each row is judged by; differences are written as by `scores`."""
+        tables: dict[str, list[pd.DataFrame]] = {}
+        for score in dict.fromkeys(row.score for row in table.rows.values()):
+            chosen = [(name, place) for name, place in detectors if table.rows[name].score == score]
+            self.scores(chosen, sets, f"{folder}/{score}", [score])
+            for (name, _), stem in zip(chosen, stems([name for name, _ in chosen])):
+                found = read_scores(self.results(f"{folder}/{score}") / "scores" / f"{stem}.parquet")
+                tables.setdefault(name, []).append(found.rename(columns={score: OWN}))
+        runs = [(name, {OWN: results_of(found, OWN)}) for name in table.rows for found in tables.get(name, [])]
+        if table.baseline:
+            differences = compare(tables, table.baseline)
+            write_text(self.results(folder) / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
+        return summary(runs)
 
     def results(self, name: str) -> Path:
         """Folder of what a table's detectors were found to do, below the benchmark's folder."""

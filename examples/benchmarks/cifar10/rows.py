@@ -13,7 +13,23 @@ FEW_STEPS = [
 ]
 """Schedulers as in `SCHEDULERS`, what they are called in a table, and steps."""
 FEW = {"num_inference_steps": 12}
+SYSTEM_STEPS = {"num_inference_steps": 25}
+"""Of the outliers of all systems: half of the paper's, for what a search or an image by itself costs."""
+SYSTEM_WAYS = {
+    "SONA": "sona",
+    "global guidance": "global",
+    "text-to-image": "text",
+    "DreamOOD": "dream",
+    "SEGA": "sega",
+    "LEDITS": "ledits",
+    "DiffEdit": "diffedit",
+    "OIR": "oir",
+    "CutPaste": "cutpaste",
+    "AutoAugOOD": "autoaug",
+}
+"""Ways to make outliers that go with this model, by what tables call them."""
 SETS = {
+    **{f"{way}-25": Recipe(changes=SYSTEM_STEPS | {"way": way}) for way in SYSTEM_WAYS.values()},
     "sona": Recipe(),
     "text-to-image": Recipe(changes={"way": "text"}),
     "global": Recipe(changes={"way": "global"}),
@@ -57,12 +73,14 @@ class Row:
         training: changes of the training settings.
         round_trips: whether VAE round trips of the ID images are trained on as ID images, where there is a set.
         is_fine_tuned: whether training starts from the weights of `pretrained.py`.
+        score: that its paper judges it by, in a table where each row has its own.
     """
 
     outliers: str | None
     training: dict[str, Any] = field(default_factory=dict)
     round_trips: bool = True
     is_fine_tuned: bool = False
+    score: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,7 @@ class Table:
     Attributes:
         title: of the table.
         rows: by name.
-        scores: that detectors are judged by.
+        scores: that detectors are judged by; none where each row has its own.
         seeds: how many there are of each row, unless asked otherwise.
         far_validation: kinds of far-OOD validation images that choices are made by, too.
         baseline: the row that the others are compared with, with intervals, if there is one.
@@ -214,6 +232,25 @@ TABLES = {
         seeds=3,
         far_validation=(*SHIPPED, *KINDS),
         baseline="cross-entropy",
+    ),
+    "systems": Table(
+        "Every system on equal terms",
+        {
+            "cross-entropy": Row(None, score="energy"),
+            "OE, real outliers": Row("real", score="msp"),
+            "MCD, real outliers": Row("real", {"method": "mcd"}, score="mcd"),
+            "UDG, real outliers": Row("real", {"method": "udg"}, score="msp"),
+            "MixOE, real outliers": Row("real", {"method": "mixoe"}, score="msp"),
+            "VOS": Row(None, {"method": "vos"}, score="energy"),
+            "CIDER": Row(None, {"method": "cider"}, score="knn"),
+            "NPOS": Row(None, {"method": "npos"}, score="knn"),
+            "ASCOOD": Row(None, {"method": "ascood", "feature_scale": 0.5}, score="odin"),
+        }
+        | {title: Row(f"{way}-25", score="energy") for title, way in SYSTEM_WAYS.items()},
+        scores=(),
+        seeds=3,
+        far_validation=(*SHIPPED, *KINDS),
+        baseline="SONA",
     ),
     "steps": Table(
         "Fewer steps",

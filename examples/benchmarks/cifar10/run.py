@@ -179,6 +179,8 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     tests = benchmark.near_tests() if is_near_test else benchmark.tests(table)
     found = {
         kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores, table.baseline)
+        if table.scores
+        else benchmark.own_scores(table, detectors, sets, f"{name}/{kind}")
         for kind, sets in tests.items()
     }
     kinds = [kind for row, r in table.rows.items() if (kind := r.outliers) in SETS and row not in failed]

@@ -1,0 +1,95 @@
+"""The paper's tables beside ours: the figures are copied rightly, and each row of ours is found where it lies."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import modules_of
+
+FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
+FIGURES = pd.read_csv(FOLDER / "paper" / "figures.csv", dtype={"table": str})
+
+
+@pytest.mark.parametrize("number", ["1", "6"])
+def test_the_means_of_the_paper_are_those_of_its_sets(number):
+    """All but those of EBO and OpenGAN in table 1, where the paper's own sets do not give its mean."""
+    table = FIGURES[FIGURES["table"] == number].pivot(index="row", columns="column", values="value")
+    table = table.drop(index=["EBO", "OpenGAN"] if number == "1" else [])
+    near = table[["SSB-hard", "NINCO"]].mean(axis=1)
+    far = table[["iNaturalist", "Textures", "OpenImage-O"]].mean(axis=1)
+    assert (near - table["near-OOD"]).abs().max() < 0.03
+    assert (far - table["far-OOD"]).abs().max() < 0.03
+
+
+def test_figures_that_stand_in_several_tables_are_the_same():
+    sona = FIGURES[(FIGURES["row"].isin(["SONA", "random", "CE + OE + MI", "D_ID + D_OOD + D_N"]))]
+    near = sona[(sona["column"] == "near-OOD") & sona["table"].isin(["1", "2", "3", "4", "8"])]
+    assert set(near["value"]) == {88.38} and len(near) == 5
+    assert FIGURES["table"].nunique() == 10 and not FIGURES.duplicated(["table", "row", "column"]).any()
+
+
+@pytest.fixture
+def tables():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module("paper.tables")
+
+
+def test_every_row_is_of_a_table_that_there_is(tables):
+    with modules_of(FOLDER / "cifar10") as benchmark:
+        known = benchmark.rows.TABLES
+        for number, rows in tables.OURS.items():
+            in_paper = set(FIGURES[FIGURES["table"] == number]["row"])
+            for row, ours in rows.items():
+                if row in in_paper and ours.table != "near-test" and row != "Fake-it":
+                    assert ours.row in known[ours.table].rows, (number, row)
+
+
+def results(folder, rows):
+    names = ["method", "score", "spectrum", "group", "set", "metric", "mean", "std"]
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows, columns=names).to_csv(folder / "results.csv", index=False)
+
+
+def test_ours_stand_beside_the_papers(tables, tmp_path):
+    results(
+        tmp_path / "detectors",
+        [
+            ("cross-entropy", "energy", "standard", "near_ood", "mean", "auroc", 70.126, 1.5),
+            ("cross-entropy", "energy", "standard", "id", "id", "accuracy", 60.0, 1.0),
+            ("OE, SONA", "energy", "standard", "near_ood", "mean", "auroc", 80.0, None),
+        ],
+    )
+    found = tables.paper_table("4", "small", tmp_path).set_index("row")
+    assert found.loc["CE", "near-OOD, paper"] == "82.50" and found.loc["CE", "near-OOD, ours"] == "70.13 ± 1.50"
+    assert found.loc["CE + OE", "near-OOD, ours"] == "80.00" and found.loc["CE + OE + MI", "near-OOD, ours"] == "-"
+    assert tables.shown(found.reset_index()) == ["row", "near-OOD, paper", "near-OOD, ours"]
+
+
+def test_a_full_size_run_has_the_names_of_the_paper(tables, tmp_path):
+    rows = [
+        ("cross-entropy", "msp", "standard", "near_ood", "ssb_hard", "auroc", 80.0, 0.5),
+        ("cross-entropy", "msp", "full", "near_ood", "ssb_hard", "auroc", 50.0, 0.5),
+        ("SONA", "energy", "standard", "far_ood", "textures", "auroc", 95.0, 0.1),
+    ]
+    results(tmp_path / "run", rows)
+    first, sixth = (tables.paper_table(n, "imagenet200", tmp_path / "run").set_index("row") for n in ("1", "6"))
+    assert first.loc["MSP", "SSB-hard, ours"] == "80.00 ± 0.50" and sixth.loc["MSP", "SSB-hard, ours"] == "50.00 ± 0.50"
+    assert first.loc["SONA", "Textures, ours"] == "95.00 ± 0.10" and first.loc["OE", "near-OOD, ours"] == "-"
+
+
+@pytest.mark.parametrize("number", range(1, 11))
+def test_every_table_is_printed(number, tmp_path):
+    command = [sys.executable, str(FOLDER / "run.py"), f"table-{number}", "--output", str(tmp_path / "table.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"Table {number}: " in done.stdout and "another scale" in " ".join(done.stdout.split())
+    assert len(pd.read_csv(tmp_path / "table.csv")) == FIGURES[FIGURES["table"] == str(number)]["row"].nunique()
+
+
+def test_a_full_size_table_needs_results():
+    command = [sys.executable, str(FOLDER / "run.py"), "table-1", "--scale", "imagenet200"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "give --results" in done.stderr
