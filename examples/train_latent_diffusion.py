@@ -38,7 +38,7 @@ import cyclopts
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from cyclopts.types import NonNegativeFloat, PositiveInt
+from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -179,7 +179,7 @@ class Stage:
         self.ema = EMAModel(model.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
         self.ema.to(accelerator.device)
         self.checkpoint = output / "checkpoints" / f"{name}.safetensors"
-        self.step = 0
+        self.step, self.early = 0, 0
 
     def resume(self) -> None:
         """Take up the state of the last checkpoint, if there is one."""
@@ -241,7 +241,7 @@ class Stage:
                 self.step += 1
                 average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()
                 progress.update(task, completed=self.step, loss=f"loss {average:.4f}")
-                if self.step % every == 0 or self.step == self.steps:
+                if self.step % every == 0 or self.step in (self.early, self.steps):
                     self.save()
                     with_ema(self, lambda: show(self.step))
                     if not progress.console.is_terminal:
@@ -364,6 +364,9 @@ def train_unet(
         drawn = pipe(prompts, num_inference_steps=25, guidance_scale=3.0, generator=generator, output_type="pt").images
         save_image(drawn, output / "samples" / f"unet-{step:06d}.png", nrow=8)
         save_model(copy.deepcopy(pipe), output)
+        if step == stage.early:
+            (output / "early").mkdir(exist_ok=True)
+            save_model(copy.deepcopy(pipe), output / "early")
 
     stage.run(loss_of, every, show)
 
@@ -442,6 +445,7 @@ def main(
     snr_gamma: NonNegativeFloat = 0,
     bfloat16: Flag = False,
     sample_every: int = 1000,
+    early_steps: NonNegativeInt = 0,
     seed: int = 0,
 ) -> None:
     """Train tokenizer, autoencoder, UNet and text encoder on the images and labels of `--data`; see the file's head.
@@ -465,6 +469,8 @@ def main(
         snr_gamma: Gamma of min-SNR weighting of the UNet's loss, 5 as a rule; 0 for none.
         bfloat16: Multiply in bfloat16 in training; weights and sums stay in float32.
         sample_every: Steps between checkpoints and sample sheets.
+        early_steps: Also keep the model of that step of the UNet, in OUTPUT/early: its images look like the data and
+            are flawed, for `sona generate --way fakeit`. 0 for none.
         seed: Seed of weights and batches.
     """
     images = open_labelled(data, classes)
@@ -497,6 +503,7 @@ def main(
     pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     denoising = Denoising(unet, text_encoder, pipe.scheduler, snr_gamma)
     stage = Stage("unet", accelerator, denoising, unet_steps, learning_rate / 2, seed + 1, output)
+    stage.early = early_steps
     stage.resume()
     labels = torch.tensor(images.labels).repeat(len(latents[0]) // len(images))
     train_unet(stage, pipe, latents, labels, token_ids(tokenizer, prompts), names, batch_size, sample_every, output)

@@ -66,8 +66,11 @@ def colours(tmp_path_factory):
 
 def test_trained_model_loads_and_makes_outliers_of_its_images(colours, tmp_path):
     steps = ("--vae-steps", 4, "--unet-steps", 4, "--batch-size", 4, "--resolution", 16, "--vae-width", 8)
-    run("train_latent_diffusion.py", "--data", colours, "--output", tmp_path, *steps, "--sample-every", 4)
+    run("train_latent_diffusion.py", "--data", colours, "--output", tmp_path, *steps, "--early-steps", 2)
     assert (tmp_path / "samples" / "unet-000004.png").exists()
+    early, late = (SONAPipeline.from_pretrained(folder) for folder in (tmp_path / "early", tmp_path))
+    assert not torch.equal(early.unet.conv_in.weight, late.unet.conv_in.weight)
+    assert torch.equal(early.vae.encoder.conv_in.weight, late.vae.encoder.conv_in.weight)
     pipe = SONAPipeline.from_pretrained(tmp_path)
     image = Image.open(next((colours / "lime").iterdir())).resize((16, 16))
     output = pipe(image, "a photo of a lime", "a photo of a red apple", stop_step=2, num_inference_steps=4)
