@@ -63,7 +63,7 @@ def main(*, output: Path = Path("detectors"), seeds: PositiveInt = 3) -> None:
         outliers = {None: None, "real": sample.real_outliers(), "sona": open_outlier_set(made, images)}
         for method, (kind, changes) in METHODS.items():
             folder = output / "detectors" / f"{method}-{seed}"
-            settings = replace(RECIPES["small"], seed=seed, **changes)
+            settings = replace(RECIPES["small"], outlier_augmentation="none", seed=seed, **changes)
             title = f"{method}, seed {seed}"
             train_detector(images, settings, validation=validation, outliers=outliers[kind], output=folder, title=title)
             detectors.append((method, str(folder)))

@@ -164,7 +164,8 @@ def detectors(output: Path, images: ImageSet, seeds: int, epochs: int) -> tuple[
         equal += check_lossless(pairs)
         for name, (form, side) in SMALL_FORMS.items():
             place = output / "detectors" / f"{form.codec}-{form.size}-{side}-{seed}"
-            training = replace(RECIPES["small"], image_size=side, epochs=epochs, seed=seed)
+            recipe = replace(RECIPES["small"], outlier_augmentation="none", epochs=epochs)
+            training = replace(recipe, image_size=side, seed=seed)
             title = f"{name}, seed {seed}"
             train_detector(
                 pairs.images, training, validation=validation, outliers=as_kept(pairs, form), output=place, title=title

@@ -48,14 +48,14 @@ class Shuffled(v2.Transform):
 
 
 def strong(size: int) -> list[v2.Transform]:
-    """Half of the time one change out of many kinds, for outliers: whatever is done to one leaves it an outlier.
+    """Three times of four one change out of many kinds, for outliers: whatever is done to one leaves it an outlier.
 
     So outliers also show images unlike the ID images in colour, sharpness and layout. The kinds are TrivialAugment
     (Müller and Hutter 2021), the negative, grey, two bits a channel, shuffled parts and blur.
     """
     blur = v2.GaussianBlur(2 * (size // 10) + 1, (size / 32, size / 8))
     kinds = [v2.RandomInvert(1.0), v2.RandomGrayscale(1.0), v2.RandomPosterize(2, 1.0), Shuffled(), blur]
-    return [v2.RandomApply([v2.RandomChoice([v2.TrivialAugmentWide(), *kinds])], 0.5)]
+    return [v2.RandomApply([v2.RandomChoice([v2.TrivialAugmentWide(), *kinds])], 0.75)]
 
 
 def crop(size: int) -> list[v2.Transform]:

@@ -72,8 +72,8 @@ class TrainingSettings:
     flip: bool = True
     """Mirror images at random, where left and right mean the same."""
     outlier_augmentation: Annotated[str, OneOf(OUTLIER_AUGMENTATIONS)] = "none"
-    """What outliers undergo besides: 'strong' is one change out of many kinds, half of the time, so that they also show
-    what is unlike the ID images in colour, sharpness and layout."""
+    """What outliers undergo besides: 'strong' is one change out of many kinds, three times of four, so that they also
+    show what is unlike the ID images in colour, sharpness and layout."""
     feature_scale: Annotated[float, Gt(0), Lt(math.inf)] | None = None
     """Give the features of each image this standard deviation and mean 0 before the head (0.5 in ASCOOD); None (null in
     a file) leaves them as they are."""
@@ -128,6 +128,7 @@ RECIPES = {
         batch_size=64,
         schedule="one_cycle",
         min_strength=0.4,
+        outlier_augmentation="strong",
     ),
 }
 """The paper's two recipes, and one for images of about 32 pixels and a machine without a GPU."""

@@ -91,14 +91,14 @@ def test_shuffled_parts_are_those_of_the_image_in_another_order(height, width, s
 
 
 @pytest.mark.parametrize("size", [8, 30, 32, 224])
-def test_strong_changes_half_of_the_outliers_in_many_ways(size):
+def test_strong_changes_most_of_the_outliers_in_many_ways(size):
     change = v2.Compose(strong(size))
     image = v2.functional.resize(torch.randint(256, (3, 4, 4), dtype=torch.uint8), [size, size])
     torch.manual_seed(0)
     found = [change(image) for _ in range(200)]
     assert {(tuple(one.shape), one.dtype) for one in found} == {((3, size, size), torch.uint8)}
     unchanged = sum(torch.equal(one, image) for one in found)
-    assert 80 < unchanged < 135  # a few of TrivialAugment's changes are none
+    assert 35 < unchanged < 95  # a few of TrivialAugment's changes are none
     assert any(torch.equal(one, 255 - image) for one in found)
     assert any(torch.equal(one[0], one[1]) and torch.equal(one[1], one[2]) for one in found)
     assert any((one % 64 == 0).all() for one in found)

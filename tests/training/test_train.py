@@ -97,7 +97,7 @@ def test_same_seed_same_weights(id_images, validation, pairs):
 
     assert torch.equal(weights(), weights())
     assert not torch.equal(weights(), weights(seed=1))
-    assert not torch.equal(weights(), weights(outlier_augmentation="strong"))
+    assert not torch.equal(weights(), weights(outlier_augmentation="none"))
 
 
 def test_losses_of_a_batch_are_those_of_the_paper(id_images, outliers):
