@@ -100,8 +100,7 @@ def evaluate(given: Given) -> None:
     Scores are kept in OUTPUT, and only what is new is computed. Examples:
 
     * `sona evaluate --detector detector/ --id test/ --near birds=birds/ --far digits=digits/ --output results/`
-    * `sona evaluate --detector sona=run0/ --detector sona=run1/ --detector ce=base0/ --detector ce=base1/ --baseline ce
-      --score all --fit train/ --benchmark cifar10 --root OpenOOD/data --output results/`
+    * `sona evaluate --detector sona=run0/ --detector ce=base0/ --baseline ce --benchmark cifar10 --root data --output r/`
     """
     scoring, source = given.of(ScoringSettings), given.of(TestImages)
     from sona_pipeline.evaluation.evaluate import evaluate_detectors
@@ -109,10 +108,11 @@ def evaluate(given: Given) -> None:
     from sona_pipeline.evaluation.score_names import score_names
     from sona_pipeline.evaluation.sources import methods_of, open_test_images
 
+    detectors = methods_of(scoring.detector)
     opened = open_test_images(source, score_names(scoring.score), scoring.search)
     with ends_explained(scoring.output, scoring.batch_size):
         found = evaluate_detectors(
-            methods_of(scoring.detector),
+            detectors,
             opened.sets,
             scoring.output,
             scoring.score or None,

@@ -136,12 +136,17 @@ def _scores(
     return table
 
 
+NEW_SETTINGS = {"feature_scale": None, "heads": 1}
+"""Settings that detectors of version 0.1.0 do not have, and what they are there."""
+
+
 def detector_identity(detector: Detector) -> str:
     """What results are kept under: follows from the weights and all settings but those that `calibrated` sets."""
     weights = {
         name: digest(value.cpu().contiguous().numpy().tobytes()) for name, value in detector.state_dict().items()
     }
-    return digest_of([{**detector.settings, "threshold": None, "id_quantiles": None}, weights])
+    settings = {name: value for name, value in detector.settings.items() if NEW_SETTINGS.get(name, ...) != value}
+    return digest_of([{**settings, "threshold": None, "id_quantiles": None}, weights])
 
 
 def _content(sets: TestSets) -> dict[str, str]:

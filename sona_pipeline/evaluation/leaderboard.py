@@ -54,13 +54,13 @@ class Trained:
 
     Attributes:
         training: what its training is called.
-        outliers: whether it was trained on real outliers.
+        outliers: whether it was trained on real outliers; None if that is not known.
         network: what its network is called.
         note: further words.
     """
 
     training: str
-    outliers: bool
+    outliers: bool | None
     network: str
     note: str
 
@@ -77,7 +77,7 @@ def described(name: str, detector: Detector, folder: str | Path) -> Trained:
     is_plain = record.get("method") == "oe" and outliers is None
     return Trained(
         training="CrossEntropy" if is_plain else name,
-        outliers=outliers is not None and "outlier_form" not in record,
+        outliers=(outliers is not None and "outlier_form" not in record) if record else None,
         network=NETWORKS.get(network, network.partition(":")[2] or network),
         note=f"{record['epochs']} epochs" if record else "",
     )
@@ -96,10 +96,11 @@ def leaderboard_rows(found: pd.DataFrame, trained: Mapping[str, Trained], spectr
         about = trained[method]
         cells = [_cell(numbers, group, metric) for group, metric in _WANTED]
         named = POSTPROCESSORS.get(score, score.upper())
-        rows.append((about.training, named, *cells, "Yes" if about.outliers else "No", about.network, about.note))
+        rows.append((about.training, named, *cells, _OUTLIERS[about.outliers], about.network, about.note))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+_OUTLIERS = {True: "Yes", False: "No", None: "/"}
 _WANTED = (("near_ood", "auroc"), ("far_ood", "auroc"), ("id", "accuracy"))
 
 

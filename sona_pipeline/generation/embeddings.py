@@ -62,9 +62,9 @@ def given_embeddings(pipe: SONAPipeline, settings: GenerationSettings) -> dict[s
                 f" [{width}] or [{length}, {width}] are needed for this model"
             )
         if value.dim() == 1:
-            plain = _encoded(pipe, template.format(WORD, id=WORD)) if plain is None else plain
+            plain = _encoded(pipe, template.format(WORD)) if plain is None else plain
             vector, value = value, plain.clone()
-            value[word_in(pipe, template.replace("{id}", WORD), WORD)] = vector
+            value[word_in(pipe, template, WORD)] = vector
         found[name] = value
     return found
 

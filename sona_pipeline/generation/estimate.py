@@ -89,7 +89,7 @@ def estimate(
     return Estimate(
         images=len(plan),
         unet_rows=plan.unet_rows,
-        rows_per_second=plan.unet_rows / seconds,
+        rows_per_second=plan.unet_rows / max(seconds, 1e-9),
         seconds=seconds,
         bytes=round(bytes_each * len(plan)),
         free_bytes=None if address_of(output) else _free_bytes(output),

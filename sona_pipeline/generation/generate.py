@@ -98,6 +98,10 @@ def generate_outliers(
     state, writing = process_state(), writing or OutputSettings()
     check_place(output, writing.format, settings.drop_duplicates and not writing.part, state.num_processes)
     check_run(images, pipe, settings, writing)
+    if WAYS[settings.way].looks_at_all and (address := address_of(output)):
+        raise ValueError(
+            f"the way {settings.way!r} keeps what it finds: make the set in a folder, and copy it to {address}"
+        )
     batch_size = settled_batch_size(pipe, settings, writing, output)
     writing = replace(writing, batch_size=batch_size)
     form = kept_form(image_form(pipe, settings.size)[0], writing)
@@ -120,6 +124,8 @@ def generate_outliers(
         def settle() -> None:
             stack.enter_context(only_run(writer.folder))
             writer.discard()
+            if not (writer.folder / SETTINGS).exists():
+                (writer.folder / PREPARED).unlink(missing_ok=True)
             fixed, notes = _recorded(pipe, settings, writing, form)
             settle_settings(writer.folder / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
             _note_dtype(writer.folder / SETTINGS, str(pipe.unet.dtype))

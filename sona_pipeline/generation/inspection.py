@@ -75,7 +75,7 @@ def inspect_outliers(folder: str | Path) -> Inspection:
     rows = sorted(read_rows(folder), key=lambda row: row["file_name"])
     if not rows:
         raise ValueError(f"{folder} has no outliers yet: let `sona generate` make some")
-    names = [name for name in (*CHECKS, *BY_CLASSIFIER) if name in rows[0]]
+    names = [name for name in (*CHECKS, *BY_CLASSIFIER) if all(name in row for row in rows)]
     return Inspection(
         settings=read_settings(folder),
         classes=Counter(row["source_class"] for row in rows),

@@ -26,7 +26,7 @@ def share_of(plan: Plan, part: Part, batch_size: int) -> Plan:
     """The plan of a part: every `total`-th batch of the whole plan, so that batches are the same as in one run."""
     batches = plan.batches(batch_size)[part.number - 1 :: part.total]
     kept = np.sort(np.concatenate([np.empty(0, np.int64), *(batch.indices for batch in batches)]))
-    columns = ("hashes", "stop_steps", "labels", "seeds")
+    columns = ("hashes", "stop_steps", "labels", "seeds", "partners")
     return replace(plan, images=plan.images.take(kept.tolist()), **{c: getattr(plan, c)[kept] for c in columns})
 
 

@@ -224,6 +224,10 @@ def _check_meanings(images: ImageSet, settings: GenerationSettings) -> None:
     beyond = "blend" if settings.blend != "none" else "ood_embeddings" if settings.ood_embeddings else ""
     if beyond and not WAYS[settings.way].takes_embeddings:
         raise ValueError(f"the way {settings.way!r} takes prompts only: leave `{beyond}` out")
+    if settings.ood_embeddings and settings.blend != "none":
+        raise ValueError("embeddings are meanings by themselves: leave `blend` or `ood_embeddings` out")
+    if settings.ood_embeddings and "{id}" in (settings.ood_prompt or ""):
+        raise ValueError("embeddings go into one prompt for all classes: leave {id} out of `ood_prompt`")
     if settings.ood_embeddings and settings.label_choice != "random":
         raise ValueError(
             f"embeddings have no words to be {settings.label_choice!r} by: leave `label_choice` at 'random'"

@@ -208,10 +208,15 @@ def outlier_card(
     origin = f" of {sources}" if sources else ""
     data = _outlier_data(repo_id, split, count, id_set, licence)
     purpose = "a hard near-OOD test set" if near_ood else "training images for out-of-distribution detectors"
+    if (way := found.settings.get("way", "sona")) == "sona":
+        what = f"""{count:,} semantic outliers, made as {purpose}. Each comes from one image{origin} and looks nearly
+like it, but was asked to mean something that is none of the {len(found.classes)} classes there."""
+    else:
+        what = f"""{count:,} outliers, made as {purpose} by `sona generate --way {way}`. Each was made for one
+image{origin}, of {len(found.classes)} classes."""
     text = f"""# {repo_id.partition("/")[2]}
 
-{count:,} semantic outliers, made as {purpose}. Each comes from one image{origin} and looks nearly
-like it, but was asked to mean something that is none of the {len(found.classes)} classes there.
+{what}
 
 | | |
 |---|---|

@@ -73,6 +73,8 @@ class Training:
         self.uses_method = self.beta > 0 and (sets.outliers is not None or not method.needs_outliers)
         self.uses_outliers = self.gamma > 0 or (self.beta > 0 and method.needs_outliers)
         self.views = method.views if self.uses_method else 1
+        if method.looks_at_all and accelerator.num_processes > 1:
+            raise ValueError(f"the method {settings.method!r} looks at all images: start it in one process")
         self.sets = sets
 
         parameters = [*detector.parameters(), *(method.parameters() if self.uses_method else ())]
@@ -190,7 +192,7 @@ class Training:
         step, known_logits, known_labels = self._forward(batch, progress)
         losses = {"cross_entropy": F.cross_entropy(known_logits, known_labels)}
         loss = losses["cross_entropy"]
-        if self.uses_method and (len(step.sources) or not self.plain_method.needs_outliers):
+        if self.uses_method and (len(step.sources) or not self.plain_method.skips_without_outliers):
             losses["outliers"] = self.method(step)
             loss = loss + self.beta * losses["outliers"]
         if self.gamma > 0 and len(step.sources) > 1:
@@ -200,10 +202,10 @@ class Training:
 
     def _forward(self, batch: dict[str, torch.Tensor], progress: float) -> tuple[Step, torch.Tensor, torch.Tensor]:
         """What the model says of a batch; and logits and labels of all that counts as ID, round trips among it."""
-        sources, outliers, share = self._exposed(batch, progress)
         kinds = [kind for kind in ("image", "view", "reconstruction") if kind in batch]
-        parts = [*(batch[kind].float() / 255 for kind in kinds), outliers]
-        logits, features = self.model(torch.cat(parts), with_features=True)
+        parts = [batch[kind].float() / 255 for kind in kinds]
+        sources, outliers, share = self._exposed(batch, parts[0], progress)
+        logits, features = self.model(torch.cat([*parts, outliers]), with_features=True)
         known, labels = len(logits) - len(outliers), batch["label"]
         count = self.views * len(labels)
         step = Step(
@@ -224,10 +226,10 @@ class Training:
         return step, known_logits, labels.repeat(len(kinds))
 
     def _exposed(
-        self, batch: dict[str, torch.Tensor], progress: float
+        self, batch: dict[str, torch.Tensor], images: torch.Tensor, progress: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Which of the images have outliers `[U]`, these `[U, 3, H, W]`, and the share of the ID images in them."""
-        images, labels, method = batch["image"].float() / 255, batch["label"], self.plain_method
+        labels, method = batch["label"], self.plain_method
         sources, outliers = labels.new_zeros(0), images[:0]
         if self.uses_method and method.makes_outliers:
             sources = torch.arange(len(labels), device=labels.device)
@@ -252,6 +254,8 @@ class Training:
         self.detector.eval()
         images, outliers = self.sets.images, self.sets.outliers
         exposed = outliers.outliers if isinstance(outliers, OutlierPairs) else outliers
+        if isinstance(outliers, OutlierPairs) and outliers.form:
+            images = images.changed(outliers.form.undergone)
         known, unknown = (self._features(some) for some in (images, exposed) if some is not None)
         labels = torch.tensor(images.labels, device=known.device)
         self.plain_method.begin_epoch(self.epoch, known, labels, unknown)
@@ -294,7 +298,8 @@ class Training:
         row = {"epoch": self.epoch, **losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         if self.validation:
             row["validation_accuracy"] = self._validate(self.detector)[0]
-            if row["validation_accuracy"] >= self.best_accuracy:
+            is_begun = not self.uses_method or self.epoch / self.settings.epochs > self.plain_method.start
+            if is_begun and row["validation_accuracy"] >= self.best_accuracy:
                 self.best_accuracy = row["validation_accuracy"]
                 self.best = {name: value.clone() for name, value in self.detector.state_dict().items()}
             track.say(f"{title}, accuracy {row['validation_accuracy']:.1f} %")

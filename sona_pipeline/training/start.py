@@ -58,6 +58,7 @@ def _trained_detector(classes: Sequence[str], settings: TrainingSettings, place:
     """The detector to start from, with the settings of the new one, and no threshold."""
     start = load_detector(place, "cpu")
     found = {"network": start.settings["network"], "image_size": start.image_size}
+    found["feature_scale"] = start.settings["feature_scale"]
     for name, value in found.items():
         if value != (wanted := getattr(settings, name)):
             raise ValueError(f"`{name}` is {wanted!r}, but the detector in {place} has {value!r}: give the same")
@@ -72,7 +73,6 @@ def _trained_detector(classes: Sequence[str], settings: TrainingSettings, place:
             f" {start.settings['heads']}: start from one that was trained by a method with as many"
         )
     new = {"classes": list(classes), "crop_pct": settings.crop_pct, "score": settings.score}
-    new |= {"feature_scale": settings.feature_scale}
     return start.with_settings(**new, temperature=1.0, threshold=None, id_quantiles=None).train()
 
 

@@ -90,6 +90,12 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
             f"`outlier_weight` is {settings.outlier_weight}, but there are no outliers for the method"
             f" {settings.method!r}: give some, or leave the weight out to train by cross-entropy only"
         )
+    method = METHODS[settings.method]
+    if (method.heads > 1 or method.looks_at_all) and (sets.outliers is None or settings.outlier_weight == 0):
+        raise ValueError(
+            f"the method {settings.method!r} is nothing without outliers: give some, and a weight above 0, or take the"
+            " method 'oe' for cross-entropy only"
+        )
     if sets.validation is None and settings.id_rate is not None:
         raise ValueError(
             f"a threshold at an ID rate of {settings.id_rate} needs validation images: give some, or set `id_rate` to"

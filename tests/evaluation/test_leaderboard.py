@@ -64,7 +64,7 @@ def test_a_benchmark_without_full_spectrum_has_one_file(sets, tmp_path):
     evaluate_detectors([("mine", place)], replace(sets, covariate={}), tmp_path / "results", leaderboard="cifar10")
     assert [path.name for path in (tmp_path / "results" / "leaderboard").iterdir()] == ["cifar10.csv"]
     row = pd.read_csv(tmp_path / "results" / "leaderboard" / "cifar10.csv").iloc[0]
-    assert (row["Training"], row["Arch"], row["Outlier_Data"]) == ("mine", "resnet10t", "No")
+    assert (row["Training"], row["Arch"], row["Outlier_Data"]) == ("mine", "resnet10t", "/")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_benchmark_without_full_spectrum_has_one_file(sets, tmp_path):
         (PLAIN | {"method": "cider"}, "name", False),
         (PLAIN | {"outliers": "x"}, "name", True),
         (PLAIN | {"outliers": "x", "outlier_form": {}}, "name", False),
-        (None, "name", False),
+        (None, "name", None),
     ],
 )
 def test_what_counts_as_outlier_data(record, training, outliers, tmp_path):

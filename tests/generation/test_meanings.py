@@ -152,6 +152,24 @@ def test_bad_embeddings_are_refused(pipe, images, file, tmp_path):
         plan_outliers(images, replace(settings, label_choice="close"))
 
 
+def test_embeddings_exclude_other_meanings(images, file):
+    settings = replace(SETTINGS, ood_labels=("whole",), ood_embeddings=str(file))
+    with pytest.raises(ValueError, match="embeddings are meanings by themselves"):
+        plan_outliers(images, replace(settings, blend="labels"))
+    with pytest.raises(ValueError, match=r"leave \{id\} out of `ood_prompt`"):
+        plan_outliers(images, replace(settings, ood_prompt="a {} {id}"))
+
+
+def test_embeddings_go_with_a_unet_in_bfloat16(images, file):
+    half = load_pipeline("tiny", "cpu", dtype="bfloat16", scheduler="unipc")
+    half.set_progress_bar_config(disable=True)
+    for way in ("text", "sona", "ledits"):
+        settings = replace(SETTINGS, ood_labels=("whole", "vector"), ood_embeddings=str(file), way=way)
+        maker = OutlierMaker(half, plan_outliers(images, settings))
+        work = maker.denoise(maker.encode(maker.read(maker.plan.batches(3)[0])))
+        assert work.outlier_latents.isfinite().all()
+
+
 def test_one_source_of_meanings_is_named(file):
     assert labels_of(LabelSettings(ood_embeddings=file), "tiny", {"shirt": ("shirt",)}) == (("vector", "whole"), [])
     both = LabelSettings(ood_labels="labels.txt", ood_embeddings=file)

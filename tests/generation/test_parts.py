@@ -267,3 +267,12 @@ def test_other_settings_in_the_place_of_the_merged_set_are_refused(parts, images
     generate_outliers(images, pipe, tmp_path / "set", replace(SETTINGS, seed=5), WRITING)
     with pytest.raises(ValueError, match=r"was made with other settings: seed \(5 then, 0 now\)"):
         merge_parts(parts, tmp_path / "set")
+
+
+def test_parts_of_a_blend_have_the_meanings_of_the_whole(pipe):
+    images = sample.id_images("train").take(range(0, 1500, 50))
+    settings = GenerationSettings(("bag", "sandal"), num_inference_steps=2, blend="classes")
+    whole = {item.file_name: item for item in make_plan(images, pipe, settings)}
+    for part in ("1/2", "2/2"):
+        plan = make_plan(images, pipe, settings, OutputSettings(part=part, batch_size=4))
+        assert len(plan) and all(item.meanings == whole[item.file_name].meanings for item in plan)

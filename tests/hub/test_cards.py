@@ -188,6 +188,7 @@ def test_a_set_of_another_way_is_not_called_sonas(found):
         "They are not SONA's, but made to be compared with its outliers, by `sona generate --way cutpaste`: CutPaste"
         in text
     )
+    assert "looks nearly like it" not in text and "by `sona generate --way cutpaste`. Each was made for one" in text
     assert "works region by region" not in text and "| way of making them | cutpaste |" in text
     assert "works region by region" in outlier_card(found).text
 

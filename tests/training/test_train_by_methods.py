@@ -95,6 +95,36 @@ def test_a_start_of_one_head_is_refused_for_two(id_images, validation, pairs, tm
         train_detector(id_images, settings, validation=validation, outliers=pairs)
 
 
+@pytest.mark.parametrize("method", ["mcd", "udg"])
+def test_methods_that_are_nothing_without_outliers_are_refused(method, id_images, validation, pairs):
+    for changes, outliers in (({}, None), ({"outlier_weight": 0.0}, pairs)):
+        with pytest.raises(ValueError, match=f"the method '{method}' is nothing without outliers"):
+            train_detector(
+                id_images, replace(SETTINGS, method=method, **changes), validation=validation, outliers=outliers
+            )
+
+
+def test_the_best_epoch_is_one_that_has_seen_outliers(id_images, validation, pairs, tmp_path, monkeypatch):
+    """Also where the accuracy falls from the first epoch on."""
+    validate = Training._validate
+    monkeypatch.setattr(Training, "_validate", lambda self, detector: (100.0 - self.epoch, validate(self, detector)[1]))
+    train_detector(
+        id_images, replace(SETTINGS, method="mcd", epochs=10), validation=validation, outliers=pairs, output=tmp_path
+    )
+    sets = TestSets(shapes(NAMES, 50, seed=3), {"diagonal": shapes(["diagonal"], 50, seed=4)}, {})
+    found = evaluate_detectors([("mcd", str(tmp_path))], sets, tmp_path / "results", ["mcd"], fit_images=id_images)
+    values = found.set_index("metric")["mean"]
+    assert values["auroc"].min() > 90 and values["accuracy"].min() > 90
+
+
+def test_another_feature_scale_is_no_start(id_images, validation, tmp_path):
+    scaled = replace(SETTINGS, epochs=1, feature_scale=0.5)
+    train_detector(id_images, scaled, validation=validation, output=tmp_path / "start")
+    settings = replace(SETTINGS, initial_checkpoint=str(tmp_path / "start"))
+    with pytest.raises(ValueError, match=r"`feature_scale` is None, but the detector in .* has 0.5: give the same"):
+        train_detector(id_images, settings, validation=validation)
+
+
 def test_two_views_are_augmented_each_by_itself(id_images, validation, pairs, monkeypatch):
     seen = []
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from sona_pipeline.evaluation.posthoc.base import Known, Method, Scorer, Seen, pytorch_ood
+
+
+class Watched:
+    """The training images of what is known, of which gradients are taken; again and again."""
+
+    def __init__(self, known: Known):
+        self.known = known
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for seen, labels in self.known.training_images():
+            yield seen.pixels.detach().requires_grad_(), labels
 
 
 def fit(known: Known, bins: int = 50, steepness: float = 100.0, full: int = 50) -> Scorer:
@@ -21,9 +34,8 @@ def fit(known: Known, bins: int = 50, steepness: float = 100.0, full: int = 50) 
     """
     _, *stages = known.detector.network.stages()
     method = pytorch_ood().NACUE(known.detector, stages, bins, steepness, full)
-    batches = [(seen.pixels.detach().requires_grad_(), labels) for seen, labels in known.training_images()]
     with torch.enable_grad():
-        method.fit(batches)
+        method.fit(Watched(known))
 
     def score(seen: Seen) -> torch.Tensor:
         with torch.enable_grad():

@@ -17,13 +17,14 @@ RATE, SLOWER, BETAS = 1e-4, 1.5, (0.5, 0.999)
 """Adam's learning rate, by what it is divided for the discriminator, and its betas, as in OpenOOD."""
 
 
-def generator(width: int) -> nn.Sequential:
-    """From noise `[B, 100]` to features `[B, width]`, which are not negative, as those after a ReLU."""
+def generator(width: int, is_positive: bool = True) -> nn.Sequential:
+    """From noise `[B, 100]` to features `[B, width]`; they end in a ReLU where those of images do."""
     sizes = (NOISE, width, width // 2, width // 4, width // 2)
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
-    return _initialized([*layers, nn.Linear(sizes[-1], width, bias=False), nn.ReLU()])
+    last: list[nn.Module] = [nn.ReLU()] if is_positive else []
+    return _initialized([*layers, nn.Linear(sizes[-1], width, bias=False), *last])
 
 
 def discriminator(width: int) -> nn.Sequential:
@@ -46,7 +47,7 @@ def _initialized(layers: Sequence[nn.Module]) -> nn.Sequential:
 
 
 def fit(known: Known, epochs: int = 100, keep_best: bool = True) -> Scorer:
-    """Score: the probability of not being a training image's feature, by the discriminator of one epoch.
+    """Score: the logit of not being a training image's feature, by the discriminator of one epoch.
 
     A discriminator soon rates all features of real images alike, so the epoch matters. The paper and OpenOOD choose it
     by OOD images. Here it is that of the highest AUROC of the validation images against midpoints between features of
@@ -59,7 +60,8 @@ def fit(known: Known, epochs: int = 100, keep_best: bool = True) -> Scorer:
     """
     features = known.training.features
     device, width = features.device, features.shape[1]
-    players = generator(width).to(device), discriminator(width).to(device)
+    is_positive = bool((features >= 0).all())
+    players = generator(width, is_positive).to(device), discriminator(width).to(device)
     optimizers = [torch.optim.Adam(p.parameters(), r, BETAS) for p, r in zip(players, (RATE, RATE / SLOWER))]
     between = midpoints(known.validation)
     best, highest = players[1].state_dict(), -1.0
@@ -72,7 +74,7 @@ def fit(known: Known, epochs: int = 100, keep_best: bool = True) -> Scorer:
             best = {name: value.clone() for name, value in players[1].state_dict().items()}
     judge = players[1].eval()
     judge.load_state_dict(best)
-    return lambda seen: torch.sigmoid(-judge(seen.features).squeeze(1))
+    return lambda seen: -judge(seen.features).squeeze(1)
 
 
 def midpoints(known: Labelled) -> torch.Tensor:
@@ -110,7 +112,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 @torch.no_grad()
 def _auroc(judge: nn.Module, known: torch.Tensor, unknown: torch.Tensor) -> float:
     judge.eval()
-    return ood_metrics(*(-judge(some).squeeze(1).double().cpu().numpy() for some in (known, unknown)))["auroc"]
+    return ood_metrics(*(-judge(some).squeeze(1).cpu().double().numpy() for some in (known, unknown)))["auroc"]
 
 
 METHOD = Method(fit, {"epochs": (5, 10, 20, 50, 100), "keep_best": (False,)})

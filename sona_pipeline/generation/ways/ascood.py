@@ -45,6 +45,7 @@ class ASCOOD(Way):
         labels = [self.labels[maker.plan.images.labels[item.index]] for item in work.items]
         drawn = torch.cat([torch.rand(1, generator=generator) for generator in work.generators])
         factor = (LEAST + (LARGEST - LEAST) * drawn).view(-1, 1, 1, 1).to(pixels.device)
+        factor = factor * (pixels.shape[-1] / size) ** 2  # the gradient of a pixel of the network is shared by so many
         deviation = self.detector.std if pixels.shape[1] == 3 else self.detector.std.mean(dim=1, keepdim=True)
 
         def classify(images: torch.Tensor) -> torch.Tensor:

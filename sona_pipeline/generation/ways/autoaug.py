@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KernelDensity
-from torchvision.transforms import v2
 
 from sona_pipeline.generation.ways.base import Way, latents_of, pixels_of
 from sona_pipeline.generation.ways.cutpaste import cut_and_pasted
@@ -17,8 +17,10 @@ from sona_pipeline.generation.ways.cutpaste import cut_and_pasted
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
 
-LOOKED_AT, PERPLEXITY, BANDWIDTH = 256, 30.0, 0.5
-"""Images that the transforms are judged by, and the paper's settings of t-SNE and of the kernel density."""
+LOOKED_AT, CHUNK, PERPLEXITY, BANDWIDTH = 256, 16, 30.0, 0.5
+"""Images that transforms are judged by, how many are encoded at a time; the paper's for t-SNE and kernel density."""
+GRID, BEND = 4, 0.1
+"""Of "elastic": places of the grid along a side, and the deviation of the shifts in sides."""
 Transform = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 """From an image `[C, S, S]`, another one of the batch or the data, and a generator to an outlier."""
 
@@ -29,8 +31,12 @@ def mixup(image: torch.Tensor, other: torch.Tensor, generator: torch.Generator) 
 
 
 def elastic(image: torch.Tensor, other: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pulled out of shape."""
-    return _seeded(v2.ElasticTransform(alpha=3.0 * image.shape[-1], sigma=image.shape[-1] / 8), image, generator)
+    """Pulled out of shape: by smooth shifts of a tenth of the side, drawn on a coarse grid."""
+    shifts = BEND * 2 * torch.randn(1, 2, GRID, GRID, generator=generator)
+    shifts = F.interpolate(shifts, image.shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    still = F.affine_grid(torch.eye(2, 3)[None], [1, *image.shape], align_corners=False)
+    places = (still + shifts).to(image)
+    return F.grid_sample(image[None], places, padding_mode="reflection", align_corners=False)[0]
 
 
 def rotation(image: torch.Tensor, other: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -65,13 +71,6 @@ def cutpaste(image: torch.Tensor, other: torch.Tensor, generator: torch.Generato
     return cut_and_pasted(image, generator)
 
 
-def _seeded(transform: v2.Transform, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A transform of torchvision, which draws from the random state of all."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        return transform(image)
-
-
 TRANSFORMS: dict[str, Transform] = {
     transform.__name__: transform for transform in (mixup, elastic, rotation, cutperm, cutout, cutpaste)
 }
@@ -100,16 +99,16 @@ class AutoAug(Way):
         if len(work.items) < 2:
             raise ValueError(f"the way 'autoaug' needs two images or more, and there are {len(work.items)}")
         self.others = pixels_of(maker, work)
-        kinds = [self.others]
+        rows = [_embedded(maker, self.others)]
         for transform in TRANSFORMS.values():
             generators = [torch.Generator().manual_seed(item.seed) for item in work.items]
-            kinds.append(self._changed(self.others, [transform] * len(generators), generators))
-        rows = [latents_of(maker, kind).float().flatten(1).cpu().numpy() for kind in kinds]
-        return {"shares": torch.tensor(probabilities(rows)), "others": self.others.cpu()}
+            rows.append(_embedded(maker, self._changed(self.others, [transform] * len(generators), generators)))
+        kept = (self.others * 255).round().to(torch.uint8)
+        return {"shares": torch.tensor(probabilities(rows)), "others": kept.cpu()}
 
     def begin(self, maker: OutlierMaker, prepared: dict[str, torch.Tensor]) -> None:
         """Shares and other images."""
-        self.shares, self.others = prepared["shares"], prepared["others"].to(maker.pipe.device)
+        self.shares, self.others = prepared["shares"], prepared["others"].to(maker.pipe.device).float() / 255
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """Image by image, and back into latents."""
@@ -120,9 +119,20 @@ class AutoAug(Way):
     def _changed(
         self, pixels: torch.Tensor, transforms: list[Transform], generators: list[torch.Generator]
     ) -> torch.Tensor:
-        others = [self.others[int(torch.randint(len(self.others), (), generator=g))] for g in generators]
+        others = [self._other(image, generator) for image, generator in zip(pixels, generators)]
         changed = zip(transforms, pixels, others, generators)
         return torch.stack([transform(image, other, g) for transform, image, other, g in changed])
+
+    def _other(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """One of the images that is not this one."""
+        places = torch.randperm(len(self.others), generator=generator)[:2].tolist()
+        first, second = (self.others[place] for place in places)
+        return second if (first - image).abs().max() < 1 / 255 else first
+
+
+def _embedded(maker: OutlierMaker, pixels: torch.Tensor) -> np.ndarray:
+    """Latents `[N, D]`, a few images at a time."""
+    return torch.cat([latents_of(maker, some).float().flatten(1).cpu() for some in pixels.split(CHUNK)]).numpy()
 
 
 def probabilities(embedded: list[np.ndarray]) -> list[float]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
     from sona_pipeline.generation.settings import GenerationSettings
 
+WARM_UP = 10 / 50
+"""Share of the schedule in which SEGA leaves its concepts out; its own 10 steps are of 50."""
 DRAWING_SCALE = 3.0
 """Classifier-free guidance of images that are drawn from noise."""
 Group = TypeVar("Group", bound=Hashable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDIMInverseScheduler, StableDiffusionDiffEditPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
 
 from sona_pipeline.generation.ways.base import Way, peer, taking_float32
 
@@ -28,6 +28,7 @@ class DiffEdit(Way):
         """Image by image: the masks of a call come from one generator."""
         inverse = DDIMInverseScheduler.from_config(self.pipe.scheduler.config)
         pipe = peer(StableDiffusionDiffEditPipeline, self.pipe, inverse_scheduler=inverse)
+        pipe.scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config)  # whose levels the inversion has
         prompts = zip(*maker.prompts_of(work.items))
         with taking_float32(self.pipe.unet):
             return torch.cat([self._edited(pipe, work, k, *pair) for k, pair in enumerate(prompts)])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sona_pipeline.generation.ways.base import Way, in_groups
+from sona_pipeline.generation.ways.base import WARM_UP, Way, in_groups
 from sona_pipeline.generation.ways.trajectory import Level, levels, lower, predicted_noise
 from sona_pipeline.pipeline import add_momentum, sona_guidance
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 SOURCE_SCALE, TARGET_SCALE, CONCEPT_SCALE = 3.5, 15.0, 5.0
 """Of classifier-free guidance on the way up and down, and of the concept that is removed."""
-REGION, WARM_UP, MOMENTUM, BETA = 0.1, 10, 0.1, 0.4
-"""SEGA's: share of the entries that a concept acts on, steps of the full schedule without it, and its momentum."""
+REGION, MOMENTUM, BETA = 0.1, 0.1, 0.4
+"""SEGA's: share of the entries that a concept acts on, and its momentum."""
 
 
 class LEdits(Way):
@@ -63,12 +63,13 @@ class LEdits(Way):
         ood_prompt: torch.Tensor,
     ) -> torch.Tensor:
         latents, momentum = noised[0], torch.zeros_like(source)
+        steps = self.settings.num_inference_steps
         for k, (level, kept) in enumerate(zip(path, [*noised[1:], source])):
             plain, own = predicted_noise(self.pipe, noised[k], level, (empty, id_prompt))
             added = kept - lower(noised[k], plain + SOURCE_SCALE * (own - plain), level, eta=1.0)
             plain, own, target = predicted_noise(self.pipe, latents, level, (empty, id_prompt, ood_prompt))
             concept, momentum = self._removed(plain, own, momentum)
-            is_warm = self.settings.num_inference_steps - len(path) + k >= WARM_UP
+            is_warm = steps - len(path) + k >= round(WARM_UP * steps)
             guided = plain + TARGET_SCALE * (target - plain) + CONCEPT_SCALE * is_warm * concept
             latents = lower(latents, guided, level, eta=1.0) + added
         return latents

@@ -36,6 +36,7 @@ class LEditsPP(Way):
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """A call for each pair of labels and stop step."""
         pipe, steps = peer(LEditsPPPipelineStableDiffusion, maker.pipe), maker.settings.num_inference_steps
+        processors = self.pipe.unet.attn_processors  # which the pipeline replaces by its own
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(
             pipe.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
         )
@@ -55,4 +56,6 @@ class LEditsPP(Way):
 
         groups = list(zip(*maker.prompts_of(work.items), (item.stop_step for item in work.items)))
         with taking_float32(self.pipe.unet):
-            return in_groups(work, groups, edit)
+            edited = in_groups(work, groups, edit)
+        self.pipe.unet.set_attn_processor(processors)
+        return edited

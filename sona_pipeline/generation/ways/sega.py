@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import SemanticStableDiffusionPipeline
 
-from sona_pipeline.generation.ways.base import DRAWING_SCALE, Way, in_groups, peer, taking_float32
+from sona_pipeline.generation.ways.base import DRAWING_SCALE, WARM_UP, Way, in_groups, peer, taking_float32
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -25,7 +25,7 @@ class Sega(Way):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """All images of a call share their concepts, so calls are by pairs of labels."""
-        pipe = peer(SemanticStableDiffusionPipeline, maker.pipe)
+        pipe, steps = peer(SemanticStableDiffusionPipeline, maker.pipe), maker.settings.num_inference_steps
 
         def draw(pair: tuple[str, str], members: list[int]) -> torch.Tensor:
             return pipe(
@@ -34,7 +34,8 @@ class Sega(Way):
                 width=maker.size,
                 editing_prompt=list(pair),
                 reverse_editing_direction=[True, False],
-                num_inference_steps=maker.settings.num_inference_steps,
+                edit_warmup_steps=round(WARM_UP * steps),
+                num_inference_steps=steps,
                 guidance_scale=DRAWING_SCALE,
                 generator=[work.generators[k] for k in members],
                 output_type="latent",

@@ -52,7 +52,7 @@ def drawn(maker: OutlierMaker, embeds: torch.Tensor, generators: Sequence[torch.
     timesteps = pipe.set_timesteps(steps, pipe.device, begin=0)
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     latents = latents.to(pipe.device, pipe.latent_dtype) * pipe.scheduler.init_noise_sigma
-    prompts = torch.cat([maker.prompts([""]).expand_as(embeds), embeds])
+    prompts = torch.cat([maker.prompts([""]).expand_as(embeds), embeds]).to(pipe.unet.dtype)
     for t in timesteps:
         rows = pipe.scheduler.scale_model_input(torch.cat([latents] * 2), t).to(pipe.unet.dtype)
         found = pipe.unet(rows, t, encoder_hidden_states=prompts, return_dict=False)[0].to(latents.dtype)

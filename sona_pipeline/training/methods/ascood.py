@@ -19,6 +19,7 @@ class ASCOOD(Method):
 
     weight = 1.0
     needs_outliers = False
+    skips_without_outliers = False
     makes_outliers = True
     keeps_pairs = False
 

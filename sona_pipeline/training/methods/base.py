@@ -70,9 +70,11 @@ class Method(nn.Module):
         needs_outliers: whether it is given outliers to train on.
         makes_outliers: whether `expose` makes them of the ID images alone.
         keeps_pairs: whether these are the outliers as they are, so that mutual information may be added.
+        skips_without_outliers: whether a batch without outliers has no loss of the method.
         views: of each ID image in a batch, each augmented by itself: 1 or 2.
         heads: of the network: 1 or 2.
         looks_at_all: whether `begin_epoch` is called.
+        start: progress of the training from which on the method has its whole part; earlier epochs are not kept.
         trains_features: whether the features are trained by this loss alone, and the cross-entropy trains the head on
             features as they come.
     """
@@ -81,9 +83,11 @@ class Method(nn.Module):
     needs_outliers: bool = True
     makes_outliers: bool = False
     keeps_pairs: bool = True
+    skips_without_outliers: bool = True
     views: int = 1
     heads: int = 1
     looks_at_all: bool = False
+    start: float = 0.0
     trains_features: bool = False
 
     def __init__(self, network: Network, settings: TrainingSettings):

@@ -60,6 +60,7 @@ class Hypersphere(Method):
     prototypes: torch.Tensor
     weight = 1.0
     needs_outliers = False
+    skips_without_outliers = False
     keeps_pairs = False
     views = 2
     trains_features = True

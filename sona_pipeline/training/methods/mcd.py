@@ -43,6 +43,8 @@ class MCD(Method):
     weight = 1.0
     keeps_pairs = False
     heads = 2
+    start = START
+    skips_without_outliers = False
 
     def __init__(self, network: Network, settings: TrainingSettings):
         super().__init__(network, settings)

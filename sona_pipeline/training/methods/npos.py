@@ -44,7 +44,8 @@ class NPOS(Hypersphere):
         compact, disperse = self.losses(step)
         loss = compact + 0.5 * disperse
         if step.progress >= START and bool((self.seen >= KEPT).all()):
-            outliers = torch.cat([drawn_outside(own, EDGE) for own in self.queue])
+            with torch.autocast(self.queue.device.type, enabled=False):
+                outliers = torch.cat([drawn_outside(own, EDGE) for own in self.queue])
             answers = self.judge(torch.cat([step.features.float(), outliers])).squeeze(1)
             is_known = (torch.arange(len(answers), device=answers.device) < len(step.features)).float()
             loss = loss + WEIGHT * F.binary_cross_entropy_with_logits(answers, is_known)

@@ -36,6 +36,7 @@ class UDG(Method):
     weight = 1.0
     keeps_pairs = False
     looks_at_all = True
+    skips_without_outliers = False
 
     def __init__(self, network: Network, settings: TrainingSettings):
         super().__init__(network, settings)
@@ -67,7 +68,7 @@ class UDG(Method):
         if has_label.any():
             of_labels = F.cross_entropy(step.outlier_logits[has_label], label[has_label], reduction="sum")
             loss = loss + of_labels / (len(step.labels) + int(has_label.sum()))
-        if not has_label.all():
+        if (~has_label).any():
             uniform = -step.outlier_logits[~has_label].log_softmax(dim=1).mean(dim=1)
             loss = loss + OE_WEIGHT * (uniform * weight[~has_label]).mean()
         return loss
@@ -100,8 +101,8 @@ class Groups:
         foreign = self.outliers.bincount(minlength=count) / sizes
         self.labels = torch.where(share > PURE, label, -1)[self.outliers]
         self.weights = torch.where(foreign > PURE, SURE, 1.0)[self.outliers]
-        balance = sizes.double().rsqrt()
-        self.balance = (balance / balance[cluster].mean()).float()
+        balance = sizes.float().rsqrt()
+        self.balance = balance / balance[cluster].mean()
 
 
 def clustered(features: np.ndarray, seed: int) -> np.ndarray:

@@ -34,6 +34,7 @@ class VOS(Method):
     seen: torch.Tensor
     weight = 0.1
     needs_outliers = False
+    skips_without_outliers = False
     keeps_pairs = False
 
     def __init__(self, network: Network, settings: TrainingSettings):

@@ -116,6 +116,29 @@ def test_ways_that_need_something_are_refused_without_it(pipe, images, tmp_path)
     assert not (tmp_path / "set").exists()
 
 
+def test_what_another_run_found_out_is_not_taken_up(pipe, images, tmp_path):
+    """A run that was stopped before its first outlier leaves no settings that bind, and nothing prepared either."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / PREPARED).write_bytes(b"of another")
+    generate_outliers(images, pipe, tmp_path / "set", replace(SETTINGS, way="autoaug"), WITH_DETECTOR)
+    assert load_file(tmp_path / "set" / PREPARED)["others"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("way", ["sega", "diffedit", "ledits", "text"])
+def test_ways_edit_with_the_default_scheduler_and_few_steps(way, images):
+    """With UniPC and 12 steps, DiffEdit's inversion has the levels of its edit, and SEGA's warm-up ends in time."""
+    fast = load_pipeline("tiny", "cpu", dtype="float32", scheduler="unipc")
+    fast.set_progress_bar_config(disable=True)
+    plan = plan_outliers(images, replace(SETTINGS, way=way, num_inference_steps=12))
+    maker = OutlierMaker(fast, plan)
+    made = maker.denoise(maker.encode(maker.read(plan.batch(np.arange(4)))))
+    labels = replace(plan.settings, ood_labels=("sandal", "bag"))
+    other = OutlierMaker(fast, replace(plan, settings=labels))
+    changed = other.denoise(other.encode(other.read(plan.batch(np.arange(4)))))
+    gaps = (made.outlier_latents - changed.outlier_latents).flatten(1).square().mean(dim=1).sqrt()
+    assert gaps.max() > 0.1  # the label has a say
+
+
 def test_leditspp_goes_with_four_channels_only(images):
     colour = load_pipeline("cifar", "cpu", dtype="float32")
     with pytest.raises(ValueError, match="latents of 4 channels, and this model has 16: take 'ledits'"):

@@ -31,7 +31,7 @@ def test_an_edit_with_nothing_edited_gives_the_source_back(pipe, monkeypatch):
     """The stored noises lead back to the source where the way down is guided as the way up was."""
     monkeypatch.setattr(ledits, "TARGET_SCALE", ledits.SOURCE_SCALE)
     monkeypatch.setattr(ledits, "CONCEPT_SCALE", 0.0)
-    monkeypatch.setattr(OutlierMaker, "prompts_of", lambda maker, items: (["a photo of a shirt"] * len(items),) * 2)
+    monkeypatch.setattr(OutlierMaker, "meanings_of", lambda maker, items: maker.prompts(maker.prompts_of(items)[0]))
     _, work = denoised(pipe)
     assert len({item.stop_step for item in work.items}) > 2
     torch.testing.assert_close(work.outlier_latents, work.source_latents, rtol=1e-3, atol=1e-3)
@@ -62,13 +62,13 @@ def test_the_id_meaning_is_taken_away_in_the_tenth_where_it_is_strongest(pipe):
 
 def test_warm_up_counts_on_the_full_schedule(pipe, monkeypatch):
     """With as many steps of warm-up as the schedule has, the concept is never removed."""
-    monkeypatch.setattr(ledits, "WARM_UP", 6)
+    monkeypatch.setattr(ledits, "WARM_UP", 1.0)
     _, never = denoised(pipe)
     monkeypatch.setattr(ledits, "CONCEPT_SCALE", 0.0)
     _, off = denoised(pipe)
     assert torch.equal(never.outlier_latents, off.outlier_latents)
     monkeypatch.undo()
-    monkeypatch.setattr(ledits, "WARM_UP", 5)  # the last step only, which every image has
+    monkeypatch.setattr(ledits, "WARM_UP", 5 / 6)  # the last step only, which every image has
     _, last = denoised(pipe)
     moved = (last.outlier_latents - off.outlier_latents).flatten(1).abs().amax(dim=1)
     assert (moved > 1e-4).all()
