@@ -100,7 +100,7 @@ def evaluate(given: Given) -> None:
     Scores are kept in OUTPUT, and only what is new is computed. Examples:
 
     * `sona evaluate --detector detector/ --id test/ --near birds=birds/ --far digits=digits/ --output results/`
-    * `sona evaluate --detector sona=run0/ --detector ce=base0/ --baseline ce --benchmark cifar10 --root data --output r/`
+    * `sona evaluate --detector sona=run0/ --detector ce=base0/ --baseline ce --benchmark cifar10 --root D --output r/`
     """
     scoring, source = given.of(ScoringSettings), given.of(TestImages)
     from sona_pipeline.evaluation.evaluate import evaluate_detectors
