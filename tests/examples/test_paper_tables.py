@@ -1,6 +1,6 @@
 """The paper's tables beside ours: the figures are copied rightly, and each row of ours is found where it lies."""
 
-import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -81,15 +81,23 @@ def test_a_full_size_run_has_the_names_of_the_paper(tables, tmp_path):
     assert first.loc["SONA", "Textures, ours"] == "95.00 ± 0.10" and first.loc["OE", "near-OOD, ours"] == "-"
 
 
+@pytest.fixture
+def command(tables):
+    spec = importlib.util.spec_from_file_location("paper_tables_command", FOLDER / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
 @pytest.mark.parametrize("number", range(1, 11))
-def test_every_table_is_printed(number, tmp_path):
-    command = [sys.executable, str(FOLDER / "run.py"), f"table-{number}", "--output", str(tmp_path / "table.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"Table {number}: " in done.stdout and "another scale" in " ".join(done.stdout.split())
+def test_every_table_is_printed(command, number, tmp_path, capsys):
+    command(f"table-{number}", output=tmp_path / "table.csv")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Table {number}: " in printed and "another scale" in printed
     assert len(pd.read_csv(tmp_path / "table.csv")) == FIGURES[FIGURES["table"] == str(number)]["row"].nunique()
 
 
-def test_a_full_size_table_needs_results():
-    command = [sys.executable, str(FOLDER / "run.py"), "table-1", "--scale", "imagenet200"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_the_command_takes_a_table_and_a_full_size_one_needs_results():
+    line = [sys.executable, str(FOLDER / "run.py"), "table-1", "--scale", "imagenet200"]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode != 0 and "give --results" in done.stderr
