@@ -23,6 +23,7 @@ from sona_pipeline.generation.batches import processes_for
 from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_form
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
+from sona_pipeline.generation.ways import WAYS
 from sona_pipeline.pipeline import SONAPipeline
 
 
@@ -115,8 +116,10 @@ def described(plan: Plan, cost: Estimate, part: str | None = None, *, preset: st
     """What a run, or its part, would do and cost, for the console."""
     settings, free = plan.settings, cost.free_bytes
     table = Table("source", "class", "OOD label", "stop step", "file name", title="The first rows of the plan")
+    uses_label = WAYS[settings.way].uses_label
     for item in map(plan.__getitem__, range(min(5, len(plan)))):
-        cells = plan.images.keys[item.index], plan.images.label_name(item.index), item.ood_label
+        label = item.ood_label if uses_label else ""
+        cells = plan.images.keys[item.index], plan.images.label_name(item.index), label
         table.add_row(*map(escape, cells), str(item.stop_step), escape(item.file_name))
     return [
         *([f"Part:       {part}"] if part else []),
