@@ -86,14 +86,15 @@ class Dream(Text):
         return word_in(self.pipe, self.settings.prompt, self.settings.id_label(name))
 
     def _images(self, maker: OutlierMaker) -> tuple[torch.Tensor, torch.Tensor]:
-        """All readable images as pixels of up to 64 px, and their labels."""
+        """All readable images as uint8 pixels `[N, 3, S, S]` of up to 64 px, and their labels."""
         plan, found, labels = maker.plan, [], []
         for batch in plan.batches(BATCH):
             work = maker.read(batch)
             if work.items:
                 pixels = self.pipe.preprocess_image(work.images).expand(-1, 3, -1, -1)
                 side = min(SMALL, maker.size)
-                found.append(F.interpolate(pixels, (side, side), mode="bilinear", antialias=True))
+                small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+                found.append((127.5 * small + 127.5).round().clamp(0, 255).to(torch.uint8))
                 labels += [plan.images.labels[item.index] for item in work.items]
         if missing := set(range(len(plan.images.classes))) - set(labels):
             raise ValueError(
@@ -113,7 +114,7 @@ def _trained(encoder: Encoder, pixels: torch.Tensor, labels: torch.Tensor) -> En
             for places in torch.randperm(len(pixels)).split(BATCH):
                 if len(places) < min(BATCH, len(pixels)):
                     continue
-                images = pixels[places].to(device)
+                images = _scaled(pixels[places].to(device))
                 images = images.flip(3) if torch.rand(()) < 0.5 else images
                 loss = encoder.loss(images, labels[places].to(device))
                 optimizer.zero_grad()
@@ -126,4 +127,9 @@ def _trained(encoder: Encoder, pixels: torch.Tensor, labels: torch.Tensor) -> En
 
 @torch.no_grad()
 def _features(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
-    return torch.cat([encoder(some.to(encoder.anchors.device)) for some in pixels.split(256)])
+    return torch.cat([encoder(_scaled(some.to(encoder.anchors.device))) for some in pixels.split(256)])
+
+
+def _scaled(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels of 0 to 255 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

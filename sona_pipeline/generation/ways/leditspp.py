@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
     from sona_pipeline.generation.settings import GenerationSettings
 
-CHANNELS = 4
+CHANNELS, DIVISOR = 4, 32
+"""Of the latents, and of the sides in pixels."""
 
 
 class LEditsPP(Way):
@@ -26,6 +27,10 @@ class LEditsPP(Way):
             raise ValueError(
                 f"the way 'leditspp' is made for latents of {CHANNELS} channels, and this model has {found}: take"
                 " 'ledits', which goes with any number"
+            )
+        if (side := settings.size or pipe.image_size) % DIVISOR:
+            raise ValueError(
+                f"the way 'leditspp' takes sides that {DIVISOR} divides, and not {side}: give another size"
             )
 
     @classmethod

@@ -143,6 +143,8 @@ def test_leditspp_goes_with_four_channels_only(images):
     colour = load_pipeline("cifar", "cpu", dtype="float32")
     with pytest.raises(ValueError, match="latents of 4 channels, and this model has 16: take 'ledits'"):
         WAYS["leditspp"](colour, replace(SETTINGS, way="leditspp"))
+    with pytest.raises(ValueError, match="takes sides that 32 divides, and not 48: give another size"):
+        WAYS["leditspp"](load_pipeline("tiny", "cpu"), replace(SETTINGS, way="leditspp", size=48))
 
 
 @pytest.mark.parametrize("way", ["sega", "leditspp", "diffedit", "text", "oir"])
