@@ -6,8 +6,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sona_pipeline.common.assets import EMBEDDED_MODELS
 from sona_pipeline.common.devices import check_compiler, check_dtype, default_dtype, usable_device
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
+from sona_pipeline.common.quiet import without_warnings
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.generation.model_files import ModelPlace, find_model
 from sona_pipeline.generation.settings import DTYPES, SCHEDULERS, ModelSettings
@@ -67,7 +67,7 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     found = ModelPlace(str(embedded)) if embedded else find_model(settings.model, settings.revision, settings.variant)
     if settings.compile:
         check_compiler(place)
-    with _without_warnings() if embedded else nullcontext():
+    with without_warnings() if embedded else nullcontext():  # an autoencoder that is none of diffusers' own
         pipe = _loaded(found, settings, torch.float32 if is_bfloat16 else dtype)
     if is_bfloat16:
         pipe.unet.type(dtype)
@@ -82,17 +82,6 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
         pipe.unet.compile(dynamic=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without what diffusers says of an autoencoder that is none of its own."""
-    earlier = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(earlier)
 
 
 def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> SONAPipeline:

@@ -133,6 +133,11 @@ def bounds_of(texts: Sequence[str]) -> list[Bound]:
     return [bound for text in texts for bound in FILTERS.get(text.strip().lower(), ()) or (Bound.parse(text),)]
 
 
+def checks_asked(texts: Sequence[str]) -> set[str]:
+    """Names of the checks that these bounds and filters are on; errors as of `bounds_of`."""
+    return {bound.check for bound in bounds_of(texts)}
+
+
 Classifier = Callable[[Sequence[Image.Image], Sequence[str]], list[dict[str, float]]]
 """Images and their source classes to checks by name, those of `BY_CLASSIFIER` that it can make."""
 

@@ -37,7 +37,7 @@ from sona_pipeline.data.settings import CODECS
 from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.batches import default_batch_size, make_batches
 from sona_pipeline.generation.checkpoint import find_batch_size, identity
-from sona_pipeline.generation.checks import BY_CLASSIFIER, bounds_of, load_classifier
+from sona_pipeline.generation.checks import BY_CLASSIFIER, checks_asked, load_classifier
 from sona_pipeline.generation.make import OutlierMaker, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import check_part, recorded_part, share_of
@@ -98,16 +98,13 @@ def generate_outliers(
     state, writing = process_state(), writing or OutputSettings()
     check_place(output, writing.format, settings.drop_duplicates and not writing.part, state.num_processes)
     check_run(images, pipe, settings, writing)
-    if WAYS[settings.way].looks_at_all and (address := address_of(output)):
-        raise ValueError(
-            f"the way {settings.way!r} keeps what it finds: make the set in a folder, and copy it to {address}"
-        )
+    _check_way_place(settings.way, output)
     batch_size = settled_batch_size(pipe, settings, writing, output)
     writing = replace(writing, batch_size=batch_size)
     form = kept_form(image_form(pipe, settings.size)[0], writing)
     plan = make_plan(images, pipe, settings, writing)
     names = id_names or {name: (settings.id_label(name),) for name in images.classes}
-    asked = {bound.check for bound in bounds_of(settings.reject)}
+    asked = checks_asked(settings.reject)
     classifier = load_classifier(writing.classifier, names, pipe.device, asked) if writing.classifier else None
     maker = OutlierMaker(
         pipe,
@@ -147,6 +144,11 @@ def generate_outliers(
             track.reach(len(plan))
         _on_main_process(state, lambda: _finish(plan, writer, batches, settings.drop_duplicates))
     return Path(output) if address_of(output) else expanded(output)
+
+
+def _check_way_place(way: str, output: str | Path) -> None:
+    if WAYS[way].looks_at_all and (address := address_of(output)):
+        raise ValueError(f"the way {way!r} keeps what it finds: make the set in a folder, and copy it to {address}")
 
 
 def _prepared(maker: OutlierMaker, folder: Path) -> dict[str, torch.Tensor]:
@@ -203,7 +205,7 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
     check_ranges(writing)
     check_part(writing)
     kept_form(settings.size or writing.save_size or 0, writing)
-    asked = {bound.check for bound in bounds_of(settings.reject)} & set(BY_CLASSIFIER)
+    asked = checks_asked(settings.reject) & set(BY_CLASSIFIER)
     if asked and not writing.classifier:
         raise ValueError(f"a bound on {' and '.join(sorted(asked))} needs a classifier: name one")
     way = WAYS[settings.way]

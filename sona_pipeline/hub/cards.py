@@ -205,18 +205,10 @@ def outlier_card(
     """
     split, count = "test" if near_ood else "train", len(found.rows)
     sources = f"[{id_set}](https://huggingface.co/datasets/{id_set})" if _is_id(id_set) else plain(id_set or "")
-    origin = f" of {sources}" if sources else ""
     data = _outlier_data(repo_id, split, count, id_set, licence)
-    purpose = "a hard near-OOD test set" if near_ood else "training images for out-of-distribution detectors"
-    if (way := found.settings.get("way", "sona")) == "sona":
-        what = f"""{count:,} semantic outliers, made as {purpose}. Each comes from one image{origin} and looks nearly
-like it, but was asked to mean something that is none of the {len(found.classes)} classes there."""
-    else:
-        what = f"""{count:,} outliers, made as {purpose} by `sona generate --way {way}`. Each was made for one
-image{origin}, of {len(found.classes)} classes."""
     text = f"""# {repo_id.partition("/")[2]}
 
-{what}
+{_outlier_opening(found, sources, near_ood)}
 
 | | |
 |---|---|
@@ -262,6 +254,16 @@ at or below.
 {CITATION}
 """
     return DatasetCard(_with_data(data, text))
+
+
+def _outlier_opening(found: Inspection, sources: str, near_ood: bool) -> str:
+    count, origin = len(found.rows), f" of {sources}" if sources else ""
+    purpose = "a hard near-OOD test set" if near_ood else "training images for out-of-distribution detectors"
+    if (way := found.settings.get("way", "sona")) == "sona":
+        return f"""{count:,} semantic outliers, made as {purpose}. Each comes from one image{origin} and looks nearly
+like it, but was asked to mean something that is none of the {len(found.classes)} classes there."""
+    return f"""{count:,} outliers, made as {purpose} by `sona generate --way {way}`. Each was made for one
+image{origin}, of {len(found.classes)} classes."""
 
 
 def _files(settings: Mapping) -> str:

@@ -21,13 +21,6 @@ SETTINGS = GenerationSettings(("bag", "sandal"), num_inference_steps=3)
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    loaded = load_pipeline("tiny", "cpu", dtype="float32", scheduler="ddim")
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
-@pytest.fixture(scope="module")
 def images():
     return sample.id_images("train").take(range(0, 1500, 15))
 

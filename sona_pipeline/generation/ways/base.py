@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from torch.utils._pytree import tree_map
 
+from sona_pipeline.common.quiet import without_warnings
 from sona_pipeline.pipeline import SONAPipeline
 
 if TYPE_CHECKING:
@@ -91,10 +91,8 @@ def peer(kind: Callable[..., Any], pipe: SONAPipeline, **others: Any) -> Any:
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    earlier = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # several are marked as deprecated, which is no news here
-    made = kind(**parts, scheduler=scheduler, **absent, **others)
-    diffusers_logging.set_verbosity(earlier)
+    with without_warnings():  # several are marked as deprecated
+        made = kind(**parts, scheduler=scheduler, **absent, **others)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -5,18 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from sona_pipeline import sample
-from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.generation.ways import dream
 
 SETTINGS = GenerationSettings(("bag",), num_inference_steps=4, way="dream")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return load_pipeline("tiny", "cpu", dtype="float32", scheduler="ddim")
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,6 @@ OF_PIXELS = ("cutpaste", "autoaug", "ascood")
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    loaded = load_pipeline("tiny", "cpu", dtype="float32", scheduler="ddim")
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
-@pytest.fixture(scope="module")
 def images():
     """Two of each class."""
     whole = sample.id_images("train")

@@ -1,24 +1,15 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
 from sona_pipeline import sample
-from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.generation.ways import ledits
 
 SETTINGS = GenerationSettings(("bag",), num_inference_steps=6, way="ledits")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    loaded = load_pipeline("tiny", "cpu", dtype="float32", scheduler="ddim")
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
 
 
 def denoised(pipe, **changes):

@@ -2,13 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.ways.trajectory import higher, levels, lower, predicted_noise
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return load_pipeline("tiny", "cpu", dtype="float32", scheduler="ddim")
 
 
 def noise(seed: int) -> torch.Tensor:
