@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import modules_of
+from benchmark_modules import modules_of
 from diffusers import UNet2DConditionModel
 
 from sona_pipeline.cli.app import app

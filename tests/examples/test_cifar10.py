@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import build, modules_of
+from benchmark_modules import modules_of
 from PIL import Image
+from tiny_pipelines import build
 
 from sona_pipeline import (
     SCHEDULERS,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import modules_of
+from benchmark_modules import modules_of
 
 from sona_pipeline import load_detector
 

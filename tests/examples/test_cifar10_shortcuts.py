@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import modules_of
+from benchmark_modules import modules_of
 from diffusers.image_processor import VaeImageProcessor
 from patch_autoencoder import PatchAutoencoder
 from PIL import Image

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SCHEDULE, byte_tokenizer
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from openood_places import PLACES
 from PIL import Image
+from tiny_pipelines import SCHEDULE, byte_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 from warm_python import warm_python
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import modules_of
+from benchmark_modules import modules_of
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 

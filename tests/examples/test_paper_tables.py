@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import modules_of
+from benchmark_modules import modules_of
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 FIGURES = pd.read_csv(FOLDER / "paper" / "figures.csv", dtype={"table": str})

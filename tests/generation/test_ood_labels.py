@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build
 from hypothesis import given, strategies as st
+from tiny_pipelines import build
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPConfig, CLIPModel
 
 from sona_pipeline.data.class_names import synsets

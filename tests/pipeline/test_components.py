@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import WIDTH, build, byte_tokenizer
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -11,6 +10,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from tiny_pipelines import WIDTH, build, byte_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sona_pipeline.pipeline import SONAPipeline

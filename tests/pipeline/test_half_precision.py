@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import build
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from tiny_pipelines import build
 
 from sona_pipeline.pipeline import SONAPipeline, sona_guidance
 

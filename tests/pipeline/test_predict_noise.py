@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import LENGTH, WIDTH, build
 from diffusers import UNet2DConditionModel
+from tiny_pipelines import LENGTH, WIDTH, build
 
 from sona_pipeline.pipeline import SONAPipeline, _before_prompts
 

@@ -5,8 +5,8 @@ import inspect
 import diffusers.schedulers
 import pytest
 import torch
-from conftest import SCHEDULE
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from tiny_pipelines import SCHEDULE
 
 from sona_pipeline.pipeline import check_scheduler, noised, usable_scheduler
 
