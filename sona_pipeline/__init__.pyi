@@ -34,6 +34,10 @@ from .data.outlier_set import (
     read_rows as read_rows,
 )
 from .data.outlier_writer import OutlierWriter as OutlierWriter
+from .detection.classifiers import (
+    as_detector as as_detector,
+    load_classifier as load_classifier,
+)
 from .detection.detector import (
     Detection as Detection,
     Detector as Detector,
@@ -41,6 +45,7 @@ from .detection.detector import (
 )
 from .detection.gradcam import draw_cam as draw_cam
 from .detection.scores.of_logits import energy as energy
+from .detection.settings import ClassifierSettings as ClassifierSettings
 from .evaluation.comparison import compare as compare
 from .evaluation.evaluate import evaluate_detectors as evaluate_detectors
 from .evaluation.posthoc import POST_HOC as POST_HOC

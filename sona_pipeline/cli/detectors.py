@@ -13,13 +13,14 @@ from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
 from sona_pipeline.common.endings import ends_explained
 from sona_pipeline.common.messages import console, has_all_letters, say, warning
-from sona_pipeline.detection.settings import AskSettings
+from sona_pipeline.detection.settings import AskSettings, ClassifierSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training import settings as training
 
 TRAIN = {
     "Job": training.TrainingJob,
     "Images": training.TrainingImages,
+    "Classifier": ClassifierSettings,
     "Training": training.TrainingSettings,
     "Device": training.Running,
 }
@@ -40,12 +41,16 @@ def train(given: Given) -> None:
 
     * `sona train --data photos/train --outliers outliers/ --output detector/`
     * `sona train --data photos/train --outliers outliers/ --recipe small --epochs 30 --output detector/`
+    * `sona train --data photos/train --outliers outliers/ --classifier google/vit-base-patch16-224 --output kept/`
     * `sona train --config detector/training.json --data photos/train --outliers outliers/ --output again/`
     * `accelerate launch --num_processes 8 -m sona_pipeline train --data photos/ --outliers set/ --output detector/`
     """
     job, source, running = given.of(training.TrainingJob), given.of(training.TrainingImages), given.of(training.Running)
-    settings = given.of(training.TrainingSettings, training.RECIPES[job.recipe])
+    asked = given.of(ClassifierSettings)
+    recipe = "finetune" if asked.classifier and "recipe" not in given else job.recipe
+    settings = given.of(training.TrainingSettings, training.RECIPES[recipe])
     from sona_pipeline.common.processes import process_state
+    from sona_pipeline.detection.classifiers import load_classifier
     from sona_pipeline.training.devices import check_running
     from sona_pipeline.training.sources import open_training_sets
     from sona_pipeline.training.train import train_detector
@@ -53,6 +58,7 @@ def train(given: Given) -> None:
     training.check_settings(settings)
     check_running(running, job.output)
     console.quiet = not process_state(running.cpu).is_main_process
+    classifier = load_classifier(asked) if asked.classifier else None
     sets, left_out = open_training_sets(source, settings.seed)
     if left_out:
         say(warning(f"{left_out} of {left_out + len(sets.images)} images have no outlier, and are left out"))
@@ -62,6 +68,7 @@ def train(given: Given) -> None:
         detector = train_detector(
             sets.images,
             settings,
+            classifier=classifier,
             validation=sets.validation,
             outliers=sets.outliers,
             output=job.output,

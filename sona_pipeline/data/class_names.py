@@ -48,6 +48,24 @@ def same_names(some: Iterable[str], others: Iterable[str]) -> bool:
     return list(map(composed, some)) == list(map(composed, others))
 
 
+def in_order_of(names: Sequence[str], known: Sequence[str]) -> list[str] | None:
+    """Those of `names` that stand for the classes `known`, in their order; None unless each stands for just one.
+
+    Names are the same as they are written, or else in lower case, without plurals, underscores and hyphens, by one of
+    their synonyms ("tench, Tinca tinca") or as the words of a WordNet id.
+    """
+    exact = finder({name: name for name in names})
+    if len(names) == len(known) and None not in (found := [exact(name) for name in known]):
+        return [name for name in found if name is not None]
+    forms: dict[str, set[str]] = {}
+    for name in names:
+        for word in (name, *spoken(name)):
+            forms.setdefault(normal(word), set()).add(name)
+    fitting = [set().union(*(forms.get(normal(word), ()) for word in (name, *spoken(name)))) for name in known]
+    chosen = [name for some in fitting if len(some) == 1 for name in some]
+    return chosen if len(chosen) == len(known) == len(names) == len(set(chosen)) else None
+
+
 def finder(entries: Mapping[str, T]) -> Callable[[str], T | None]:
     """What finds the entry of a name: as it is written, else however Unicode writes its letters; None without one."""
     forms = {composed(name): entry for name, entry in entries.items()}

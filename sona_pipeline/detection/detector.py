@@ -30,7 +30,7 @@ from sona_pipeline.common.names import expanded
 from sona_pipeline.data.imaging import fit, upright, with_short_side
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.config import check_config
-from sona_pipeline.detection.preprocessing import CHANNEL_ORDERS, IMAGENET_MEAN, IMAGENET_STD
+from sona_pipeline.detection.preprocessing import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, ordered
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
 
@@ -69,7 +69,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
 
     Args:
         classes: names of the classes, in the order of the logits.
-        network: of `networks.build`: "resnet8", "resnet18", "timm:NAME", "transformers:NAME", ...
+        network: of `networks.build`: "resnet8", "resnet18", "timm:NAME", "transformers:NAME", "own", ...
         image_size: side in pixels of what the network sees.
         crop_pct: share of the short side of an image that is kept, the rest being cropped; in (0, 1].
         mean, std: of red, green and blue in [0, 1], by which images are normalized.
@@ -78,11 +78,15 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         threshold: score above which an image is flagged as OOD; None until it is calibrated.
         id_quantiles: the 0th, 1st, ... 100th percentile of the scores of ID validation images, to compare scores with;
             None until the detector is calibrated.
-        network_config: of a transformers network, so that it can be built without looking it up.
-        channel_order: "RGB", or "BGR" for a network that is given blue first.
+        network_config: of a transformers network, so that it can be built without looking it up; or which layer of a
+            module is the head.
+        channel_order: "RGB"; or "BGR" for a network that is given blue first, "L" for one that is given grey images,
+            "RGBA" for one with a fourth channel, which is 1.
         feature_scale: standard deviation that the features of each image are given before the head, with mean 0; None
             leaves them as they are.
         heads: 1, or 2 for a network with a second head, which the score "mcd" compares with the first.
+        module: of the network "own": a classifier of the user's, see `as_detector`. It is no part of config.json, and
+            has to be given again: `Detector.from_pretrained("detector/", module=Classifier())`.
 
     Raises:
         ValueError: no such network, score or order of channels, the temperature is not above 0, or there are other
@@ -109,23 +113,32 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         channel_order: str = "RGB",
         feature_scale: float | None = None,
         heads: int = 1,
+        module: nn.Module | None = None,
     ):
         super().__init__()
         if score not in SCORES:
             raise ValueError(f"the score is {score!r}, but has to be one of {sorted(SCORES)}")
         if not temperature > 0:
             raise ValueError(f"the temperature is {temperature}, but has to be above 0")
-        if channel_order not in CHANNEL_ORDERS:
-            raise ValueError(f"the order of channels is {channel_order!r}, but has to be one of {CHANNEL_ORDERS}")
+        if channel_order not in CHANNELS:
+            raise ValueError(f"the order of channels is {channel_order!r}, but has to be one of {sorted(CHANNELS)}")
         if heads not in (1, 2):
             raise ValueError(f"the number of heads is {heads}, but has to be 1 or 2")
         self.classes, self.image_size, self.crop_pct = list(classes), image_size, crop_pct
         self.score, self.temperature, self.threshold = score, temperature, threshold
         self.id_quantiles, self.channel_order = id_quantiles, channel_order
         self.network = networks.build(
-            network, len(self.classes), image_size, config=network_config, feature_scale=feature_scale, heads=heads
+            network,
+            len(self.classes),
+            image_size,
+            module=module,
+            config=network_config,
+            channels=CHANNELS[channel_order],
+            feature_scale=feature_scale,
+            heads=heads,
         )
         self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
+        self._hub_mixin_config.pop("module", None)
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -181,7 +194,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, C]` of images `[B, 3, H, W]` in [0, 1]; on demand with the features `[B, D]` before the head."""
         normal = (pixels - self.mean) / self.std
-        logits, features = self.network(normal.flip(1) if self.channel_order == "BGR" else normal)
+        logits, features = self.network(ordered(normal, self.channel_order))
         return (logits, features) if with_features else logits
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -259,7 +272,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         Raises:
             ValueError: there is no such score, or the temperature is not above 0.
         """
-        new = Detector(**self.settings | changes)
+        module = self.network.whole() if self.settings["network"] == networks.OWN else None
+        new = Detector(**self.settings | changes, module=module)
         new.load_state_dict(self.state_dict())
         return new.train(self.training).to(self.device)
 
@@ -280,12 +294,15 @@ def save_detector(detector: Detector, folder: str | Path) -> None:
             os.replace(path, folder / path.name)
 
 
-def load_detector(folder: str | Path, device: str | torch.device | None = None) -> Detector:
+def load_detector(
+    folder: str | Path, device: str | torch.device | None = None, module: nn.Module | None = None
+) -> Detector:
     """The detector in a folder that `sona train` wrote, or on the Hub, ready to score.
 
     Args:
         folder: or Hub id.
         device: an accelerator by default, if there is one.
+        module: of a detector whose network is a module of the user's: one of that class; its weights are replaced.
 
     Raises:
         FileNotFoundError: there is none.
@@ -298,7 +315,7 @@ def load_detector(folder: str | Path, device: str | torch.device | None = None) 
     _check_is_detector(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
-            detector = Detector.from_pretrained(str(folder))
+            detector = Detector.from_pretrained(str(folder), **({} if module is None else {"module": module}))
     except (OSError, EntryNotFoundError) as error:
         raise FileNotFoundError(f"the weights of {folder} cannot be read: {brief(error)}") from error
     except SafetensorError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -11,11 +12,14 @@ from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models.resnet import BasicBlock
 
 from sona_pipeline.detection import foreign
+from sona_pipeline.detection.heads import Picked, cut, feature_width
 from sona_pipeline.detection.preprocessing import Preprocessing, of_timm, of_transformers
 
 SMALL = 64
 """Images up to this side get the stem for small images."""
 TIMM, TRANSFORMERS = "timm:", "transformers:"
+OWN = "own"
+"""The name of a network that is a module of the user's."""
 
 
 class Network(nn.Module):
@@ -48,6 +52,12 @@ class Network(nn.Module):
             return features
         mean, deviation = features.mean(dim=1, keepdim=True), features.std(dim=1, keepdim=True)
         return self.feature_scale * (features - mean) / (deviation + 1e-6)
+
+    def whole(self) -> nn.Module:
+        """A copy of the user's module that the network was cut from, with its head in its place again."""
+        module = copy.deepcopy(self.body.model)
+        module.set_submodule(self.config["head"], copy.deepcopy(self.head))
+        return module
 
     def stages(self) -> list[nn.Module]:
         """Stem and stages of the body, each of which takes the feature maps of the one before.
@@ -120,7 +130,9 @@ def build(
     classes: int,
     image_size: int,
     *,
+    module: nn.Module | None = None,
     config: dict | None = None,
+    channels: int = 3,
     pretrained: bool = False,
     feature_scale: float | None = None,
     heads: int = 1,
@@ -129,10 +141,12 @@ def build(
 
     Args:
         name: of `NETWORKS`; or "timm:NAME" for any image model of timm; or "transformers:NAME" for any image
-            classifier of transformers, by Hub id or folder.
+            classifier of transformers, by Hub id or folder; or "own" for `module`.
         classes: number of classes.
         image_size: side of the images in pixels.
-        config: of the transformers model, which is otherwise looked up by its name.
+        module: a classifier of the user's, which is copied, and cut before the layer that `config` names.
+        config: of the transformers model, which is otherwise looked up by its name; or of the module.
+        channels: of the images.
         pretrained: load the weights that come with the name into the body. A transformers model then keeps its own
             image size, since its position embeddings are of no other.
         feature_scale: see `Network`.
@@ -143,12 +157,14 @@ def build(
     """
     if name.startswith(TIMM):
         name = name.removeprefix(TIMM)
-        body = foreign.timm_body(name, image_size, pretrained)
-        network = Network(body, nn.Linear(foreign.feature_width(body, name, image_size), classes))
+        body = foreign.timm_model(name, image_size, pretrained=pretrained, channels=channels)
+        network = Network(body, nn.Linear(feature_width(body, name, image_size, channels), classes))
     elif name.startswith(TRANSFORMERS):
         name = name.removeprefix(TRANSFORMERS)
         body, config = foreign.transformers_body(name, image_size, config, pretrained)
-        network = Network(body, nn.Linear(foreign.feature_width(body, name, image_size), classes), config)
+        network = Network(body, nn.Linear(feature_width(body, name, image_size, channels), classes), config)
+    elif name == OWN:
+        network = _own(module, config or {}, classes)
     elif name not in NETWORKS:
         raise ValueError(f"no network named {name!r}: choose one of {sorted(NETWORKS)}, timm:NAME or transformers:NAME")
     elif pretrained:
@@ -161,6 +177,18 @@ def build(
     if heads == 2:
         network.second_head = nn.Linear(network.head.in_features, classes)
     return network.to(memory_format=torch.channels_last)
+
+
+def _own(module: nn.Module | None, config: dict, classes: int) -> Network:
+    if module is None:
+        raise ValueError(f"its network is a module of yours, {config.get('class')}: make one, and give it as `module`")
+    head = dict(module.named_modules()).get(config["head"])
+    if not isinstance(head, nn.Linear) or head.out_features != classes:
+        raise ValueError(
+            f"`module` has no linear layer {config['head']!r} with {classes} outputs: give one of the class"
+            f" {config.get('class')}, made as it was then"
+        )
+    return Network(*cut(copy.deepcopy(module), Picked(config["output"]), [config["head"]]), config)
 
 
 def preprocessing(name: str) -> Preprocessing:

@@ -12,10 +12,13 @@ from PIL import Image
 from sona_pipeline.common.messages import brief
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CHANNEL_ORDERS = ("RGB", "BGR")
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4}
+"""Numbers of channels that networks take, by what the channels are."""
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a grey image (ITU-R BT.601), as Pillow has them."""
 Channels = tuple[float, float, float]
 _COLOURS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
-_SIDE = 64
+_SIDE, _LONG = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,27 @@ class Preprocessing:
 
     Attributes:
         mean, std: of red, green and blue, by which they are normalized.
-        channel_order: "RGB", or "BGR" for a network that has blue first.
+        channel_order: "RGB"; "BGR" for a network that has blue first, "L" for one of grey images, "RGBA" for one with a
+            fourth channel, which is 1 where an image is not transparent.
+        image_size: side in pixels of the square that the network sees, if that is known.
+        crop_pct: share of the short side of an image that is in it.
     """
 
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     channel_order: str = "RGB"
+    image_size: int | None = None
+    crop_pct: float = 1.0
+
+
+def ordered(normal: torch.Tensor, channel_order: str) -> torch.Tensor:
+    """Normalized images `[B, 3, H, W]` with the channels `[B, C, H, W]` that a network takes."""
+    if channel_order == "BGR":
+        return normal.flip(1)
+    if channel_order == "L":
+        shares = torch.tensor(LUMA, device=normal.device, dtype=normal.dtype).view(1, 3, 1, 1)
+        return (normal * shares).sum(dim=1, keepdim=True)
+    return torch.cat([normal, torch.ones_like(normal[:, :1])], dim=1) if channel_order == "RGBA" else normal
 
 
 def of_timm(name: str) -> Preprocessing:
@@ -39,18 +57,36 @@ def of_timm(name: str) -> Preprocessing:
         ValueError: it takes images of another number of channels than three.
     """
     import timm
-    from timm.data import resolve_data_config
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None:
         return Preprocessing()
-    found = resolve_data_config(pretrained_cfg=config.to_dict())
-    if found["input_size"][0] != 3:
+    found = of_timm_settings(config.to_dict(), name)
+    if found.channel_order != "RGB":
         raise ValueError(
-            f"the weights of {name} are for images of {found['input_size'][0]} channels, but a detector has three:"
+            f"the weights of {name} are for images of {CHANNELS[found.channel_order]} channels, but this is for three:"
             " choose another network, or train from scratch"
         )
-    return Preprocessing(_three(found["mean"]), _three(found["std"]))
+    return found
+
+
+def of_timm_settings(settings: dict, name: str) -> Preprocessing:
+    """That in the settings of timm's pretrained weights, as its registry or the config.json beside them has it.
+
+    Raises:
+        ValueError: images are not square, or of another number of channels than one, three or four.
+    """
+    from timm.data import resolve_data_config
+
+    found = resolve_data_config(pretrained_cfg=settings)
+    channels, height, width = found["input_size"]
+    orders = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in orders or height != width:
+        raise ValueError(
+            f"the weights of {name} are for images of {channels} channels and {width} x {height} pixels: choose a"
+            " network of one, three or four channels and square images"
+        )
+    return Preprocessing(_three(found["mean"]), _three(found["std"]), orders[channels], height, found["crop_pct"])
 
 
 def of_transformers(name: str) -> Preprocessing:
@@ -79,14 +115,30 @@ def of_transformers(name: str) -> Preprocessing:
             f" choose another network, or train from scratch ({brief(error)})"
         ) from error
     gains = torch.stack([colour - black for colour in primary])  # [colour, channel]
-    for order, places in zip(CHANNEL_ORDERS, ([0, 1, 2], [2, 1, 0])):
+    for order, places in (("RGB", [0, 1, 2]), ("BGR", [2, 1, 0])):
         own = gains[[0, 1, 2], places]
         if bool((own > 0).all()) and torch.allclose(gains.abs().sum(), own.sum(), rtol=1e-4):
-            return Preprocessing(_digits(-black[places] / own), _digits(1 / own), order)
+            return Preprocessing(_digits(-black[places] / own), _digits(1 / own), order, *_square(processor, gains))
     raise ValueError(
         f"the image processor of {name} does more to the channels than to normalize and flip them: choose another"
         " network, or train from scratch"
     )
+
+
+def _square(processor: Any, gains: torch.Tensor) -> tuple[int | None, float]:
+    """Side of the square that a processor makes of an image, and share of the image in it; (None, 1) if it is none.
+
+    The share is the slope of a ramp from black to white: what is cropped is missing at both ends.
+    """
+    ramp = torch.linspace(0, 255, _LONG).round().to(torch.uint8).expand(_LONG, _LONG).numpy()
+    seen = processor(images=Image.fromarray(ramp).convert("RGB"), return_tensors="pt")["pixel_values"][0].double()
+    height, side = seen.shape[1:]
+    if height != side:
+        return None, 1.0
+    levels = seen[0].mean(dim=0) / gains[:, 0].sum()
+    places = torch.arange(side, dtype=torch.double) - (side - 1) / 2
+    slope = (places * levels).sum() / (places**2).sum()
+    return side, min(round(float(slope * side), 3), 1.0)
 
 
 def _processed(processor: Any, colour: tuple[int, int, int]) -> torch.Tensor:

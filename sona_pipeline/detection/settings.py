@@ -12,6 +12,24 @@ from sona_pipeline.common.settings import Argument
 
 
 @dataclass(frozen=True)
+class ClassifierSettings:
+    """A classifier that was trained elsewhere, and is kept with its weights and its head."""
+
+    classifier: str | None = None
+    """Classifier to keep and fine-tune: a detector, or an image classifier of transformers or timm, by folder or Hub
+    id; or timm:NAME=FILE, with weights in safetensors."""
+    classifier_labels: Path | None = None
+    """File with the names of its classes, a line each in the order of its logits, where they are not beside it."""
+    classifier_size: Annotated[int, Ge(8)] | None = None
+    """Side in pixels of its images, where that is not beside it."""
+    classifier_mean: str | None = None
+    """Mean of red, green and blue in [0, 1] that its images are normalized by, as 0.5 or 0.485,0.456,0.406, where that
+    is not beside it."""
+    classifier_std: str | None = None
+    """Standard deviation of the same."""
+
+
+@dataclass(frozen=True)
 class AskSettings:
     """Which images a detector is asked about, and how it answers."""
 

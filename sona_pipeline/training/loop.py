@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from sona_pipeline.common.files import json_lines, write_text
+from sona_pipeline.common.messages import say, warning
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
@@ -61,12 +63,14 @@ class Training:
         settings: TrainingSettings,
         accelerator: Accelerator,
         *,
+        classifier: Detector | None = None,
         workers: int = 0,
         folder: Path | None = None,
     ):
         self.settings, self.accelerator, self.folder = settings, accelerator, folder
+        self.is_kept = classifier is not None
         torch.manual_seed(settings.seed)
-        detector = new_detector(sets.images.classes, settings)
+        detector = new_detector(sets.images.classes, settings, classifier)
         method = METHODS[settings.method](detector.network, settings)
         self.beta = method.weight if settings.outlier_weight is None else settings.outlier_weight
         self.gamma = mi_weight(settings, sets.outliers)
@@ -93,7 +97,7 @@ class Training:
         self.schedule = SCHEDULES[settings.schedule](self.optimizer.optimizer, settings.learning_rate, steps)
         held_out = [Labelled(sets.validation, detector.one)] if sets.validation else []
         self.validation = [DataLoader(one, VALIDATION_BATCH, collate_fn=readable) for one in held_out]
-        self.epoch, self.best_accuracy = 0, -1.0
+        self.epoch, self.best_accuracy, self.floor = 0, -1.0, -1.0
         self.best: dict[str, torch.Tensor] | None = None
         self.log: list[dict] = []
         self.rejects: dict[str, str] = {}
@@ -141,6 +145,8 @@ class Training:
         """Train from the first epoch, or from the checkpoint, to the last one; then calibrate."""
         if self.folder and (self.folder / CHECKPOINT).exists():
             self._restore(load_state(self.folder / CHECKPOINT))
+        elif self.settings.max_accuracy_drop is not None:
+            self._begin_watch()
         total = self.settings.epochs * len(self.loader)
         with Track(title, total, shown=self.accelerator.is_main_process) as track:
             track.reach(self.epoch * len(self.loader))
@@ -148,7 +154,7 @@ class Training:
                 losses = self._train_epoch(track)
                 self.epoch += 1
                 self._close_epoch(losses, track, title)
-        if self.settings.keep == "best" and self.best is not None:
+        if self.best is not None:
             self.detector.load_state_dict(self.best)
         detector = self.detector.with_settings().eval()  # a copy, without what mixed precision has wrapped around it
         if self.settings.id_rate is None:
@@ -161,7 +167,7 @@ class Training:
         torch.manual_seed(mixed_seed(self.settings.seed, self.epoch, self.accelerator.process_index))
         if self.uses_method and self.plain_method.looks_at_all:
             self._show_all()
-        self.model.train()
+        self._train_mode()
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(self.loader):
             self._note(batch.pop("rejects"))
@@ -245,8 +251,16 @@ class Training:
         self.model.eval()
         with self.accelerator.autocast():
             logits = self.model(images)
-        self.model.train()
+        self._train_mode()
         return logits
+
+    def _train_mode(self) -> None:
+        """Training mode, in which batch norm that is frozen keeps its running statistics, and normalizes by them."""
+        self.model.train()
+        if self.settings.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     @torch.no_grad()
     def _show_all(self) -> None:
@@ -298,10 +312,10 @@ class Training:
         row = {"epoch": self.epoch, **losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         if self.validation:
             row["validation_accuracy"] = self._validate(self.detector)[0]
-            is_begun = not self.uses_method or self.epoch / self.settings.epochs > self.plain_method.start
-            if is_begun and row["validation_accuracy"] >= self.best_accuracy:
-                self.best_accuracy = row["validation_accuracy"]
-                self.best = {name: value.clone() for name, value in self.detector.state_dict().items()}
+            if self._is_to_keep(row["validation_accuracy"]):
+                self._keep(row["validation_accuracy"])
+            if row["validation_accuracy"] < self.floor and self.accelerator.is_main_process:
+                say(warning(self._too_low(row["validation_accuracy"])))
             track.say(f"{title}, accuracy {row['validation_accuracy']:.1f} %")
         self.log.append(row)
         self.accelerator.log(row, step=self.epoch)
@@ -313,12 +327,36 @@ class Training:
                 rows = [{"key": key, "reason": reason} for key, reason in sorted(self.rejects.items())]
                 write_text(self.folder / "rejects.jsonl", json_lines(rows))
 
+    def _is_to_keep(self, accuracy: float) -> bool:
+        """Whether the weights of an epoch are better than those that are kept, or just later with `keep` 'last'."""
+        is_begun = not self.uses_method or self.epoch / self.settings.epochs > self.plain_method.start
+        if self.settings.keep == "last":
+            return self.settings.max_accuracy_drop is not None and accuracy >= self.floor
+        return is_begun and accuracy >= max(self.best_accuracy, self.floor)
+
+    def _keep(self, accuracy: float) -> None:
+        self.best_accuracy = accuracy
+        self.best = {name: value.clone() for name, value in self.detector.state_dict().items()}
+
+    def _too_low(self, accuracy: float) -> str:
+        start = self.floor + (self.settings.max_accuracy_drop or 0)
+        return (
+            f"epoch {self.epoch} has a validation accuracy of {accuracy:.1f} %, the classifier had {start:.1f} %: its"
+            " weights are not kept"
+        )
+
+    def _begin_watch(self) -> None:
+        """The weights and accuracy before the first epoch, which stay if every epoch loses too much."""
+        accuracy = self._validate(self.detector)[0]
+        self._keep(-1.0)
+        self.floor = accuracy - (self.settings.max_accuracy_drop or 0)
+
     def _note(self, rejects: list[dict]) -> None:
         for reject in rejects:
             self.rejects[reject["key"]] = reject["reason"]
 
     def _state(self) -> dict:
-        keep = ("epoch", "best", "best_accuracy", "log", "rejects")
+        keep = ("epoch", "best", "best_accuracy", "floor", "log", "rejects")
         return {name: part.state_dict() for name, part in self._stateful()} | {key: getattr(self, key) for key in keep}
 
     def _restore(self, state: dict) -> None:

@@ -60,8 +60,6 @@ class TrainingSettings:
     """'resnet18'; 'resnet8' or 'resnet20' for about 32 px; 'timm:NAME' or 'transformers:NAME'."""
     pretrained: bool = False
     """Fine-tune the weights that come with a timm or transformers network."""
-    initial_checkpoint: str | None = None
-    """Fine-tune a detector: its folder, or its id on the Hub."""
     image_size: Annotated[int, Ge(8)] = 224
     """Side in pixels of what the network sees."""
     crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
@@ -112,6 +110,11 @@ class TrainingSettings:
     one."""
     keep: Annotated[str, OneOf(KEPT)] = "best"
     """Weights of the 'best' epoch by validation accuracy (the later of equals), or the 'last' ones."""
+    freeze_batch_norm: bool = False
+    """Leave the running statistics of batch norm as they are: for a classifier that is kept, whose images these
+    statistics are of."""
+    max_accuracy_drop: Annotated[float, Interval(ge=0, le=100)] | None = None
+    """Percent of its validation accuracy that a kept classifier may lose: epochs below that are not kept."""
     seed: int = 0
     """Of weights, order, augmentation and what is held out."""
 
@@ -130,8 +133,20 @@ RECIPES = {
         min_strength=0.4,
         outlier_augmentation="strong",
     ),
+    "finetune": TrainingSettings(
+        augmentation="crop",
+        epochs=5,
+        batch_size=64,
+        learning_rate=1e-3,
+        min_strength=0.4,
+        outlier_augmentation="strong",
+        keep="last",
+        freeze_batch_norm=True,
+        max_accuracy_drop=1.0,
+    ),
 }
-"""The paper's two recipes, and one for images of about 32 pixels and a machine without a GPU."""
+"""The paper's two recipes; one for images of about 32 pixels and a machine without a GPU; and one for a classifier that
+is kept."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +156,8 @@ class TrainingJob:
     output: Path
     """Folder for the detector."""
     recipe: Annotated[str, OneOf(RECIPES)] = "imagenet200"
-    """'imagenet200' or 'fine-grained' (the paper's), or 'small' (32 px, no GPU); other options change it."""
+    """'imagenet200' or 'fine-grained' (the paper's), 'small' (32 px, no GPU), or 'finetune' (for a classifier that is
+    kept, and then the default); other options change it."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +181,6 @@ def check_settings(settings: TrainingSettings) -> None:
         raise ValueError(
             f"`batch_size` {settings.batch_size} cannot be computed in {settings.accumulation} equal parts"
         )
-    if settings.pretrained and settings.initial_checkpoint:
-        raise ValueError("`pretrained` and `initial_checkpoint` exclude each other: start from one of them")
     _check_margins(settings)
 
 

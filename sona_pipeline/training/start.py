@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save
 
 from sona_pipeline.common.files import digest
-from sona_pipeline.data.class_names import same_names
+from sona_pipeline.data.class_names import in_order_of
 from sona_pipeline.detection import networks
-from sona_pipeline.detection.detector import Detector, load_detector
+from sona_pipeline.detection.detector import Detector
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import TrainingSettings
 
 
-def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector:
-    """An untrained detector, one whose body has the weights that come with its network, or a trained one.
+def new_detector(classes: Sequence[str], settings: TrainingSettings, classifier: Detector | None = None) -> Detector:
+    """An untrained detector, one whose body has the weights that come with its network, or a copy of a trained one.
 
     Raises:
-        FileNotFoundError, PermissionError: the detector to start from, or the processor of a network, cannot be had.
-        ValueError: that detector is of other classes, another network or another size; or see `networks.build`.
+        FileNotFoundError: the processor of a network cannot be had.
+        ValueError: see `networks.build`.
     """
-    if settings.initial_checkpoint:
-        return _trained_detector(classes, settings, settings.initial_checkpoint)
+    if classifier is not None:
+        return _kept(classifier, classes, settings)
     seen = networks.preprocessing(settings.network if settings.pretrained else "")
     network = None
     if settings.pretrained:
@@ -54,26 +55,54 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings) -> Detector
     return detector
 
 
-def _trained_detector(classes: Sequence[str], settings: TrainingSettings, place: str) -> Detector:
-    """The detector to start from, with the settings of the new one, and no threshold."""
-    start = load_detector(place, "cpu")
-    found = {"network": start.settings["network"], "image_size": start.image_size}
-    found["feature_scale"] = start.settings["feature_scale"]
-    for name, value in found.items():
-        if value != (wanted := getattr(settings, name)):
-            raise ValueError(f"`{name}` is {wanted!r}, but the detector in {place} has {value!r}: give the same")
-    if not same_names(start.classes, classes):
+def kept_settings(settings: TrainingSettings, classifier: Detector) -> TrainingSettings:
+    """The settings of a training that keeps a classifier, whose network, image size and preprocessing they have.
+
+    Raises:
+        ValueError: a network is asked for besides, features are to be scaled otherwise, or the method trains another
+            number of heads.
+    """
+    own = classifier.settings
+    if settings.pretrained:
+        raise ValueError("`pretrained` and a classifier exclude each other: start from one of them")
+    if settings.feature_scale not in (None, own["feature_scale"]):
         raise ValueError(
-            f"the detector in {place} is of the classes {_first(start.classes)}, and the training images of"
-            f" {_first(classes)}: start from one of the same classes in the same order"
+            f"`feature_scale` is {settings.feature_scale}, but the classifier has {own['feature_scale']}: leave it out"
         )
-    if (heads := METHODS[settings.method].heads) != start.settings["heads"]:
+    if (heads := METHODS[settings.method].heads) != own["heads"]:
         raise ValueError(
-            f"the method {settings.method!r} trains {heads} heads, but the detector in {place} has"
-            f" {start.settings['heads']}: start from one that was trained by a method with as many"
+            f"the method {settings.method!r} trains {heads} heads, but the classifier has {own['heads']}: start from"
+            " one that was trained by a method with as many"
         )
-    new = {"classes": list(classes), "crop_pct": settings.crop_pct, "score": settings.score}
-    return start.with_settings(**new, temperature=1.0, threshold=None, id_quantiles=None).train()
+    return replace(
+        settings,
+        network=own["network"],
+        image_size=classifier.image_size,
+        crop_pct=classifier.crop_pct,
+        feature_scale=own["feature_scale"],
+    )
+
+
+def classes_of(classifier: Detector, classes: Sequence[str]) -> list[str]:
+    """The training images' classes in the order of a classifier's logits.
+
+    Raises:
+        ValueError: they are others, or more, or fewer.
+    """
+    found = in_order_of(classes, classifier.classes)
+    if found is None:
+        raise ValueError(
+            f"the classifier is of the classes {_first(classifier.classes)}, and the training images of"
+            f" {_first(classes)}, which are not the same by their names: rename the folders, or give names that fit as"
+            " --classifier-labels"
+        )
+    return found
+
+
+def _kept(classifier: Detector, classes: Sequence[str], settings: TrainingSettings) -> Detector:
+    """The classifier to start from, with the settings of the new one, and no threshold."""
+    new = {"classes": list(classes), "score": settings.score, "temperature": 1.0}
+    return classifier.with_settings(**new, threshold=None, id_quantiles=None).train()
 
 
 def _first(names: Sequence[str]) -> str:

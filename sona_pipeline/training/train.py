@@ -14,14 +14,15 @@ from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
+from sona_pipeline.detection.networks import OWN
 from sona_pipeline.training.devices import new_accelerator
 from sona_pipeline.training.items import TrainingSets, in_order_of
 from sona_pipeline.training.loop import CHECKPOINT, Training, mi_weight
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
-from sona_pipeline.training.start import digest_of_weights
+from sona_pipeline.training.start import classes_of, digest_of_weights, kept_settings
 
-NEW_KEYS = {"outlier_augmentation": "none"}
+NEW_KEYS = {"outlier_augmentation": "none", "freeze_batch_norm": False}
 """What version 0.1.0 did not record, and how it was then."""
 
 
@@ -29,6 +30,7 @@ def train_detector(
     images: ImageSet,
     settings: TrainingSettings,
     *,
+    classifier: Detector | None = None,
     validation: ImageSet | None = None,
     outliers: OutlierPairs | ImageSet | None = None,
     output: str | Path | None = None,
@@ -39,7 +41,9 @@ def train_detector(
 
     Args:
         images: labelled ID images.
-        settings: see `TrainingSettings`.
+        settings: see `TrainingSettings`; of a classifier that is kept, it has network, image size and preprocessing.
+        classifier: a trained one to start from, whose weights and head are kept, see `load_classifier` and
+            `as_detector`. Its classes are found by their names.
         validation: labelled ID images that the threshold is calibrated on, and the best epoch is chosen by.
         outliers: outliers of these very images, as `open_outlier_set` gives them, whose VAE round trips are trained on
             as ID images so that the traces of the decoder do not give outliers away; or any images to be exposed to;
@@ -56,13 +60,16 @@ def train_detector(
         BlockingIOError: another run is writing to `output`.
         OSError: there is no room for the checkpoint.
     """
+    if classifier is not None:
+        settings = kept_settings(settings, classifier)
+        images = images.with_classes(classes_of(classifier, images.classes))
     validation = in_order_of(validation, images.classes) if validation is not None else None
     running, sets = running or Running(), TrainingSets(images, validation, outliers)
     check_training(sets, settings)
     folder = expanded(output) if output else None
     process_state(running.cpu)
     accelerator = new_accelerator(running, settings.accumulation, folder)
-    training = Training(sets, settings, accelerator, workers=running.workers, folder=folder)
+    training = Training(sets, settings, accelerator, classifier=classifier, workers=running.workers, folder=folder)
     if folder is None:
         return training.run(title)
     with only_run(folder) if accelerator.is_main_process else nullcontext():
@@ -77,7 +84,8 @@ def train_detector(
             for tracker in accelerator.trackers:
                 tracker.finish()
             accelerator.wait_for_everyone()
-    return load_detector(folder, accelerator.device)
+    module = classifier.network.whole() if classifier is not None and settings.network == OWN else None
+    return load_detector(folder, accelerator.device, module)
 
 
 def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
@@ -95,6 +103,11 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
         raise ValueError(
             f"the method {settings.method!r} is nothing without outliers: give some, and a weight above 0, or take the"
             " method 'oe' for cross-entropy only"
+        )
+    if sets.validation is None and settings.max_accuracy_drop is not None:
+        raise ValueError(
+            f"`max_accuracy_drop` is {settings.max_accuracy_drop}, but there are no validation images to watch an"
+            " accuracy on: give some, or set it to None"
         )
     if sets.validation is None and settings.id_rate is not None:
         raise ValueError(
@@ -149,5 +162,5 @@ def _settled(sets: TrainingSets, training: Training, running: Running) -> dict:
     exposure = {"outliers": made, "mi_weight": mi_weight(settings, outliers)}
     form = getattr(outliers, "form", None)
     seen = {"outlier_form": asdict(form)} if form else {}
-    start = {"initial_weights": digest_of_weights(training.detector)} if settings.initial_checkpoint else {}
+    start = {"initial_weights": digest_of_weights(training.detector)} if training.is_kept else {}
     return asdict(settings) | data | exposure | how | seen | start

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from warm_python import warm_python
 
 from sona_pipeline import __version__
@@ -56,6 +57,11 @@ def test_generate_train_score_evaluate(sona, folders, tmp_path):
         sona("train", *training, "--epochs", 1, "--id-rate", 0.5, "--cpu", "--seed", seed, *output)
     settings = json.loads((tmp_path / "detector 1" / "training.json").read_text())
     assert (settings["epochs"], settings["network"], settings["id_rate"], settings["seed"]) == (1, "resnet8", 0.5, 1)
+    keeping = ("--data", folders / "id", "--outliers", tmp_path / "set", "--classifier", tmp_path / "detector 1")
+    sona("train", *keeping, "--epochs", 1, "--learning-rate", 1e-9, "--cpu", "--output", tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "training.json").read_text())["max_accuracy_drop"] == 1.0
+    start, kept = (load_detector(tmp_path / name).state_dict() for name in ("detector 1", "kept"))
+    assert all(torch.allclose(kept[name], start[name], atol=1e-6) for name in start)
 
     (tmp_path / "broken.png").write_bytes(b"no image")
     places = (tmp_path / "broken.png", folders / "near")
@@ -132,6 +138,7 @@ BAD = {
     "train --data {root}/id --recipe mine": 'Invalid value "mine" for --recipe. Choose from: "imagenet200"',
     "train --data {root}/id --outliers {root} --real-outliers {root}": "exclude each other",
     "train --data {root}/id --network resnet9": "no network named 'resnet9'",
+    "train --data {root}/id --classifier {root}": "neither a folder with the config.json of a classifier",
     "train --data {root}/id --real-outliers {root}/near --mi-weight 1": "between an image and its own outlier",
     "train --data {root}/id --validation-share 0 --id-rate 0.9": "needs validation images",
     "train --data {root}/id --validation {root}/near": "validation images have no classes",

@@ -329,14 +329,12 @@ def test_mutual_information_is_added_where_there_are_pairs(id_images, pairs):
 
 def test_fine_tuning_starts_from_the_weights_of_a_detector(id_images, validation, pairs, tmp_path):
     base = train_detector(id_images, SETTINGS, validation=validation, output=tmp_path / "base")
-    tuned = replace(
-        SETTINGS, initial_checkpoint=str(tmp_path / "base"), method="energy", m_in=-4.0, m_out=-1.0, outlier_weight=0.1
-    )
-    start = new_detector(id_images.classes, replace(tuned, score="msp"))
+    tuned = replace(SETTINGS, method="energy", m_in=-4.0, m_out=-1.0, outlier_weight=0.1)
+    start = new_detector(id_images.classes, replace(tuned, score="msp"), base)
     assert torch.equal(weights_of(start), weights_of(base)) and start.training
     assert (start.threshold, start.id_quantiles, start.score) == (None, None, "msp")
     settings = replace(tuned, epochs=1, learning_rate=1e-3)
-    options = {"validation": validation, "outliers": pairs, "output": tmp_path / "tuned"}
+    options = {"classifier": base, "validation": validation, "outliers": pairs, "output": tmp_path / "tuned"}
     detector = train_detector(id_images, settings, **options)
     heads = [one.network.head.weight for one in (detector, base)]
     assert 0 < (heads[0] - heads[1]).abs().max() < 0.05
@@ -347,26 +345,8 @@ def test_fine_tuning_starts_from_the_weights_of_a_detector(id_images, validation
 
     assert gap(detector) > gap(base)
     assert train_detector(id_images, settings, **options).threshold == detector.threshold  # only loaded
-    save_detector(detector, tmp_path / "base")
     with pytest.raises(ValueError, match="other settings: initial_weights"):
-        train_detector(id_images, settings, **options)
-
-
-def test_a_detector_of_another_kind_is_no_start(id_images, validation, tmp_path):
-    save_detector(Detector(["horizontal", "vertical"], "resnet20", 16), tmp_path)
-    start = replace(SETTINGS, initial_checkpoint=str(tmp_path), network="resnet20")
-
-    def refused(message: str, error: type[Exception] = ValueError, **changes):
-        with pytest.raises(error, match=message):
-            new_detector(changes.pop("classes", id_images.classes), replace(start, **changes))
-
-    refused("`network` is 'resnet8', but the detector in .* has 'resnet20': give the same", network="resnet8")
-    refused("`image_size` is 32, but the detector in .* has 16", image_size=32)
-    refused("is of the classes horizontal, vertical, and the training images of a, b", classes=["a", "b"])
-    refused("same classes in the same order", classes=["vertical", "horizontal"])
-    refused("does not exist", FileNotFoundError, initial_checkpoint=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="`pretrained` and `initial_checkpoint` exclude each other"):
-        check_settings(replace(start, pretrained=True))
+        train_detector(id_images, settings, **options | {"classifier": detector})
 
 
 def test_margins_that_are_none_are_refused():

@@ -88,13 +88,6 @@ def test_stopped_training_goes_on_to_the_same_weights(method, id_images, validat
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_a_start_of_one_head_is_refused_for_two(id_images, validation, pairs, tmp_path):
-    train_detector(id_images, replace(SETTINGS, epochs=1), validation=validation, output=tmp_path / "start")
-    settings = replace(SETTINGS, method="mcd", initial_checkpoint=str(tmp_path / "start"))
-    with pytest.raises(ValueError, match=r"'mcd' trains 2 heads, but the detector in .*start has 1"):
-        train_detector(id_images, settings, validation=validation, outliers=pairs)
-
-
 @pytest.mark.parametrize("method", ["mcd", "udg"])
 def test_methods_that_are_nothing_without_outliers_are_refused(method, id_images, validation, pairs):
     for changes, outliers in (({}, None), ({"outlier_weight": 0.0}, pairs)):
@@ -115,14 +108,6 @@ def test_the_best_epoch_is_one_that_has_seen_outliers(id_images, validation, pai
     found = evaluate_detectors([("mcd", str(tmp_path))], sets, tmp_path / "results", ["mcd"], fit_images=id_images)
     values = found.set_index("metric")["mean"]
     assert values["auroc"].min() > 90 and values["accuracy"].min() > 90
-
-
-def test_another_feature_scale_is_no_start(id_images, validation, tmp_path):
-    scaled = replace(SETTINGS, epochs=1, feature_scale=0.5)
-    train_detector(id_images, scaled, validation=validation, output=tmp_path / "start")
-    settings = replace(SETTINGS, initial_checkpoint=str(tmp_path / "start"))
-    with pytest.raises(ValueError, match=r"`feature_scale` is None, but the detector in .* has 0.5: give the same"):
-        train_detector(id_images, settings, validation=validation)
 
 
 def test_two_views_are_augmented_each_by_itself(id_images, validation, pairs, monkeypatch):

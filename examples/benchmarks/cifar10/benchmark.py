@@ -24,6 +24,7 @@ from sona_pipeline import (
     TestSets,
     compare,
     evaluate_detectors,
+    load_detector,
     open_outlier_set,
     read_scores,
     results_of,
@@ -69,19 +70,18 @@ class Benchmark:
 
     def detector(self, row: Row, seed: int) -> Path:
         """Folder of a trained detector."""
-        changes = "".join(f",{key}={value}" for key, value in sorted(row.training.items()))
-        kind = (
-            f"{row.outliers}{'' if row.round_trips else ',alone'}{',fine-tuned' if row.is_fine_tuned else ''}{changes}"
-        )
+        named = "".join(f",{key}={value}" for key, value in sorted(row.training.items()))
+        kind = f"{row.outliers}{'' if row.round_trips else ',alone'}{',fine-tuned' if row.is_fine_tuned else ''}{named}"
         folder = self.folder / "detectors" / f"{kind}-{seed}"
         if (folder / SECONDS).exists():
             return folder
-        start = FINE_TUNING | {"initial_checkpoint": str(self.pretrained)} if row.is_fine_tuned else {}
+        changes, start = (FINE_TUNING, load_detector(self.pretrained, "cpu")) if row.is_fine_tuned else ({}, None)
         images, outliers = self._training_sets(row, seed)
         started = time.monotonic()
         train_detector(
             images,
-            replace(RECIPE, seed=seed, **start | row.training),
+            replace(RECIPE, seed=seed, **changes | row.training),
+            classifier=start,
             validation=self.data.validation,
             outliers=outliers,
             output=folder,
