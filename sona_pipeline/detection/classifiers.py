@@ -22,13 +22,11 @@ from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.detection import foreign
 from sona_pipeline.detection.detector import Detector, load_detector
-from sona_pipeline.detection.heads import OTHER_HEADS, found_head
+from sona_pipeline.detection.heads import OTHER_HEADS, Whole, found_head
 from sona_pipeline.detection.networks import OWN, TIMM, TRANSFORMERS, Network
-from sona_pipeline.detection.preprocessing import CHANNELS, Preprocessing, of_timm_settings, of_transformers
+from sona_pipeline.detection.preprocessing import CHANNELS, Channels, Preprocessing, of_timm_settings, of_transformers
 from sona_pipeline.detection.settings import ClassifierSettings
 
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}
-"""How near the logits of body and head have to be to those of the whole classifier."""
 NO_NAMES = re.compile(r"LABEL_\d+")
 CONVERT = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
 
@@ -67,13 +65,22 @@ def as_detector(
     name, channels = type(module).__name__, CHANNELS.get(channel_order, 3)
     output, path = found_head(module, name, image_size, channels, head)
     config = {"head": path, "output": output.key, "class": f"{type(module).__module__}.{type(module).__qualname__}"}
-    expected = output(_Evaluated(module), _image(image_size, channels))[0]
+    expected = _evaluated(Whole(module, output), image_size, channels)[0]
     if len(expected[0]) != len(classes):
         raise ValueError(
             f"{name} gives {len(expected[0])} logits, but there are {len(classes)} classes: name each once"
         )
-    sight = {"mean": _three(mean), "std": _three(std), "channel_order": channel_order}
-    detector = Detector(list(classes), OWN, image_size, crop_pct, **sight, network_config=config, module=module)
+    detector = Detector(
+        list(classes),
+        OWN,
+        image_size,
+        crop_pct,
+        _three(mean),
+        _three(std),
+        channel_order=channel_order,
+        network_config=config,
+        module=module,
+    )
     _check_same(detector.network, expected, name, image_size, channels)
     return detector.eval()
 
@@ -116,10 +123,10 @@ def _transformers(place: str, config: dict, asked: ClassifierSettings) -> Detect
         sight = of_transformers(place)
     except FileNotFoundError:
         sight = None
-    sight = _stated(sight, asked, place)
+    size, sight = _stated(sight, asked, place)
     settings = foreign.transformers_config(place)
-    body, head = foreign.transformers_classifier(place, sight.image_size or 0, settings)
-    return _detector(f"{TRANSFORMERS}{place}", Network(body, head, settings), classes, sight)
+    body, head = foreign.transformers_classifier(place, size, settings)
+    return _detector(f"{TRANSFORMERS}{place}", Network(body, head, settings), classes, size, sight)
 
 
 def _timm(name: str, file: Path | None, config: dict, asked: ClassifierSettings, place: str) -> Detector:
@@ -129,13 +136,14 @@ def _timm(name: str, file: Path | None, config: dict, asked: ClassifierSettings,
     if file is None:
         raise ValueError(f"{place} names no weights: write timm:{name}=FILE with a safetensors file, or give a Hub id")
     weights = _read_weights(file)
-    settings = config.get("pretrained_cfg") or timm.get_pretrained_cfg(name).to_dict()
-    sight = _stated(of_timm_settings(settings, name) if settings else None, asked, place)
+    registered = timm.get_pretrained_cfg(name)
+    settings = config.get("pretrained_cfg") or (registered.to_dict() if registered else {})
+    size, sight = _stated(of_timm_settings(settings, name) if settings else None, asked, place)
     layer = settings.get("classifier") or "fc"
     if f"{layer}.weight" not in weights:
         raise ValueError(f"{file} has no {layer}.weight, the head of {name}: give the whole classifier")
     count, channels = len(weights[f"{layer}.weight"]), CHANNELS[sight.channel_order]
-    model = foreign.timm_model(name, sight.image_size or 0, channels=channels, classes=count)
+    model: Any = foreign.timm_model(name, size, channels=channels, classes=count)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -143,45 +151,50 @@ def _timm(name: str, file: Path | None, config: dict, asked: ClassifierSettings,
             f"the weights in {file} are not those of {name}: name its own network ({brief(error)})"
         ) from error
     classes = _names(list(config.get("label_names") or []), asked, place)
-    expected = _Evaluated(model)(_image(sight.image_size or 0, channels))
+    expected = _evaluated(model, size, channels)
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{name} does not end in a linear layer ({OTHER_HEADS}): give another classifier")
     model.reset_classifier(0)
     network = Network(model, head)
-    _check_same(network, expected, name, sight.image_size or 0, channels)
-    return _detector(f"{TIMM}{name}", network, classes, sight)
+    _check_same(network, expected, name, size, channels)
+    return _detector(f"{TIMM}{name}", network, classes, size, sight)
 
 
-def _detector(name: str, network: Network, classes: list[str], sight: Preprocessing) -> Detector:
+def _detector(name: str, network: Network, classes: list[str], size: int, sight: Preprocessing) -> Detector:
     """A detector with this network, whose settings build the same one again."""
     if network.head.out_features != len(classes):
         raise ValueError(
             f"{name} has {network.head.out_features} logits, but {len(classes)} names of classes: give one each"
         )
-    size = sight.image_size or 0
-    seen = {"mean": sight.mean, "std": sight.std, "channel_order": sight.channel_order}
-    detector = Detector(classes, name, size, sight.crop_pct, **seen, network_config=network.config)
+    detector = Detector(
+        classes,
+        name,
+        size,
+        sight.crop_pct,
+        sight.mean,
+        sight.std,
+        channel_order=sight.channel_order,
+        network_config=network.config,
+    )
     detector.network.load_state_dict(network.state_dict())
     return detector.eval()
 
 
-def _stated(sight: Preprocessing | None, asked: ClassifierSettings, place: str) -> Preprocessing:
-    """How images are prepared: as it is written beside the classifier, and as the user says."""
-    said: dict[str, Any] = {} if asked.classifier_size is None else {"image_size": asked.classifier_size}
+def _stated(found: Preprocessing | None, asked: ClassifierSettings, place: str) -> tuple[int, Preprocessing]:
+    """Side of the images, and what is done to them: as it is written beside the classifier, or as the user says."""
+    said: dict[str, Any] = {}
     if asked.classifier_mean is not None:
         said["mean"] = _numbers("classifier_mean", asked.classifier_mean)
     if asked.classifier_std is not None:
         said["std"] = _numbers("classifier_std", asked.classifier_std)
-    known = set(said)
-    if sight is not None:
-        known |= {"mean", "std"} if sight.image_size is None else {"mean", "std", "image_size"}
-    if known < {"image_size", "mean", "std"}:
+    size = asked.classifier_size or (found.image_size if found else None)
+    if size is None or (found is None and len(said) < 2):
         raise ValueError(
             f"it is not known how the images of {place} were prepared in its training: say it by --classifier-size,"
             " --classifier-mean and --classifier-std"
         )
-    return replace(sight or Preprocessing(), **said)
+    return size, replace(found or Preprocessing(), **said)
 
 
 def _names(found: list[str], asked: ClassifierSettings, place: str) -> list[str]:
@@ -196,7 +209,7 @@ def _names(found: list[str], asked: ClassifierSettings, place: str) -> list[str]
     return found
 
 
-def _numbers(name: str, text: str) -> tuple[float, ...]:
+def _numbers(name: str, text: str) -> Channels:
     try:
         return _three([float(part) for part in text.split(",")])
     except ValueError:
@@ -205,10 +218,11 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _three(values: Sequence[float]) -> tuple[float, ...]:
+def _three(values: Sequence[float]) -> Channels:
     if len(values) not in (1, 3):
         raise ValueError(f"{tuple(values)} are {len(values)} numbers, but there have to be one, or three")
-    return tuple(map(float, values)) * (3 // len(values))
+    red, green, blue = map(float, [*values] * (3 // len(values)))
+    return red, green, blue
 
 
 def _config_of(folder: Path, place: str) -> dict:
@@ -245,25 +259,15 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-class _Evaluated:
-    """A module called as it is in use, without gradients."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    @torch.no_grad()
-    def __call__(self, pixels: torch.Tensor) -> Any:
-        self.module.eval()
-        return self.module(pixels)
-
-
-def _image(size: int, channels: int) -> torch.Tensor:
-    return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+@torch.no_grad()
+def _evaluated(module: nn.Module, size: int, channels: int) -> Any:
+    """What a module gives, as it is in use, for two images."""
+    return module.eval()(torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0)))
 
 
 def _check_same(network: Network, expected: torch.Tensor, name: str, size: int, channels: int) -> None:
-    found = _Evaluated(network)(_image(size, channels))[0]
-    if not torch.allclose(found, expected, **CLOSE):
+    found = _evaluated(network, size, channels)[0]
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         raise ValueError(
             f"the logits of {name} are not those of its last linear layer ({OTHER_HEADS}): give a classifier that ends"
             " in one"

@@ -272,8 +272,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         Raises:
             ValueError: there is no such score, or the temperature is not above 0.
         """
-        module = self.network.whole() if self.settings["network"] == networks.OWN else None
-        new = Detector(**self.settings | changes, module=module)
+        new = Detector(**self.settings | changes, module=self.network.own_module())
         new.load_state_dict(self.state_dict())
         return new.train(self.training).to(self.device)
 
@@ -315,7 +314,7 @@ def load_detector(
     _check_is_detector(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
-            detector = Detector.from_pretrained(str(folder), **({} if module is None else {"module": module}))
+            detector = Detector.from_pretrained(str(folder), module=module)
     except (OSError, EntryNotFoundError) as error:
         raise FileNotFoundError(f"the weights of {folder} cannot be read: {brief(error)}") from error
     except SafetensorError as error:

@@ -30,6 +30,18 @@ class Body(nn.Module):
         return torch.cat(self.outputs(self.model, pixels), dim=-1)
 
 
+class Whole(nn.Module):
+    """A classifier's logits as a module, to be tried like one."""
+
+    def __init__(self, model: nn.Module, outputs: Outputs):
+        super().__init__()
+        self.model, self.outputs = model, outputs
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """See `Outputs`."""
+        return self.outputs(self.model, pixels)
+
+
 def cut(model: nn.Module, outputs: Outputs, paths: list[str]) -> tuple[Body, nn.Linear]:
     """A classifier without the linear layers at `paths`, and these as one layer of features in a row.
 
@@ -73,7 +85,7 @@ def heads_of(model: nn.Module, outputs: Outputs, name: str, image_size: int, cha
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     hooks = [module.register_forward_hook(record(path)) for path, module in layers]
     try:
-        given = tried(_Whole(model, outputs), name, image_size, channels)
+        given = tried(Whole(model, outputs), name, image_size, channels)
     finally:
         for hook in hooks:
             hook.remove()
@@ -111,17 +123,6 @@ def images_of(image_size: int) -> str:
 
 def _device(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
-
-
-class _Whole(nn.Module):
-    """A classifier's logits as a module, to be tried like one."""
-
-    def __init__(self, model: nn.Module, outputs: Outputs):
-        super().__init__()
-        self.model, self.outputs = model, outputs
-
-    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        return self.outputs(self.model, pixels)
 
 
 class Picked:

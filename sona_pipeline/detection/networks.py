@@ -12,7 +12,7 @@ from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models.resnet import BasicBlock
 
 from sona_pipeline.detection import foreign
-from sona_pipeline.detection.heads import Picked, cut, feature_width
+from sona_pipeline.detection.heads import Body, Picked, cut, feature_width
 from sona_pipeline.detection.preprocessing import Preprocessing, of_timm, of_transformers
 
 SMALL = 64
@@ -53,8 +53,10 @@ class Network(nn.Module):
         mean, deviation = features.mean(dim=1, keepdim=True), features.std(dim=1, keepdim=True)
         return self.feature_scale * (features - mean) / (deviation + 1e-6)
 
-    def whole(self) -> nn.Module:
-        """A copy of the user's module that the network was cut from, with its head in its place again."""
+    def own_module(self) -> nn.Module | None:
+        """A copy of the user's module that the network was cut from, with its head again; None if there is none."""
+        if not isinstance(self.body, Body) or not isinstance(self.body.outputs, Picked) or self.config is None:
+            return None
         module = copy.deepcopy(self.body.model)
         module.set_submodule(self.config["head"], copy.deepcopy(self.head))
         return module

@@ -128,15 +128,17 @@ def of_transformers(name: str) -> Preprocessing:
 def _square(processor: Any, gains: torch.Tensor) -> tuple[int | None, float]:
     """Side of the square that a processor makes of an image, and share of the image in it; (None, 1) if it is none.
 
-    The share is the slope of a ramp from black to white: what is cropped is missing at both ends.
+    The share is the slope of a ramp from black to white in the middle half of the square: what is cropped is missing at
+    both ends, and what is filled up is there.
     """
     ramp = torch.linspace(0, 255, _LONG).round().to(torch.uint8).expand(_LONG, _LONG).numpy()
     seen = processor(images=Image.fromarray(ramp).convert("RGB"), return_tensors="pt")["pixel_values"][0].double()
     height, side = seen.shape[1:]
     if height != side:
         return None, 1.0
-    levels = seen[0].mean(dim=0) / gains[:, 0].sum()
-    places = torch.arange(side, dtype=torch.double) - (side - 1) / 2
+    middle = slice(side // 4, side - side // 4)
+    levels = seen[0, :, middle].mean(dim=0) / gains[:, 0].sum()
+    places = torch.arange(side, dtype=torch.double)[middle] - (side - 1) / 2
     slope = (places * levels).sum() / (places**2).sum()
     return side, min(round(float(slope * side), 3), 1.0)
 

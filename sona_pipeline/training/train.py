@@ -14,7 +14,6 @@ from sona_pipeline.common.processes import process_state
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
-from sona_pipeline.detection.networks import OWN
 from sona_pipeline.training.devices import new_accelerator
 from sona_pipeline.training.items import TrainingSets, in_order_of
 from sona_pipeline.training.loop import CHECKPOINT, Training, mi_weight
@@ -84,8 +83,7 @@ def train_detector(
             for tracker in accelerator.trackers:
                 tracker.finish()
             accelerator.wait_for_everyone()
-    module = classifier.network.whole() if classifier is not None and settings.network == OWN else None
-    return load_detector(folder, accelerator.device, module)
+    return load_detector(folder, accelerator.device, classifier.network.own_module() if classifier else None)
 
 
 def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:

@@ -160,7 +160,7 @@ def test_images_of_a_size_that_the_network_does_not_take_are_refused(patches):
 def test_preprocessing_is_that_of_the_pretrained_weights():
     assert preprocessing("resnet18") == Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "RGB")
     grey = (0.5, 0.5, 0.5)
-    assert preprocessing("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k") == Preprocessing(grey, grey, "RGB")
+    assert preprocessing("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k") == Preprocessing(grey, grey, "RGB", 224, 0.9)
 
 
 DISTILLED = ["timm:deit_tiny_distilled_patch16_224", "timm:levit_128s"]

@@ -111,9 +111,9 @@ def test_normalization_has_the_digits_of_its_settings_and_blue_may_come_first(tm
     save_model(tmp_path, "ResNet")
     name = f"transformers:{tmp_path}"
     transformers.ViTImageProcessor(image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD).save_pretrained(tmp_path)
-    assert preprocessing(name) == Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "RGB")
+    assert preprocessing(name) == Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "RGB", 224)
     transformers.MobileViTImageProcessor().save_pretrained(tmp_path)
-    assert preprocessing(name) == Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "BGR")
+    assert preprocessing(name) == Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "BGR", 256)
     with pytest.raises(ValueError, match="order of channels is 'GBR', but has to be one of"):
         Detector(CLASSES, channel_order="GBR")
 
@@ -133,9 +133,9 @@ def test_processors_that_cannot_be_followed_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"mean": (0.1,), "std": (0.3,)}, Preprocessing((0.1,) * 3, (0.3,) * 3)),
-        ({"mean": 0.1, "std": 0.3}, Preprocessing((0.1,) * 3, (0.3,) * 3)),
-        ({"mean": None, "std": None}, Preprocessing()),
+        ({"mean": (0.1,), "std": (0.3,)}, Preprocessing((0.1,) * 3, (0.3,) * 3, "RGB", 176, 0.875)),
+        ({"mean": 0.1, "std": 0.3}, Preprocessing((0.1,) * 3, (0.3,) * 3, "RGB", 176, 0.875)),
+        ({"mean": None, "std": None}, Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "RGB", 176, 0.875)),
         ({"input_size": (1, 28, 28), "mean": (0.1,), "std": (0.3,)}, "for images of 1 channels"),
     ],
 )
