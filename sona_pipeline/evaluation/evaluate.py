@@ -29,7 +29,7 @@ from sona_pipeline.evaluation.score_table import (
 
 
 def evaluate_detectors(
-    detectors: Sequence[tuple[str, str]],
+    detectors: Sequence[tuple[str, str | Detector]],
     sets: TestSets,
     output: str | Path,
     scores: Sequence[str] | None = None,
@@ -50,7 +50,7 @@ def evaluate_detectors(
     listed in `output/rejects.jsonl`.
 
     Args:
-        detectors: method name and folder, or Hub id, of each; those of one name are seeds of one method.
+        detectors: method name and folder, or Hub id, or detector, of each; those of one name are seeds of one method.
         sets: to score.
         output: folder for all of it.
         scores: names of `scores.SCORES` or of `posthoc.POST_HOC`, see `score_names`; with "all", those that cannot be
@@ -86,7 +86,7 @@ def evaluate_detectors(
     if baseline is not None:
         check_baseline([name for name, _ in detectors], baseline)
     fits = {"fit_images": fit_images, "validation_images": validation_images, "search_images": search_images}
-    loaded = [(name, load_detector(folder, device)) for name, folder in detectors]
+    loaded = [(name, one if isinstance(one, Detector) else load_detector(one, device)) for name, one in detectors]
     paths = [output / "scores" / f"{stem}.parquet" for stem in stems([name for name, _ in detectors])]
     runs: list[Run] = []
     tables: dict[str, list[ScoreTable]] = {}
@@ -111,7 +111,8 @@ def evaluate_detectors(
         differences = compare(tables, baseline) if baseline is not None else None
         found = write_report(output, runs, {name: some[0] for name, some in tables.items()}, differences)
         if leaderboard is not None:
-            about = {name: described(name, one, place) for (name, one), (_, place) in zip(loaded, detectors)}
+            places = [None if isinstance(place, Detector) else place for _, place in detectors]
+            about = {name: described(name, one, place) for (name, one), place in zip(loaded, places)}
             write_leaderboard(found, about, leaderboard, output / LEADERBOARD)
         return found
 

@@ -65,14 +65,14 @@ class Trained:
     note: str
 
 
-def described(name: str, detector: Detector, folder: str | Path) -> Trained:
+def described(name: str, detector: Detector, folder: str | Path | None) -> Trained:
     """A detector of the method `name`, by itself and by the training.json of its folder, if there is one.
 
     What was trained by cross-entropy alone is called "CrossEntropy", and all else as the method is called. Outliers
     that were made of the ID images do not count as outlier data.
     """
-    path = Path(folder) / "training.json"
-    record = read_json(path) if path.exists() else {}
+    path = Path(folder) / "training.json" if folder is not None else None
+    record = read_json(path) if path is not None and path.exists() else {}
     network, outliers = detector.settings["network"], record.get("outliers")
     is_plain = record.get("method") == "oe" and outliers is None
     return Trained(

@@ -57,6 +57,12 @@ def test_report_has_the_metrics_of_the_stored_scores(folders, sets, tmp_path):
     assert [(row["detector"], row["key"]) for row in rejects] == [(name, "0-7") for name in files]
 
 
+def test_detectors_in_memory_are_scored_as_those_in_folders(folders, sets, tmp_path):
+    loaded = [(name, load_detector(folder, "cpu")) for name, folder in folders]
+    found = evaluate_detectors(loaded, sets, tmp_path / "memory", leaderboard="cifar10")
+    pd.testing.assert_frame_equal(found, evaluate_detectors(folders, sets, tmp_path / "folders"))
+
+
 def test_scores_that_are_there_are_not_computed_again(folders, sets, tmp_path, monkeypatch):
     first = evaluate_detectors(folders[:1], sets, tmp_path, ["energy", "msp"])
     computed = []
