@@ -48,7 +48,7 @@ def same_names(some: Iterable[str], others: Iterable[str]) -> bool:
     return list(map(composed, some)) == list(map(composed, others))
 
 
-def in_order_of(names: Sequence[str], known: Sequence[str]) -> list[str] | None:
+def matched(names: Sequence[str], known: Sequence[str]) -> list[str] | None:
     """Those of `names` that stand for the classes `known`, in their order; None unless each stands for just one.
 
     Names are the same as they are written, or else in lower case, without plurals, underscores and hyphens, by one of

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from sona_pipeline.common.files import digest
-from sona_pipeline.data.class_names import in_order_of
+from sona_pipeline.data.class_names import matched
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.training.methods import METHODS
@@ -89,7 +89,7 @@ def classes_of(classifier: Detector, classes: Sequence[str]) -> list[str]:
     Raises:
         ValueError: they are others, or more, or fewer.
     """
-    found = in_order_of(classes, classifier.classes)
+    found = matched(classes, classifier.classes)
     if found is None:
         raise ValueError(
             f"the classifier is of the classes {_first(classifier.classes)}, and the training images of"

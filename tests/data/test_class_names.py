@@ -8,6 +8,7 @@ from sona_pipeline.data.class_names import (
     check_spellings,
     composed,
     imagenet_labels,
+    matched,
     names_of_classes,
     normal,
     same_names,
@@ -263,3 +264,27 @@ def test_class_name_files_with_a_mark(encoding, tmp_path):
     (tmp_path / "a.txt").write_bytes(f"{NFC}: coffee house\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8: save it as UTF-8"):
         names_of_classes([NFC], tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "expected"),
+    [
+        (["a", "b"], ["b", "a"], ["b", "a"]),
+        (["ice_creams", "Dog"], ["dog", "ice-cream"], ["Dog", "ice_creams"]),
+        (["n01440764", "n01443537"], ["goldfish, Carassius auratus", "tench, Tinca tinca"], ["n01443537", "n01440764"]),
+        (
+            ["Tinca tinca", "goldfish"],
+            ["tench, Tinca tinca", "goldfish, Carassius auratus"],
+            ["Tinca tinca", "goldfish"],
+        ),
+        (["e\u0301t\u00e9"], ["\u00e9te\u0301"], ["e\u0301t\u00e9"]),
+        (["a", "b"], ["a", "c"], None),
+        (["a", "b", "c"], ["a", "b"], None),
+        (["a"], ["a", "b"], None),
+        (["cats", "cat"], ["Cat", "CATS"], None),  # either could be either
+        (["x"], ["y, z"], None),
+        ([], [], []),
+    ],
+)
+def test_names_are_matched_one_to_one(names, known, expected):
+    assert matched(names, known) == expected
