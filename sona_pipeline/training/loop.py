@@ -270,7 +270,8 @@ class Training:
         exposed = outliers.outliers if isinstance(outliers, OutlierPairs) else outliers
         if isinstance(outliers, OutlierPairs) and outliers.form:
             images = images.changed(outliers.form.undergone)
-        known, unknown = (self._features(some) for some in (images, exposed) if some is not None)
+        known = self._features(images)
+        unknown = known[:0] if exposed is None else self._features(exposed)
         labels = torch.tensor(images.labels, device=known.device)
         self.plain_method.begin_epoch(self.epoch, known, labels, unknown)
 

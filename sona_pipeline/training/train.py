@@ -97,7 +97,8 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
             f" {settings.method!r}: give some, or leave the weight out to train by cross-entropy only"
         )
     method = METHODS[settings.method]
-    if (method.heads > 1 or method.looks_at_all) and (sets.outliers is None or settings.outlier_weight == 0):
+    is_nothing_without = method.needs_outliers and (method.heads > 1 or method.looks_at_all)
+    if is_nothing_without and (sets.outliers is None or settings.outlier_weight == 0):
         raise ValueError(
             f"the method {settings.method!r} is nothing without outliers: give some, and a weight above 0, or take the"
             " method 'oe' for cross-entropy only"

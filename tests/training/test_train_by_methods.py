@@ -10,6 +10,8 @@ from sona_pipeline.detection.detector import load_detector
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.training.loop import Training
+from sona_pipeline.training.methods import METHODS
+from sona_pipeline.training.methods.cider import CIDER
 from sona_pipeline.training.settings import RECIPES
 from sona_pipeline.training.train import train_detector
 
@@ -21,6 +23,7 @@ CHANGES = {
     "cider": {"learning_rate": 0.05},
     "npos": {"learning_rate": 0.05},
 }
+SCORES = {"mcd": "mcd", "cider": "knn", "npos": "knn"}
 NAMES = ["horizontal", "vertical"]
 
 
@@ -46,14 +49,14 @@ def short_queue(monkeypatch):
 
 def arguments(method, validation, pairs):
     settings = replace(SETTINGS, method=method, **CHANGES[method])
-    return settings, {"validation": validation, "outliers": pairs if method in ("mcd", "udg") else None}
+    return settings, {"validation": validation, "outliers": pairs if METHODS[method].needs_outliers else None}
 
 
 @pytest.mark.parametrize("method", CHANGES)
 def test_learns_the_classes_and_its_detector_is_loaded_and_scored(method, id_images, validation, pairs, tmp_path):
     settings, options = arguments(method, validation, pairs)
     train_detector(id_images, settings, **options, output=tmp_path / "made")
-    score = {"mcd": "mcd", "cider": "knn", "npos": "knn"}.get(method, "energy")
+    score = SCORES.get(method, "energy")
     sets = TestSets(shapes(NAMES, 100, seed=3), {"diagonal": shapes(["diagonal"], 100, seed=4)}, {})
     found = evaluate_detectors(
         [(method, str(tmp_path / "made"))], sets, tmp_path / "results", [score], fit_images=id_images
@@ -108,6 +111,14 @@ def test_the_best_epoch_is_one_that_has_seen_outliers(id_images, validation, pai
     found = evaluate_detectors([("mcd", str(tmp_path))], sets, tmp_path / "results", ["mcd"], fit_images=id_images)
     values = found.set_index("metric")["mean"]
     assert values["auroc"].min() > 90 and values["accuracy"].min() > 90
+
+
+def test_a_method_without_outliers_may_look_at_all_images(id_images, validation, monkeypatch):
+    seen = []
+    monkeypatch.setattr(CIDER, "looks_at_all", True)
+    monkeypatch.setattr(CIDER, "begin_epoch", lambda self, epoch, *parts: seen.append([len(part) for part in parts]))
+    train_detector(id_images, replace(SETTINGS, method="cider", epochs=2), validation=validation)
+    assert seen == 2 * [[160, 160, 0]]
 
 
 def test_two_views_are_augmented_each_by_itself(id_images, validation, pairs, monkeypatch):

@@ -1,4 +1,4 @@
-"""LTS (Djurisic & Liu 2024): energy of the logits times (sum of all features / sum of the highest)^2; fits nothing."""
+"""LTS (Djurisic et al. 2024): energy of the logits times (sum of all features / sum of the highest)^2; fits nothing."""
 
 from __future__ import annotations
 

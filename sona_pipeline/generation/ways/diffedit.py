@@ -34,7 +34,9 @@ class DiffEdit(Way):
             return torch.cat([self._edited(pipe, work, k, *pair) for k, pair in enumerate(prompts)])
 
     def _edited(self, pipe: Any, work: Work, k: int, source: str, target: str) -> torch.Tensor:
-        image, _ = self.pipe.decode(work.source_latents[k : k + 1], "pil")
+        """From the latents that every way starts from, where the pipeline would encode the image anew."""
+        image, latents = work.pixels[k : k + 1] / 2 + 0.5, work.source_latents[k : k + 1]
+        pipe.prepare_image_latents = lambda image, count, *_: latents.expand(count, -1, -1, -1)
         steps, generator = self.settings.num_inference_steps, work.generators[k]
         schedule = {
             "num_inference_steps": steps,

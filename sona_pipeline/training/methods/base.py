@@ -21,8 +21,8 @@ class Step:
 
     Attributes:
         labels: `[B]`.
-        logits, features: `[B, C]` and `[B, D]` of the ID images; of a method with two views, first those of one view
-            of each image and then those of the other, and so the labels.
+        logits, features: `[B, C]` and `[B, D]` of the ID images, features as the heads take them; of a method with two
+            views, first those of one view of each image and then those of the other, and so the labels.
         outlier_logits, outlier_features: `[U, C]` and `[U, D]`.
         sources: `[U]`, which ID image each outlier belongs to.
         id_share: `[U]`, share of the ID image that was mixed into each outlier, in [0, 1].
@@ -65,15 +65,20 @@ class Exposure:
 class Method(nn.Module):
     """A training method. Its parameters and buffers, if any, are trained and saved along with the detector.
 
+    The loss is added, times `weight`, to the cross-entropy of the network's own head on ID images. A part of the
+    network that it uses is kept in a list, or it would be trained and saved twice. Parameters take part in the loss of
+    every step, with a factor of 0 where they are not due yet, since several processes wait for all gradients.
+
     Attributes:
-        weight: what its loss is multiplied by unless told otherwise.
+        weight: what its whole loss is multiplied by unless told otherwise.
         needs_outliers: whether it is given outliers to train on.
         makes_outliers: whether `expose` makes them of the ID images alone.
-        keeps_pairs: whether these are the outliers as they are, so that mutual information may be added.
+        keeps_pairs: whether mutual information is added where each image has its own outlier. False where `expose`
+            changes the outliers, and for a rival that is to be as in its paper.
         skips_without_outliers: whether a batch without outliers has no loss of the method.
         views: of each ID image in a batch, each augmented by itself: 1 or 2.
-        heads: of the network: 1 or 2.
-        looks_at_all: whether `begin_epoch` is called.
+        heads: of the network: 1, or 2 for a `network.second_head`, which the method's loss trains.
+        looks_at_all: whether `begin_epoch` is called before each epoch.
         start: progress of the training from which on the method has its whole part; earlier epochs are not kept.
         trains_features: whether the features are trained by this loss alone, and the cross-entropy trains the head on
             features as they come.
@@ -103,7 +108,7 @@ class Method(nn.Module):
         Args:
             epoch: from 0 on.
             known, labels: `[N, D]` and `[N]` of the ID images.
-            outliers: `[M, D]`.
+            outliers: `[M, D]`; M is 0 without outliers.
         """
 
     def forward(self, step: Step) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What holds for every way to make outliers, and what each of them refuses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,11 @@ def begun(way, pipe, images):
     maker.way.load(maker, str(TINY_DETECTOR))
     maker.way.begin(maker, maker.way.prepare(maker))
     return maker
+
+
+def test_the_guide_has_a_row_for_every_way():
+    guide = (Path(__file__).parents[3] / "examples" / "guides" / "outliers.md").read_text(encoding="utf-8")
+    assert [name for name in WAYS if f"\n| `{name}` | " not in guide] == []
 
 
 @pytest.mark.parametrize("way", WAYS)

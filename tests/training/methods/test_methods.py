@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +9,21 @@ from pytorch_ood.loss import EnergyRegularizedLoss
 from steps import SETTINGS, exposure, network, step
 from torch import nn
 
+from sona_pipeline.common.settings import settings_of
 from sona_pipeline.detection.networks import Network
 from sona_pipeline.detection.scores.of_logits import energy
-from sona_pipeline.training.methods import vos
+from sona_pipeline.training.methods import METHODS, vos
 from sona_pipeline.training.methods.energy_margin import EnergyMargin, energy_margin
 from sona_pipeline.training.methods.mixoe import MixOE
 from sona_pipeline.training.methods.outlier_exposure import OutlierExposure, outlier_exposure
 from sona_pipeline.training.methods.vos import VOS
+from sona_pipeline.training.settings import TrainingSettings
+
+
+def test_help_and_guide_name_every_method():
+    (help_text,) = [setting.help for setting in settings_of(TrainingSettings) if setting.name == "method"]
+    guide = (Path(__file__).parents[3] / "examples" / "guides" / "detectors.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"'{name}'" not in help_text or f"\n| `{name}` | " not in guide] == []
 
 
 def test_outlier_exposure_and_energy_margin_are_their_losses():
