@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SONA and cross-entropy on a fine-grained set, with the paper's recipe for such. All that is set here may be set in the
-# environment; steps.sh has the rest.
+# SONA and what it is compared with on a fine-grained set, with the paper's recipe for such. All that is set here may be
+# set in the environment; steps.sh has the rest.
 set -euo pipefail
 shopt -s nullglob
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from warm_python import warm_python
 
 from sona_pipeline import Detector
+from sona_pipeline.generation.ways import WAYS
+from sona_pipeline.training.methods import METHODS
 
 FOLDER = Path(__file__).parents[2] / "examples" / "full_size"
 WNIDS = ("n01443537", "n01484850", "n02007558")
@@ -107,6 +110,14 @@ def openood_data(root: Path, name: str, classes: tuple[str, ...], each: int) -> 
     return root
 
 
+def real_images(root: Path, name: str, count: int) -> None:
+    """Images of other things, in OpenOOD's list of that name."""
+    lines = [f"others/{k}.png -1" for k in range(count)]
+    (root / "benchmark_imglist" / name).write_text("\n".join(lines) + "\n")
+    for number, line in enumerate(lines):
+        save(root / "images_largescale" / line.split(" ")[0], 30000 + number)
+
+
 def image_folders(root: Path) -> Path:
     """The layout of the fine-grained recipe."""
     for number, name in enumerate(("001.wren", "002.heron")):
@@ -150,14 +161,17 @@ def check_outliers(folder: Path, count: int) -> None:
     assert {Image.open(path).size for path in (*made, *trips)} == {(64, 64)}
 
 
-def check_results(output: Path, near: set[str], far: set[str], covariate: tuple[str, ...] = ()) -> None:
-    """Detectors that load, and rows of every test set for both of them."""
-    for name in ("sona-0", "cross-entropy-0"):
-        detector = Detector.from_pretrained(output / name)
+def check_results(
+    output: Path, near: set[str], far: set[str], covariate: tuple[str, ...] = (), others: tuple[str, ...] = ()
+) -> None:
+    """Detectors that load, and rows of every test set for all of them."""
+    systems = ("SONA", "cross-entropy", *others)
+    for name in systems:
+        detector = Detector.from_pretrained(output / f"{name.lower()}-0")
         assert 0 < detector(Image.new("RGB", (32, 32))).confidence <= 1
     for folder, scores in (("results", {"energy"}), ("post-hoc", {"msp", "knn"})):
         table = pd.read_csv(output / folder / "results.csv")
-        assert set(table.method) == {"SONA", "cross-entropy"} and set(table.score) == scores
+        assert set(table.method) == set(systems) and set(table.score) == scores
         sets = {group: set(part.set) - {"mean"} for group, part in table.groupby("group")}
         assert (sets["near_ood"], sets["far_ood"]) == (near, far)
         assert set(table.spectrum) == ({"standard", "full"} if covariate else {"standard"})
@@ -170,16 +184,66 @@ def files(folder: Path) -> dict[str, int]:
 
 def test_imagenet200(run, tmp_path):
     data = openood_data(tmp_path / "dâta 数据", "imagenet200", WNIDS, each=4)
-    printed = run("imagenet200.sh", tmp_path / "runs", DATA=data)
+    real_images(data, "imagenet200/train_imagenet800.txt", 20)
+    printed = run("imagenet200.sh", tmp_path / "runs", DATA=data, SYSTEMS="SONA cross-entropy OE CutPaste")
     check_outliers(tmp_path / "runs" / "outliers-0", 12)
+    check_outliers(tmp_path / "runs" / "outliers-cutpaste-0", 12)
+    told = [json.loads((tmp_path / "runs" / f"{name}-0" / "training.json").read_text()) for name in ("sona", "oe")]
+    assert told[0]["outliers"] != told[1]["outliers"]
     names = {"goldfish", "great white shark", "flamingo"}
     assert {row["id_label"] for row in rows(tmp_path / "runs" / "outliers-0")} == names
     settings = json.loads((tmp_path / "runs" / "outliers-0" / "settings.json").read_text())
     assert settings["scheduler"] == "DDIMScheduler" and not names & set(settings["ood_labels"])
     assert "OOD labels are left out" in printed
     near, far = {"ssb_hard", "ninco"}, {"inaturalist", "textures", "openimage_o"}
-    check_results(tmp_path / "runs", near, far, covariate=("v2", "c", "r"))
+    check_results(tmp_path / "runs", near, far, covariate=("v2", "c", "r"), others=("OE", "CutPaste"))
     assert Detector.from_pretrained(tmp_path / "runs" / "sona-0").classes == list(WNIDS)
+
+
+def listed(folder: Path, script: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """What a script would run: every `python` says its arguments only."""
+    (folder / "python").write_text('#!/usr/bin/env bash\necho "$@"\n')
+    (folder / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "SEEDS": "0 1"} | settings
+    return subprocess.run(["bash", str(FOLDER / script)], capture_output=True, text=True, env=environment)
+
+
+SYSTEMS = [line.split() for line in (FOLDER / "systems.txt").read_text().splitlines() if line[:1] != "#"]
+
+
+def test_every_system_is_run_on_the_same_terms(tmp_path):
+    done = listed(tmp_path, "imagenet200.sh", SYSTEMS=" ".join(name for name, *_ in SYSTEMS), OUT="runs")
+    assert done.returncode == 0, done.stderr
+    lines = [line.removeprefix("-m sona_pipeline ") for line in done.stdout.splitlines()]
+    made, trained = ([line for line in lines if line.startswith(f"{word} ")] for word in ("generate", "train"))
+    ways = [kind for _, kind, *_ in SYSTEMS if kind not in ("real", "none")]
+    assert {line.split("--way ")[1].split()[0] for line in made} == set(ways) <= set(WAYS)
+    assert len(made) == 2 * len(ways) and len(trained) == 2 * len(SYSTEMS)
+    for command in (made, trained):  # what is left without the names of systems and seeds is the same
+        own = r" --(way|outliers|real-outliers|method|feature-scale|seed|output) \S+"
+        assert len({re.sub(own, "", line) for line in command}) == 1
+    assert {m for line in trained for m in re.findall(r"--method (\S+)", line)} <= set(METHODS)
+    for name, kind, _, *options in SYSTEMS:
+        command = next(line for line in trained if line.endswith(f"--output runs/{name.lower()}-1 --workers 8"))
+        given = {"none": "", "real": "--real-outliers data/benchmark_imglist/imagenet200/train_imagenet800.txt "}
+        set_of = f"--outliers runs/outliers{'' if kind == 'sona' else f'-{kind}'}-1 "
+        assert f"val_imagenet200.txt {given.get(kind, set_of)}{' '.join([*options, ''])}--seed 1" in command
+    assert lines[-1].count("--detector") == 2 * len(SYSTEMS) and "global guidance=runs/global_guidance-0" in lines[-1]
+
+
+def test_readme_says_what_the_ways_cost():
+    text = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    for name, kind, *_ in SYSTEMS:
+        if found := re.search(rf" {re.escape(name)} (?:takes )?(\d[\d.]*)(?:,| an image)", text):
+            rows = sum(WAYS[kind].rows(step, 50) for step in range(1, 51)) / 50
+            assert float(found[1]) == rows
+    assert " OIR 682," in text
+
+
+@pytest.mark.parametrize(("name", "reason"), [("OEE", "no system OEE"), ("OE", "OE needs real outliers: set REAL")])
+def test_a_system_that_cannot_be_run_is_said_at_once(tmp_path, name, reason):
+    done = listed(tmp_path, "fine_grained.sh", SYSTEMS=f"SONA {name}")
+    assert done.returncode == 2 and reason in done.stderr and not done.stdout
 
 
 def test_estimate_counts_the_work_and_divides_it(tmp_path, capsys):

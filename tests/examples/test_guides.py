@@ -80,6 +80,10 @@ NOT_RUN = {
     "mkdir cifar10 && cp *": CIFAR10,
     "cp examples/patch_autoencoder.py *": CIFAR10,
     "DATA=OpenOOD/data OUT=* bash examples/full_size/*": f"{FULL_SIZE}::test_imagenet200",
+    "SYSTEMS=* bash examples/full_size/*": f"{FULL_SIZE}::test_every_system_is_run_on_the_same_terms",
+    "python examples/benchmarks/run.py table-1 --scale imagenet200 *": (
+        "tests/examples/test_paper_tables.py::test_a_full_size_run_has_the_names_of_the_paper"
+    ),
     "DATA=* sbatch examples/full_size/slurm.sbatch *": f"{FULL_SIZE}::test_cifar100_on_two_nodes_of_slurm",
     "sbatch examples/full_size/array.sbatch *": f"{CLUSTERS}::test_parts_of_the_array_make_a_set",
     "kubectl apply -f examples/full_size/job.yaml": f"{CLUSTERS}::test_the_job_is_one_for_kubernetes",

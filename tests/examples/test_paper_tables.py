@@ -74,11 +74,14 @@ def test_a_full_size_run_has_the_names_of_the_paper(tables, tmp_path):
         ("cross-entropy", "msp", "standard", "near_ood", "ssb_hard", "auroc", 80.0, 0.5),
         ("cross-entropy", "msp", "full", "near_ood", "ssb_hard", "auroc", 50.0, 0.5),
         ("SONA", "energy", "standard", "far_ood", "textures", "auroc", 95.0, 0.1),
+        ("OE", "energy", "standard", "near_ood", "mean", "auroc", 80.0, 0.1),
+        ("OE", "msp", "standard", "near_ood", "mean", "auroc", 84.0, 0.1),
     ]
     results(tmp_path / "run", rows)
     first, sixth = (tables.paper_table(n, "imagenet200", tmp_path / "run").set_index("row") for n in ("1", "6"))
     assert first.loc["MSP", "SSB-hard, ours"] == "80.00 ± 0.50" and sixth.loc["MSP", "SSB-hard, ours"] == "50.00 ± 0.50"
-    assert first.loc["SONA", "Textures, ours"] == "95.00 ± 0.10" and first.loc["OE", "near-OOD, ours"] == "-"
+    assert first.loc["SONA", "Textures, ours"] == "95.00 ± 0.10" and first.loc["OE", "near-OOD, ours"] == "84.00 ± 0.10"
+    assert first.loc["MCD", "near-OOD, ours"] == "-"
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """What stands for a row and a column of the paper's tables in our results."""
 
+from pathlib import Path
 from typing import NamedTuple
+
+SYSTEMS = Path(__file__).parents[2] / "full_size" / "systems.txt"
 
 
 class Ours(NamedTuple):
@@ -83,3 +86,9 @@ OURS: dict[str, dict[str, Ours]] = {
 """Rows that stand for rows of the paper; the others have none yet."""
 SMALL_ONLY = ("near-OOD", "far-OOD", "ID accuracy", "SONA images")
 """Columns that the CIFAR-10 benchmark has as well: the other columns are single sets of other benchmarks."""
+
+
+def of_full_size(row: str) -> Ours:
+    """What stands for a row of the paper in a full-size run: a detector of that name, by the score of its paper."""
+    lines = [line.split() for line in SYSTEMS.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    return Ours("", row, {name.replace("_", " "): score for name, _, score, *_ in lines}.get(row, "energy"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from paper.ours import COLUMNS, OURS, SCORES, SMALL_ONLY, Ours
+from paper.ours import COLUMNS, OURS, SCORES, SMALL_ONLY, Ours, of_full_size
 
 from sona_pipeline import with_spread
 
@@ -17,7 +17,7 @@ def our_figures(results: Path, scale: str, number: str, row: str) -> pd.DataFram
         ours = OURS[number].get(row)
         file = results / ours.table / "results.csv" if ours else None
     else:
-        ours = Ours("", "cross-entropy", SCORES[row]) if row in SCORES else Ours("", row)
+        ours = Ours("", "cross-entropy", SCORES[row]) if row in SCORES else of_full_size(row)
         file = results / "results.csv"
     if ours is None or file is None or not file.exists():
         return None
