@@ -167,7 +167,7 @@ def _cells(found: Found) -> pd.DataFrame:
     columns: dict[str, dict] = {"seeds": {}}
     for column in columns_of(found):
         columns[column.title] = {}
-        for row in _means(found, column).itertuples():
+        for row in means_of(found[column.test], column).itertuples():
             name = f"{row.method}, {row.score}" if found[column.test]["score"].nunique() > 1 else row.method
             columns["seeds"][name] = row.n
             columns[column.title][name] = with_spread(row.mean, row.std)
@@ -176,8 +176,8 @@ def _cells(found: Found) -> pd.DataFrame:
     return table
 
 
-def _means(found: Found, column: Column) -> pd.DataFrame:
-    table = found[column.test]
+def means_of(table: pd.DataFrame, column: Column) -> pd.DataFrame:
+    """The rows of a column in the results of its test: one a method and score."""
     name = "id" if column.group == "id" else "mean"
     return table[(table["group"] == column.group) & (table["set"] == name) & (table["metric"] == column.metric)]
 
@@ -198,7 +198,7 @@ def _figure(found: Found) -> Figure:
     figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(names)), layout="constrained")
     axis = figure.subplots()
     for k, column in enumerate(columns):
-        means = _means(found, column)
+        means = means_of(found[column.test], column)
         places = [len(names) - 1 - i + 0.12 * (len(columns) - 1 - 2 * k) / 2 for i in range(len(means))]
         spread = means["std"].astype(float).fillna(0)
         axis.errorbar(

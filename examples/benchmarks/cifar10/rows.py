@@ -111,6 +111,7 @@ SONA = Row("sona")
 NEAR_TEST = "near-test"
 """Of the detectors of the first table, with other test sets."""
 REMEDIES_TABLE = "remedies"
+SYSTEMS_TABLE = "systems"
 ANY_STRENGTH = {"min_strength": 0.0}
 SHIPPED_RECIPE = {"outlier_augmentation": "strong"}
 FEATURES = 128.0
@@ -234,7 +235,7 @@ TABLES = {
         far_validation=(*SHIPPED, *KINDS),
         baseline="cross-entropy",
     ),
-    "systems": Table(
+    SYSTEMS_TABLE: Table(
         "Every system on equal terms",
         {
             "cross-entropy": Row(None, score="energy"),

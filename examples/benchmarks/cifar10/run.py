@@ -15,6 +15,7 @@ from typing import Annotated
 
 import pandas as pd
 from benchmark import Benchmark
+from claims import describe_claims
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
@@ -26,7 +27,7 @@ from model import draw_sheet, load_model
 from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
 from pretrained import write_start
 from reasons import describe_reasons
-from rows import NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, TABLES
+from rows import NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from shortcuts import changed, changes, describe_changes, describe_measures
 
 from sona_pipeline import open_outlier_set, save_figure
@@ -193,6 +194,8 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     parts = [describe_sets(first, benchmark.data.train, judge)] if judge and first and not is_near_test else []
     if table.baseline:
         parts.append(describe_differences(benchmark.results(name), list(tests), table.baseline))
+    if name == SYSTEMS_TABLE:
+        parts.append(describe_claims(found["test"]))
     if name == REMEDIES_TABLE:
         parts = [describe_reasons(detectors, tests["validation"], benchmark.results(f"{name}/validation") / "scores")]
     title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
