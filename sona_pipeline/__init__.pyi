@@ -90,6 +90,7 @@ from .generation.settings import (
     GenerationSettings as GenerationSettings,
     OutputSettings as OutputSettings,
 )
+from .generation.ways import WAYS as WAYS
 from .hub.repositories import (
     push as push,
     write_detector_repository as write_detector_repository,

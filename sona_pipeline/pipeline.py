@@ -640,10 +640,12 @@ class SONAPipeline(
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
         return outputs[0], encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])
 
-    def encode_image(self, image: torch.Tensor, device: torch.device, generator: Generators) -> torch.Tensor:
+    def encode_image(
+        self, image: torch.Tensor, device: torch.device, generator: Generators, sample: bool = True
+    ) -> torch.Tensor:
         """Scaled latents z_0 of images `[B, C, H, W]` in [-1, 1], in `latent_dtype`; latents are passed through.
 
-        Raises FloatingPointError for latents that are not finite.
+        They are drawn from what the VAE gives, or are its mode. Raises FloatingPointError if they are not finite.
         """
         dtype = self.latent_dtype
         if image.shape[1] == self.vae.config.latent_channels:
@@ -658,7 +660,7 @@ class SONAPipeline(
         latents = self._finite_from_vae(encode)
         if isinstance(latent_dist := getattr(encoded, "latent_dist", None), DiagonalGaussianDistribution):
             latent_dist = DiagonalGaussianDistribution(latent_dist.parameters.to(dtype), latent_dist.deterministic)
-        latents = latent_dist.sample(generator) if latent_dist is not None else latents
+        latents = latent_dist.sample(generator) if sample and latent_dist is not None else latents
         return latents.to(dtype) * self.vae.config.scaling_factor
 
     def _finite_from_vae(self, run: Callable[[AutoencoderKL], torch.Tensor]) -> torch.Tensor:

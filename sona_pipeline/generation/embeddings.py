@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from sona_pipeline.common.messages import brief
 from sona_pipeline.generation.prompts import word_in
@@ -36,37 +36,45 @@ def embedding_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def given_embeddings(pipe: SONAPipeline, settings: GenerationSettings) -> dict[str, torch.Tensor]:
-    """The embedding `[L, D]` of each OOD label, as the UNet takes it, if a file has them; else none.
+class GivenEmbeddings:
+    """The embeddings in a file that stand for OOD prompts; each takes the room that it takes in the file.
 
     A vector `[D]` takes the place of a word in the OOD prompt; `[L, D]` is a whole prompt.
+
+    Args:
+        pipe: a loaded pipeline.
+        path: of the safetensors file.
+        settings: with the OOD labels, which are names in the file, and the OOD prompt.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a label has no embedding, or one of another shape, or one that is not finite.
     """
-    if not settings.ood_embeddings:
-        return {}
-    path = Path(settings.ood_embeddings)
-    if missing := set(settings.ood_labels) - set(embedding_names(path)):
-        raise ValueError(f"{path} has no embedding of {sorted(missing)[:5]}: name the labels as they are named there")
-    stored = load_file(path)
-    length, width = prompt_length(pipe.tokenizer, pipe.text_encoder), prompt_width(pipe.unet)
-    plain, template = None, settings.ood_prompt or settings.prompt
-    found = {}
-    for name in settings.ood_labels:
-        value = stored[name].to(pipe.device, pipe.text_encoder.dtype)
-        if tuple(value.shape) not in ((width,), (length, width)) or not value.isfinite().all():
+
+    def __init__(self, pipe: SONAPipeline, path: Path, settings: GenerationSettings):
+        self.pipe, self.template = pipe, settings.ood_prompt or settings.prompt
+        if missing := set(settings.ood_labels) - set(embedding_names(path)):
             raise ValueError(
-                f"the embedding {name!r} in {path} has the shape {list(value.shape)}, but finite numbers of the shape"
-                f" [{width}] or [{length}, {width}] are needed for this model"
+                f"{path} has no embedding of {sorted(missing)[:5]}: name the labels as they are named there"
             )
-        if value.dim() == 1:
-            plain = _encoded(pipe, template.format(WORD)) if plain is None else plain
-            vector, value = value, plain.clone()
-            value[word_in(pipe, template, WORD)] = vector
-        found[name] = value
-    return found
+        length, width = prompt_length(pipe.tokenizer, pipe.text_encoder), prompt_width(pipe.unet)
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_tensor(name).to(pipe.unet.dtype) for name in settings.ood_labels}
+        for name, value in stored.items():
+            if tuple(value.shape) not in ((width,), (length, width)) or not value.isfinite().all():
+                raise ValueError(
+                    f"the embedding {name!r} in {path} has the shape {list(value.shape)}, but finite numbers of the"
+                    f" shape [{width}] or [{length}, {width}] are needed for this model"
+                )
+        self.stored, self._plain = stored, _encoded(pipe, self.template.format(WORD))
+
+    def __call__(self, labels: Sequence[str]) -> torch.Tensor:
+        """Prompts `[B, L, D]` of OOD labels, as the UNet takes them."""
+        found = self._plain.repeat(len(labels), 1, 1)
+        word = word_in(self.pipe, self.template, WORD)
+        for prompt, value in zip(found, map(self.stored.__getitem__, labels)):
+            prompt[word if value.dim() == 1 else slice(None)] = value.to(prompt)
+        return found
 
 
 @torch.no_grad()

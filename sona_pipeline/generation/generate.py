@@ -299,8 +299,9 @@ def _recorded(
 ) -> tuple[dict, dict]:
     """What has to be equal in all runs into one folder, and what is only noted."""
     fixed = identity(pipe) | asdict(settings)
-    if settings.ood_embeddings:
-        fixed["ood_embeddings"] = digest(Path(settings.ood_embeddings).read_bytes())
+    embeddings = Path(settings.ood_embeddings) if settings.ood_embeddings else None
+    if embeddings:
+        fixed["ood_embeddings"] = digest(embeddings.read_bytes())
     fixed |= {
         "format": writing.format,
         "save_size": writing.save_size,
@@ -310,7 +311,7 @@ def _recorded(
         "classifier": writing.classifier,
     }
     notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
-    notes["model_size"] = form.model_size
+    notes |= {"model_size": form.model_size} | ({"ood_embeddings": embeddings.name} if embeddings else {})
     return fixed, notes | {"versions": versions()}
 
 

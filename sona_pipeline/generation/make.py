@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from sona_pipeline.data.imaging import fit
 from sona_pipeline.data.rejects import MAY_PASS
 from sona_pipeline.data.shards import Sample
 from sona_pipeline.generation.checks import CHECKS, Classifier, Made, bounds_of, run_checks
-from sona_pipeline.generation.embeddings import given_embeddings
+from sona_pipeline.generation.embeddings import GivenEmbeddings
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
@@ -102,7 +103,8 @@ class OutlierMaker:
         self.form = form or KeptForm(self.size, self.size)
         self.bounds = bounds_of(plan.settings.reject)
         self.prompts = PromptCache(pipe)
-        self.given = given_embeddings(pipe, plan.settings)
+        file = plan.settings.ood_embeddings
+        self.given = GivenEmbeddings(pipe, Path(file), plan.settings) if file else None
         self.way = WAYS[plan.settings.way](pipe, plan.settings)
 
     def read(self, batch: Batch) -> Work:
@@ -197,7 +199,7 @@ class OutlierMaker:
     def meanings_of(self, items: Sequence[PlannedOutlier]) -> torch.Tensor:
         """Embeddings `[B, L, D]` of what the outliers shall mean: of a prompt, between two, or given."""
         if self.given:
-            return torch.stack([self.given[item.ood_label] for item in items])
+            return self.given([item.ood_label for item in items])
         names = [self.plan.images.label_name(item.index) for item in items]
         texts = [self.settings.ood_prompt_of(m, name) for item, name in zip(items, names) for m in item.meanings]
         parts = self.prompts(texts).split([len(item.meanings) for item in items])

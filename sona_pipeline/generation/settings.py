@@ -259,12 +259,15 @@ GENERATE = {
 def settings_in(record: dict) -> dict:
     """The settings in the settings.json of an earlier run, as the command line has them.
 
-    Of a model that came from a folder only the name is recorded: where it lies has to be said again.
+    Of a model that came from a folder, and of a file of embeddings, only the name is recorded: where it lies has to be
+    said again.
     """
     names = {SCHEDULERS.place(name).rpartition(":")[2]: name for name in SCHEDULERS}
     found = record | {"scheduler": names.get(record["scheduler"], record["scheduler"])}
     if len(record["model_revision"]) == 40:
         found["revision"] = record["model_revision"]
+    if found.get("ood_embeddings"):
+        found["ood_embeddings"] = record["notes"]["ood_embeddings"]
     return found | {"dtype": last_dtype(record)}
 
 

@@ -77,7 +77,8 @@ class Training:
         self.uses_method = self.beta > 0 and (sets.outliers is not None or not method.needs_outliers)
         self.uses_outliers = self.gamma > 0 or (self.beta > 0 and method.needs_outliers)
         self.views = method.views if self.uses_method else 1
-        if method.looks_at_all and accelerator.num_processes > 1:
+        self.looks_at_all, self.workers = self.uses_method and method.looks_at_all, workers
+        if self.looks_at_all and accelerator.num_processes > 1:
             raise ValueError(f"the method {settings.method!r} looks at all images: start it in one process")
         self.sets = sets
 
@@ -86,7 +87,7 @@ class Training:
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.order = EpochOrder(len(sets.images), settings.seed)
-        loader = self._loader(sets, detector, workers)
+        loader = self._loader(sets, detector)
         self.model, self.optimizer, self.loader = accelerator.prepare(detector, optimizer, loader)
         self.plain_method = method.to(accelerator.device)
         self.method = accelerator.prepare_model(method) if list(method.parameters()) else method
@@ -102,7 +103,7 @@ class Training:
         self.log: list[dict] = []
         self.rejects: dict[str, str] = {}
 
-    def _loader(self, sets: TrainingSets, detector: Detector, workers: int) -> DataLoader:
+    def _loader(self, sets: TrainingSets, detector: Detector) -> DataLoader:
         settings, processes = self.settings, self.accelerator.num_processes
         share, rest = divmod(settings.batch_size, processes * settings.accumulation)
         if rest or not share:
@@ -114,7 +115,8 @@ class Training:
         if share == 1 and not has_rounds:
             check_single_images(detector)
         kinds = self.views + (sets.outliers is not None) + has_rounds
-        check_shared_memory(workers, kinds * share * 3 * settings.image_size**2)
+        most = max(kinds * share, VALIDATION_BATCH * self.looks_at_all)
+        check_shared_memory(self.workers, most * 3 * settings.image_size**2)
         steps = AUGMENTATIONS[settings.augmentation](settings.image_size)
         steps += [v2.RandomHorizontalFlip()] if settings.flip else [v2.Identity()]
         more = OUTLIER_AUGMENTATIONS[settings.outlier_augmentation](settings.image_size)
@@ -131,7 +133,7 @@ class Training:
             items,
             share,
             sampler=self.order,
-            num_workers=workers,
+            num_workers=self.workers,
             collate_fn=collate,
             drop_last=len(items) > share * processes,
         )
@@ -165,7 +167,7 @@ class Training:
         """One pass over the ID images; the mean of each loss. It depends on the seed, the epoch and the state alone."""
         self.order.epoch = self.epoch
         torch.manual_seed(mixed_seed(self.settings.seed, self.epoch, self.accelerator.process_index))
-        if self.uses_method and self.plain_method.looks_at_all:
+        if self.looks_at_all:
             self._show_all()
         self._train_mode()
         sums: dict[str, torch.Tensor] = {}
@@ -278,7 +280,8 @@ class Training:
     def _features(self, images: ImageSet) -> torch.Tensor:
         """Features `[N, D]` of images, without augmentation."""
         plain = Plain(images, self.detector.one, self.settings.image_size)
-        batches = (batch.to(self.accelerator.device).float() / 255 for batch in DataLoader(plain, VALIDATION_BATCH))
+        loader = DataLoader(plain, VALIDATION_BATCH, num_workers=self.workers)
+        batches = (batch.to(self.accelerator.device).float() / 255 for batch in loader)
         return torch.cat([self.detector.features(batch).float() for batch in batches])
 
     def _mutual_information(self, step: Step) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,3 +341,20 @@ def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_pat
     assert benchmark.detectors(table, 1) == ([], {"LEDITS++": "RuntimeError: four channels"})
     with pytest.raises(RuntimeError, match="four channels"):
         benchmark.detectors(bench.rows.Table("", {"SONA": bench.rows.SONA}), 1)
+
+
+def test_fake_it_draws_with_the_model_stopped_early_or_has_no_row(bench, images, tmp_path, monkeypatch):
+    benchmark, loaded = bench.benchmark.Benchmark(SimpleNamespace(train=images, ood_labels=("wolf",)), tmp_path, 3), []
+    early = tmp_path / "model" / "early"
+    monkeypatch.setattr(bench.benchmark, "load_model", lambda folder, scheduler: loaded.append(folder) or load())
+    table = bench.rows.Table("", {"Fake-it": bench.rows.TABLES["systems"].rows["Fake-it"]})
+    reason = f"{early} is missing: train the model with --early-steps, as README.md says"
+    assert benchmark.detectors(table, 1) == ([], {"Fake-it": reason}) and not loaded
+    early.mkdir(parents=True)
+    sets = bench.rows.SETS
+    assert sets["fakeit-25"].changes == {"way": "fakeit", "num_inference_steps": 25}
+    monkeypatch.setitem(
+        sets, "fakeit-25", replace(sets["fakeit-25"], changes={"way": "fakeit", "num_inference_steps": 2})
+    )
+    assert len(open_outlier_set(benchmark.outliers("fakeit-25", 0), images).outliers) == len(images)
+    assert loaded == [early]

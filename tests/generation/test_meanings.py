@@ -1,21 +1,23 @@
 """OOD meanings beyond one label: attributes of the ID class, blends of two prompts, embeddings from a file."""
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sona_pipeline import sample
 from sona_pipeline.data.outlier_set import read_rows, read_settings
 from sona_pipeline.generation.checkpoint import load_pipeline
-from sona_pipeline.generation.embeddings import embedding_names, given_embeddings
+from sona_pipeline.generation.embeddings import GivenEmbeddings, embedding_names
 from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.ood_labels import labels_of
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.prompts import check_prompts, word_in
-from sona_pipeline.generation.settings import GenerationSettings, LabelSettings
+from sona_pipeline.generation.settings import GenerationSettings, LabelSettings, settings_in
 
 SETTINGS = GenerationSettings(("bag", "sandal"), num_inference_steps=3)
 
@@ -108,7 +110,32 @@ def test_embeddings_of_a_file_stand_for_prompts(pipe, images, file, tmp_path):
     assert {item.ood_label for item in items} == {"whole", "vector"}
     generate_outliers(images.take(range(4)), pipe, tmp_path / "set", settings)
     assert {row["ood_label"] for row in read_rows(tmp_path / "set")} <= {"whole", "vector"}
-    assert len(read_settings(tmp_path / "set")["ood_embeddings"]) == 64  # the hash of the file
+
+
+def test_a_set_knows_its_embeddings_by_their_content_and_tells_their_name(pipe, images, file, tmp_path):
+    settings = replace(SETTINGS, ood_labels=("vector",), ood_embeddings=str(file))
+    generate_outliers(images.take(range(2)), pipe, tmp_path / "set", settings)
+    record = read_settings(tmp_path / "set")
+    assert record["ood_embeddings"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["notes"]["ood_embeddings"] == "embeddings.safetensors"
+    assert settings_in(record)["ood_embeddings"] == "embeddings.safetensors"
+    moved = file.rename(tmp_path / "moved.safetensors")
+    generate_outliers(images.take(range(4)), pipe, tmp_path / "set", replace(settings, ood_embeddings=str(moved)))
+    assert len(list(read_rows(tmp_path / "set"))) == 4
+    save_file({"vector": torch.zeros_like(load_file(moved)["vector"])}, file)
+    with pytest.raises(ValueError, match="made with other settings: ood_embeddings"):
+        generate_outliers(images.take(range(4)), pipe, tmp_path / "set", settings)
+
+
+def test_a_thousand_vectors_take_the_room_of_vectors(pipe, file):
+    width = load_file(file)["vector"].shape[0]
+    vectors = torch.randn(1000, width, generator=torch.Generator().manual_seed(0))
+    save_file({f"{k:03d}": vector for k, vector in enumerate(vectors)}, file)
+    settings = replace(SETTINGS, ood_labels=tuple(f"{k:03d}" for k in range(1000)), ood_embeddings=str(file))
+    given = GivenEmbeddings(pipe, file, settings)
+    assert sum(value.untyped_storage().nbytes() for value in given.stored.values()) == 1000 * width * 4
+    prompts = given(["007", "990", "007"])
+    assert torch.equal(prompts[:, word_in(pipe, "a photo of a {}", "x")].squeeze(1), vectors[[7, 990, 7]])
 
 
 def test_a_whole_prompt_from_a_file_makes_the_outlier_of_that_prompt(pipe, images, file, tmp_path):
@@ -122,9 +149,8 @@ def test_a_whole_prompt_from_a_file_makes_the_outlier_of_that_prompt(pipe, image
 
 def test_bad_embeddings_are_refused(pipe, images, file, tmp_path):
     def given(**changes):
-        return given_embeddings(
-            pipe, replace(SETTINGS, **{"ood_embeddings": str(file), "ood_labels": ("whole",)} | changes)
-        )
+        settings = replace(SETTINGS, **{"ood_embeddings": str(file), "ood_labels": ("whole",)} | changes)
+        return GivenEmbeddings(pipe, Path(settings.ood_embeddings), settings)
 
     with pytest.raises(ValueError, match=r"has no embedding of \['bag'\]: name the labels"):
         given(ood_labels=("bag", "whole"))

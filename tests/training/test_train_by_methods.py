@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from shapes import beside, shapes
+from torch.utils.data import get_worker_info
 
 from sona_pipeline.detection.detector import load_detector
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import TestSets
+from sona_pipeline.training.items import Plain, TrainingSets
 from sona_pipeline.training.loop import Training
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.methods.cider import CIDER
+from sona_pipeline.training.methods.udg import UDG
 from sona_pipeline.training.settings import RECIPES
 from sona_pipeline.training.train import train_detector
 
@@ -138,3 +142,20 @@ def test_two_views_are_augmented_each_by_itself(id_images, validation, pairs, mo
     assert "view" not in seen[-1]
     places = torch.cat([batch["place"] for batch in seen[: len(seen) // 2]])
     assert sorted(places.tolist()) == list(range(160))
+
+
+def test_workers_decode_what_a_method_looks_at(id_images, pairs, monkeypatch):
+    decoded, seen = Plain.__getitem__, []
+    monkeypatch.setattr(UDG, "begin_epoch", lambda self, epoch, *features: seen.append(features))
+    for workers in (0, 2):
+
+        def read(self, index, expected=workers):
+            found = get_worker_info()
+            assert (found.num_workers if found else 0) == expected
+            return decoded(self, index)
+
+        monkeypatch.setattr(Plain, "__getitem__", read)
+        settings = replace(SETTINGS, method="udg")
+        Training(TrainingSets(pairs.images, None, pairs), settings, Accelerator(cpu=True), workers=workers)._show_all()
+    assert len(seen[0][0]) == len(id_images) and len(seen[0][2]) == len(pairs.outliers)
+    assert all(map(torch.equal, *seen))

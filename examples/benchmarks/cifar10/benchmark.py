@@ -11,7 +11,7 @@ from data import Data
 from model import load_model
 from pretrained import FINE_TUNING
 from remedies import REMEDIES
-from rows import OF_DIFFUSERS, SETS, Row, Table
+from rows import DISPENSABLE, SETS, Row, Table
 from sets import SECONDS, make_set
 
 from sona_pipeline import (
@@ -21,6 +21,7 @@ from sona_pipeline import (
     ImageSet,
     OutlierPairs,
     Running,
+    SONAPipeline,
     TestSets,
     compare,
     evaluate_detectors,
@@ -57,13 +58,17 @@ class Benchmark:
         self.folder = output / f"per-class-{per_class}"
 
     def detectors(self, table: Table, seeds: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
-        """Row and folder of every detector of a table; and, by row, why there is none, if its pipeline does not run."""
+        """Row and folder of every detector of a table; and, by row, why there is none, if its set cannot be made."""
         found, failed = [], {}
         for name, row in table.rows.items():
             try:
                 found += [(name, str(self.detector(row, seed))) for seed in range(seeds)]
+            except FileNotFoundError as error:
+                if row.outliers not in DISPENSABLE:
+                    raise
+                failed[name] = str(error)
             except (ValueError, RuntimeError, IndexError) as error:
-                if row.outliers not in OF_DIFFUSERS:
+                if row.outliers not in DISPENSABLE:
                     raise
                 failed[name] = f"{type(error).__name__}: {error}"
         return found, failed
@@ -113,8 +118,15 @@ class Benchmark:
         return folder
 
     def _make(self, name: str, images: ImageSet, folder: Path, seed: int) -> None:
-        settings = GenerationSettings(self.data.ood_labels, seed=seed)
-        make_set(SETS[name], images, lambda scheduler: load_model(self.model, scheduler), folder, settings)
+        recipe, settings = SETS[name], GenerationSettings(self.data.ood_labels, seed=seed)
+        model = self.model / "early" if recipe.is_early else self.model
+
+        def load(scheduler: str) -> SONAPipeline:
+            if recipe.is_early and not model.exists():
+                raise FileNotFoundError(f"{model} is missing: train the model with --early-steps, as README.md says")
+            return load_model(model, scheduler)
+
+        make_set(recipe, images, load, folder, settings)
 
     def tests(self, table: Table) -> dict[str, TestSets]:
         """What the detectors of a table are judged by: "validation" for choices, "test" once."""

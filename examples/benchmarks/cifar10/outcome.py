@@ -89,7 +89,7 @@ def write_outcome(
     write_text(folder / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
     cells = _cells(found)
     lines = [f"# {title}", "", NOTE, "", *_table(cells)]
-    lines += [f"\n{name}: does not run on this model ({plain(reason)})." for name, reason in failed.items()]
+    lines += [f"\n{name} has no row: {plain(reason)}." for name, reason in failed.items()]
     _write_parts(folder, lines, parts, run)
     save_figure(_figure(found), folder / "results.png")
 

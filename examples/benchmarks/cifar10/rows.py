@@ -26,10 +26,14 @@ SYSTEM_WAYS = {
     "OIR": "oir",
     "CutPaste": "cutpaste",
     "AutoAugOOD": "autoaug",
+    "Fake-it": "fakeit",
 }
 """Ways to make outliers that go with this model, by what tables call them."""
 SETS = {
-    **{f"{way}-25": Recipe(changes=SYSTEM_STEPS | {"way": way}) for way in SYSTEM_WAYS.values()},
+    **{
+        f"{way}-25": Recipe(changes=SYSTEM_STEPS | {"way": way}, is_early=way == "fakeit")
+        for way in SYSTEM_WAYS.values()
+    },
     "sona": Recipe(),
     "text-to-image": Recipe(changes={"way": "text"}),
     "global": Recipe(changes={"way": "global"}),
@@ -60,8 +64,9 @@ SETS = {
     },
 }
 """Outlier sets by the name of their folder."""
-OF_DIFFUSERS = ("sega", "leditspp", "diffedit")
-"""Sets by pipelines that are not ours, which may not run on a model like this."""
+DISPENSABLE = ("sega", "leditspp", "diffedit", "fakeit-25")
+"""Sets that a table goes on without: by pipelines that are not ours, which may not run on a model like this, and by a
+model stopped early, which may not be there."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Recipe:
         captions: OOD prompts are free text that names two labels, instead of a template with one.
         scheduler: a name of `checkpoint.SCHEDULERS`.
         batch_size: images made together; ways that work by groups of equal labels need many.
+        is_early: by the diffusion model whose training was stopped early.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Recipe:
     captions: bool = False
     scheduler: str = "ddim"
     batch_size: int = BATCH_SIZE
+    is_early: bool = False
 
     @property
     def is_plain(self) -> bool:

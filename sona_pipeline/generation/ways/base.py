@@ -135,7 +135,9 @@ def pixels_of(maker: OutlierMaker, work: Work) -> torch.Tensor:
 
 @torch.no_grad()
 def latents_of(maker: OutlierMaker, pixels: torch.Tensor) -> torch.Tensor:
-    """Scaled latents of pixels `[B, C, H, W]` in [0, 1], at the mean of what the autoencoder gives."""
-    vae = maker.pipe.vae
-    encoded = vae.encode((pixels.clamp(0, 1) * 2 - 1).to(vae.dtype)).latent_dist.mode()
-    return (encoded * vae.config.scaling_factor).to(maker.pipe.latent_dtype)
+    """Scaled latents of pixels `[B, C, H, W]` in [0, 1], at the mean of what the autoencoder gives.
+
+    Raises:
+        FloatingPointError: latents are NaN or infinite.
+    """
+    return maker.pipe.encode_image(pixels.clamp(0, 1) * 2 - 1, maker.pipe.device, None, sample=False)

@@ -17,6 +17,7 @@ from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 from sona_pipeline.generation.ways import WAYS
+from sona_pipeline.generation.ways.base import latents_of
 
 STEPS = 4
 SETTINGS = GenerationSettings(("bag", "sandal"), num_inference_steps=STEPS)
@@ -154,3 +155,29 @@ def test_pipelines_that_take_float32_go_with_a_unet_in_bfloat16(way, images):
     made = maker.denoise(maker.encode(maker.read(maker.plan.batch(np.arange(2)))))
     assert made.outlier_latents.dtype == torch.float32 and made.outlier_latents.isfinite().all()
     assert half.unet.dtype == torch.bfloat16 and not half.unet._forward_hooks
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_vae_that_overflows_at_the_outlier_goes_on_in_float32_or_costs_that_outlier(goes_on, images):
+    """The VAE bears sources in float16, and not what is much brighter in one of them."""
+    half = load_pipeline("tiny", "cpu", dtype="float32")
+    half.vae.to(torch.float16).register_to_config(force_upcast=goes_on)
+
+    def overflow(encoder, inputs, output):
+        too_much = (inputs[0].flatten(1) == 1).all(dim=1) & (output.dtype == torch.float16)
+        return torch.where(too_much.view(-1, 1, 1, 1), torch.inf, output)
+
+    half.vae.encoder.register_forward_hook(overflow)
+    maker = OutlierMaker(half, plan_outliers(images.take(range(4)), replace(SETTINGS, way="cutpaste")))
+
+    def whitened(maker, work):
+        pixels = work.pixels / 2 + 0.5
+        return latents_of(
+            maker, torch.stack([pixel if item.index else pixel.fill_(1) for pixel, item in zip(pixels, work.items)])
+        )
+
+    maker.way = whitened
+    work = maker.denoise(maker.encode(maker.read(maker.plan.batch(np.arange(4)))))
+    assert (half.vae.dtype == torch.float32) == goes_on
+    assert [row["source_key"] for row in work.rejects] == [] if goes_on else [images.keys[0]]
+    assert len(work.outlier_latents) == 4 - len(work.rejects) and work.outlier_latents.isfinite().all()
