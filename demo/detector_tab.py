@@ -72,8 +72,9 @@ def _histogram(detector: Detector, said: Detection) -> Figure:
     axis = figure.subplots()
     if detector.id_quantiles:
         axis.hist(detector.id_quantiles, bins=25, density=True, color="#9ab7d3", label="ID validation images")
-    if detector.threshold is not None:
-        axis.axvline(detector.threshold, color="black", linestyle="--", label=f"threshold {detector.threshold:.2f}")
+    if detector.thresholds is not None:
+        threshold = detector.thresholds[detector.classes.index(said.label)]
+        axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.2f}")
     axis.axvline(said.score, color="#d33", linewidth=2, label=f"this image {said.score:.2f}")
     axis.set(xlabel=f"{detector.score} (higher = more OOD)", ylabel="density")
     axis.legend(fontsize=8)

@@ -34,6 +34,7 @@ from .data.outlier_set import (
     read_rows as read_rows,
 )
 from .data.outlier_writer import OutlierWriter as OutlierWriter
+from .detection.calibration import calibrate_detector as calibrate_detector
 from .detection.classifiers import (
     as_detector as as_detector,
     load_classifier as load_classifier,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sona_pipeline.demo.settings import PageSettings
 
-from sona_pipeline.cli.detectors import EVALUATE, TRAIN
+from sona_pipeline.cli.detectors import CALIBRATE, EVALUATE, TRAIN
 from sona_pipeline.common.settings import Setting, settings_of
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.generation.settings import GENERATE, InspectionSettings, MergeSettings
@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": {"": InspectionSettings},
     "train": TRAIN,
     "score": {"": AskSettings},
+    "calibrate": CALIBRATE,
     "evaluate": EVALUATE,
     "demo": {"": PageSettings},
     **{f"push {name}": {"": kind} for name, kind in PUSHED.items()},

@@ -1,4 +1,4 @@
-"""Commands about detectors: `sona train`, `sona score`, `sona evaluate`."""
+"""Commands about detectors: `sona train`, `sona score`, `sona calibrate`, `sona evaluate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
 from sona_pipeline.common.endings import ends_explained
 from sona_pipeline.common.messages import console, has_all_letters, say, warning
-from sona_pipeline.detection.settings import AskSettings, ClassifierSettings
+from sona_pipeline.data.settings import ImageSource
+from sona_pipeline.detection.settings import AskSettings, CalibrationSettings, ClassifierSettings, wanted_rate
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training import settings as training
 
@@ -24,6 +25,7 @@ TRAIN = {
     "Training": training.TrainingSettings,
     "Device": training.Running,
 }
+CALIBRATE = {"Calibration": CalibrationSettings, "Images": ImageSource}
 EVALUATE = {"Scoring": ScoringSettings, "Images": TestImages}
 
 
@@ -31,6 +33,7 @@ def add_to(app: App) -> None:
     """Add the commands to the command line."""
     add_command(app, train, TRAIN, training.settings_in)
     add_command(app, score, {"Options": AskSettings})
+    add_command(app, calibrate, CALIBRATE)
     add_command(app, evaluate, EVALUATE)
 
 
@@ -85,20 +88,55 @@ def score(given: Given) -> None:
 
     * `sona score --detector detector/ photo.jpg`
     * `sona score --detector detector/ inbox/ --json > verdicts.jsonl`
+    * `sona score --detector detector/ inbox/ --summary`
     """
     asked = given.of(AskSettings)
     from sona_pipeline.detection.detector import load_detector
     from sona_pipeline.detection.scoring import as_row, check_some_read, files_of, table_of, verdicts
+    from sona_pipeline.detection.summary import check_calibrated, summary_of
 
-    files = files_of(asked.images)
-    found = []
-    for verdict in verdicts(load_detector(asked.detector, asked.device), files, asked.batch_size, asked.cam):
+    files, found = files_of(asked.images), []
+    detector = load_detector(asked.detector, asked.device)
+    if asked.summary:
+        check_calibrated(detector)
+    for verdict in verdicts(detector, files, asked.batch_size, asked.cam):
         found.append(verdict)
         if asked.json:
             print(json.dumps(as_row(verdict), ensure_ascii=not has_all_letters(sys.stdout)), flush=True)
-    if not asked.json:
+    if not asked.json and not asked.summary:
         say(table_of(found))
     check_some_read(found)
+    if asked.summary:
+        summary = summary_of(found, detector)
+        if asked.json:
+            print(json.dumps({"summary": summary.as_row()}, ensure_ascii=not has_all_letters(sys.stdout)))
+        else:
+            say(summary.table(), *map(escape, summary.findings()))
+
+
+def calibrate(given: Given) -> None:
+    """Give a detector a new threshold by ID images of today, labelled or not, without training.
+
+    Only the settings of the detector are written. Examples:
+
+    * `sona calibrate detector/ --data photos/new`
+    * `sona calibrate detector/ --data photos/new --false-alarms 0.01 --per-class --output calibrated/`
+    """
+    asked, source = given.of(CalibrationSettings), given.of(ImageSource)
+    id_rate = wanted_rate(asked)
+    from sona_pipeline.data.images import open_source
+    from sona_pipeline.detection.calibration import calibrate_detector
+
+    found = calibrate_detector(
+        asked.detector,
+        open_source(source, labelled=False),
+        id_rate,
+        per_class=asked.per_class,
+        output=asked.output,
+        batch_size=asked.batch_size,
+        device=asked.device,
+    )
+    say(*found.in_words())
 
 
 def evaluate(given: Given) -> None:

@@ -140,8 +140,8 @@ def _holds_images(shard: Path) -> bool:
     return any(pa.types.is_struct(kind) or pa.types.is_binary(kind) for kind in schema.types)
 
 
-def open_source(source: ImageSource, class_list: str | None = None) -> ImageSet:
-    """Open the labelled images that settings name; `class_list` and what is raised are those of `open_images`."""
+def open_source(source: ImageSource, class_list: str | None = None, labelled: bool = True) -> ImageSet:
+    """Open the images that settings name; `class_list`, `labelled` and what is raised are those of `open_images`."""
     return open_images(
         source.data,
         split=source.split,
@@ -149,5 +149,5 @@ def open_source(source: ImageSource, class_list: str | None = None) -> ImageSet:
         label_column=source.label_column,
         image_root=source.image_root,
         class_list=class_list,
-        labelled=True,
+        labelled=labelled,
     )

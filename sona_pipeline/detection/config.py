@@ -64,5 +64,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "feature_scale": (lambda value: value is None or (_is_number(value) and value > 0), "above 0 or null"),
     "heads": (lambda value: value in (1, 2), "1 or 2"),
+    "id_rate": (lambda value: value is None or (_is_number(value) and 0 < value < 1), "between 0 and 1, or null"),
+    "class_thresholds": (
+        lambda value: value is None or (isinstance(value, list) and all(x is None or _is_number(x) for x in value)),
+        "a number or null a class, or null",
+    ),
     "network_config": (lambda value: value is None or isinstance(value, dict), "an object or null"),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import math
 import os
 import re
 import tempfile
@@ -33,9 +32,12 @@ from sona_pipeline.detection.config import check_config
 from sona_pipeline.detection.preprocessing import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, ordered
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.detection.scores.of_logits import energy
+from sona_pipeline.detection.thresholds import check_rate, threshold_at, thresholds_by_class
 
 Picture = Image.Image | str | Path
 _Model = TypeVar("_Model", bound=ModelHubMixin)
+UNCALIBRATED = {"threshold": None, "id_quantiles": None, "id_rate": None, "class_thresholds": None}
+"""The settings that `Detector.calibrated` makes, as they are before."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Detection:
         confidence: its softmax probability.
         energy: energy score, higher = more OOD.
         score: the detector's own score, which the threshold is for; the energy unless the detector has another one.
-        is_ood: whether the score is above the threshold; None if the detector has none.
+        is_ood: whether the score is above the threshold of that class; None if the detector has none.
     """
 
     label: str
@@ -85,12 +87,14 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         feature_scale: standard deviation that the features of each image are given before the head, with mean 0; None
             leaves them as they are.
         heads: 1, or 2 for a network with a second head, which the score "mcd" compares with the first.
+        id_rate: share of ID images that the threshold was chosen to accept; None if that is not known.
+        class_thresholds: for each class the threshold of images that are taken for it, or None for the common one.
         module: of the network "own": a classifier of the user's, see `as_detector`. It is no part of config.json, and
             has to be given again: `Detector.from_pretrained("detector/", module=Classifier())`.
 
     Raises:
-        ValueError: no such network, score or order of channels, the temperature is not above 0, or there are other
-            numbers of heads.
+        ValueError: no such network, score or order of channels, the temperature is not above 0, there are other numbers
+            of heads, or thresholds of other classes than these or without a common one.
     """
 
     mean: torch.Tensor
@@ -113,6 +117,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         channel_order: str = "RGB",
         feature_scale: float | None = None,
         heads: int = 1,
+        id_rate: float | None = None,
+        class_thresholds: list[float | None] | None = None,
         module: nn.Module | None = None,
     ):
         super().__init__()
@@ -124,6 +130,12 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             raise ValueError(f"the order of channels is {channel_order!r}, but has to be one of {sorted(CHANNELS)}")
         if heads not in (1, 2):
             raise ValueError(f"the number of heads is {heads}, but has to be 1 or 2")
+        if class_thresholds is not None and (threshold is None or len(class_thresholds) != len(classes)):
+            raise ValueError(
+                f"there are {len(class_thresholds)} `class_thresholds` and the threshold {threshold} for {len(classes)}"
+                " classes, but there has to be one a class, and a common one"
+            )
+        self.id_rate, self.class_thresholds = id_rate, class_thresholds
         self.classes, self.image_size, self.crop_pct = list(classes), image_size, crop_pct
         self.score, self.temperature, self.threshold = score, temperature, threshold
         self.id_quantiles, self.channel_order = id_quantiles, channel_order
@@ -160,6 +172,12 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     def settings(self) -> dict:
         """The arguments that this detector is built from; what config.json holds."""
         return dict(self._hub_mixin_config)
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """For each class the threshold of images that are taken for it; None until the detector is calibrated."""
+        common, own = self.threshold, self.class_thresholds or [None] * len(self.classes)
+        return None if common is None else [common if one is None else one for one in own]
 
     @overload
     def __call__(self, images: torch.Tensor, with_features: Literal[False] = ...) -> torch.Tensor: ...
@@ -231,7 +249,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             OSError: an image cannot be read.
         """
         self.eval()
-        images = iter(images)
+        images, limits = iter(images), self.thresholds
         while batch := list(islice(images, batch_size)):
             pictures = [image if isinstance(image, Image.Image) else upright(image) for image in batch]
             logits = self(self.pixels(pictures).to(self.device))
@@ -239,31 +257,35 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             scores = self.ood_score(logits).tolist()
             energies = energy(logits, self.temperature).tolist()
             for label, confidence, e, score in zip(labels.tolist(), confidences.tolist(), energies, scores):
-                is_ood = None if self.threshold is None else score > self.threshold
+                is_ood = None if limits is None else score > limits[label]
                 yield Detection(self.classes[label], confidence, e, score, is_ood)
 
-    def calibrated(self, id_scores: torch.Tensor, id_rate: float = 0.95) -> Detector:
+    def calibrated(
+        self, id_scores: torch.Tensor, id_rate: float = 0.95, predicted: torch.Tensor | None = None
+    ) -> Detector:
         """The same network with the threshold under which the share `id_rate` of the ID validation scores lies.
 
-        The percentiles of these scores are kept, too.
+        The percentiles of these scores and the rate are kept, too.
 
         Args:
             id_scores: the detector's own scores `[N]` of ID images that were not trained on.
             id_rate: true-positive rate: share of ID images that is to be accepted, in (0, 1).
+            predicted: class indices `[N]` that the detector gives these images; with them, there is a threshold for
+                each class that has enough, see `thresholds.thresholds_by_class`.
 
         Raises:
-            ValueError: there are no scores, some are NaN, or the rate is out of its range.
+            ValueError: there are no scores, some are not finite, the rate is out of its range, or no class has enough.
         """
-        if not 0 < id_rate < 1:
-            raise ValueError(f"the rate of accepted ID images is {id_rate}, but has to be between 0 and 1")
-        if not len(id_scores) or id_scores.isnan().any():
-            raise ValueError(
-                f"{int(id_scores.isnan().sum())} of {len(id_scores)} ID scores are NaN: no threshold in them"
-            )
-        ordered = id_scores.double().sort().values
+        check_rate(id_rate)
+        if not len(id_scores) or not id_scores.isfinite().all():
+            count = int((~id_scores.isfinite()).sum())
+            raise ValueError(f"{count} of {len(id_scores)} ID scores are NaN or infinite: no threshold in them")
+        own = None if predicted is None else thresholds_by_class(id_scores, predicted, self.classes, id_rate)
         return self.with_settings(
-            threshold=ordered[math.ceil(id_rate * len(ordered)) - 1].item(),
-            id_quantiles=ordered.quantile(torch.linspace(0, 1, 101, dtype=torch.double)).tolist(),
+            threshold=threshold_at(id_scores, id_rate),
+            id_quantiles=id_scores.double().quantile(torch.linspace(0, 1, 101, dtype=torch.double)).tolist(),
+            id_rate=id_rate,
+            class_thresholds=own,
         )
 
     def with_settings(self, **changes: Any) -> Detector:

@@ -1,4 +1,4 @@
-"""Settings of asking a detector about image files."""
+"""Settings of asking a detector about image files, and of calibrating it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from sona_pipeline.common.settings import Argument
 
@@ -39,9 +39,41 @@ class AskSettings:
     """Folder of the detector, or its id on the Hub."""
     json: bool = False
     """Print a JSON object a line instead of a table."""
+    summary: bool = False
+    """Print the share that is flagged by class and by day of the files, against what calibration promises: as a table
+    instead of that of the images, or as a last line of JSON."""
     cam: Path | None = None
     """Folder for Grad-CAM pictures of what the score looks at."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Images at once."""
     device: str | None = None
     """'cpu', 'cuda', ... (an accelerator if there is one)."""
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """Which detector gets a new threshold, and what the threshold is to do."""
+
+    detector: Annotated[str, Argument()]
+    """Folder of the detector, or with OUTPUT its id on the Hub."""
+    id_rate: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of the images that is accepted (0.95 by default)."""
+    false_alarms: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of the images that is flagged, instead of ID_RATE."""
+    per_class: bool = False
+    """Also a threshold for each class that enough images are taken for: 20, and 1 / FALSE_ALARMS."""
+    output: Path | None = None
+    """Folder for a copy of the detector, instead of new settings in its own."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Images at once."""
+    device: str | None = None
+    """'cpu', 'cuda', ... (an accelerator if there is one)."""
+
+
+def wanted_rate(settings: CalibrationSettings) -> float:
+    """The share of images that is to be accepted; ValueError if it is given in both ways."""
+    if settings.false_alarms is None:
+        return 0.95 if settings.id_rate is None else settings.id_rate
+    if settings.id_rate is not None:
+        raise ValueError("--id-rate and --false-alarms exclude each other: give one of them")
+    return round(1 - settings.false_alarms, 12)

@@ -11,7 +11,7 @@ import pandas as pd
 from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.detection.detector import Detector, load_detector
+from sona_pipeline.detection.detector import UNCALIBRATED, Detector, load_detector
 from sona_pipeline.evaluation.comparison import check_baseline, compare
 from sona_pipeline.evaluation.leaderboard import FOLDER as LEADERBOARD, described, write_leaderboard
 from sona_pipeline.evaluation.report import Run, stems, write_report
@@ -97,7 +97,7 @@ def evaluate_detectors(
             table = _scores(
                 path, detector, sets, wanted, **fits, skip_unfit=is_all, batch_size=batch_size, workers=workers
             )
-            thresholds = {detector.score: detector.threshold}
+            thresholds = {detector.score: detector.thresholds}
             there = [score for score in wanted if score in table.columns]
             runs.append((method, {score: results_of(table, score, thresholds.get(score)) for score in there}))
             tables.setdefault(method, []).append(table)
@@ -137,7 +137,7 @@ def _scores(
     return table
 
 
-NEW_SETTINGS = {"feature_scale": None, "heads": 1}
+NEW_SETTINGS = {"feature_scale": None, "heads": 1, "id_rate": None, "class_thresholds": None}
 """Settings that detectors of version 0.1.0 do not have, and what they are there."""
 
 
@@ -146,8 +146,8 @@ def detector_identity(detector: Detector) -> str:
     weights = {
         name: digest(value.cpu().contiguous().numpy().tobytes()) for name, value in detector.state_dict().items()
     }
-    settings = {name: value for name, value in detector.settings.items() if NEW_SETTINGS.get(name, ...) != value}
-    return digest_of([{**settings, "threshold": None, "id_quantiles": None}, weights])
+    settings = detector.settings | UNCALIBRATED
+    return digest_of([{name: one for name, one in settings.items() if NEW_SETTINGS.get(name, ...) != one}, weights])
 
 
 def _content(sets: TestSets) -> dict[str, str]:

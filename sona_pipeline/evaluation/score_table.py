@@ -180,13 +180,13 @@ def read_scores(path: str | Path) -> ScoreTable:
     return table
 
 
-def results_of(table: ScoreTable, score: str, threshold: float | None = None) -> dict:
+def results_of(table: ScoreTable, score: str, threshold: float | Sequence[float] | None = None) -> dict:
     """ID accuracy, and the metrics of `ood_metrics` for every near- and far-OOD set and their means, in percent.
 
     Args:
         table: of `score_images`.
         score: one of its scores.
-        threshold: of that score.
+        threshold: of that score; or one for each predicted class, as `Detector.thresholds` has them.
 
     Returns:
         `id_accuracy`; of a post-hoc score its `parameters` and, if they were searched, the `validation_auroc` that they
@@ -205,7 +205,8 @@ def results_of(table: ScoreTable, score: str, threshold: float | None = None) ->
     if facts := table.attrs.get("fits", {}).get(score, {}):
         results |= {name: facts[name] for name in ("parameters", "validation_auroc") if facts.get(name)}
     if threshold is not None:
-        results["id_flagged"] = 100 * float((id_rows[score] > threshold).mean())
+        limits = threshold if np.ndim(threshold) == 0 else np.asarray(threshold)[id_rows["predicted"]]
+        results["id_flagged"] = 100 * float((id_rows[score] > limits).mean())
     results |= _ood_results(table, id_rows, score)
     if len(shifted):
         both = pd.concat([id_rows, shifted])

@@ -58,7 +58,7 @@ DETECTOR_LIMITS = """\
 - It knows the classes above and nothing else. What it accepts may still be OOD, and what it flags may be ID: see the
   rates below where they were measured, and measure them on your own images.
 - The threshold holds for images like those that it was chosen by. Another camera, format or size shifts the scores:
-  calibrate again (`Detector.calibrated`).
+  calibrate again (`sona calibrate`).
 - Like any detector of this kind it can be misled on purpose. Do not let it decide alone where people can come to
   harm."""
 _NOTES = """
@@ -496,7 +496,7 @@ def _detector_rows(detector: Detector) -> list[list[str]]:
 def _threshold_text(detector: Detector, training: Mapping | None) -> str:
     if detector.threshold is None:
         return "It has no threshold, so that `is_ood` is None: choose one by `Detector.calibrated`."
-    rate = training and training.get("id_rate")
+    rate = detector.id_rate or (training and training.get("id_rate"))
     how = f"it was chosen so that {100 * rate:g} % of the ID validation images lie at or below it" if rate else ""
     how = how or "which share of ID images it was chosen to accept is not recorded"
     return f"An image with a score above the threshold {detector.threshold:.4g} is called OOD; {how}."
