@@ -45,6 +45,7 @@ from .detection.detector import (
     load_detector as load_detector,
 )
 from .detection.gradcam import draw_cam as draw_cam
+from .detection.neighbours import keep_neighbours as keep_neighbours
 from .detection.scores.of_logits import energy as energy
 from .detection.settings import ClassifierSettings as ClassifierSettings
 from .evaluation.comparison import compare as compare

@@ -78,7 +78,8 @@ def train(given: Given) -> None:
             running=running,
         )
     threshold = "no threshold" if detector.threshold is None else f"threshold {detector.threshold:.4g}"
-    say(f"Detector of {len(detector.classes)} classes, {threshold}: {escape(str(job.output))}")
+    kept = "" if detector.neighbours is None else f", neighbours kept: {len(detector.neighbours)} of {len(sets.images)}"
+    say(f"Detector of {len(detector.classes)} classes, {threshold}{kept}: {escape(str(job.output))}")
 
 
 def score(given: Given) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -129,6 +129,21 @@ def check_there(images: ImageSet, sample: int = 16) -> None:
             f"none of the {len(images)} images can be had; the first: {errors[0]}. Is its disk mounted, and are the"
             " paths and the image root right?"
         )
+
+
+def readable(images: ImageSet, unreadable: list[str]) -> Iterator[Image.Image]:
+    """The images that can be read, in order; why others cannot is added to `unreadable`.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    for index, key in enumerate(images.keys):
+        try:
+            yield images.image(index)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            unreadable.append(f"{key}: {error}")
 
 
 def is_grey(images: ImageSet, sample: int = 64) -> bool:

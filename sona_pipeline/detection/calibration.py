@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from rich.markup import escape
 
 from sona_pipeline.common.files import write_text
@@ -17,7 +15,7 @@ from sona_pipeline.common.messages import warning
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.class_names import finder
-from sona_pipeline.data.image_set import ImageSet, check_there
+from sona_pipeline.data.image_set import ImageSet, check_there, readable
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.thresholds import check_rate, fewest
 
@@ -140,20 +138,12 @@ def _scored(detector: Detector, images: ImageSet, batch_size: int) -> tuple[torc
     """Scores and predicted classes `[N]` of the images that can be read, and why others cannot."""
     unreadable: list[str] = []
     number = {name: index for index, name in enumerate(detector.classes)}
+    said = []
     with Track("calibration", len(images)) as track:
-        said = list(detector.stream(_read(images, unreadable, track), batch_size))
+        for one in detector.stream(readable(images, unreadable), batch_size):
+            said.append(one)
+            track.reach(len(said) + len(unreadable))
     if not said:
         raise ValueError(f"none of the {len(images)} images can be read; the first: {unreadable[0]}")
     scores = torch.tensor([one.score for one in said], dtype=torch.double)
     return scores, torch.tensor([number[one.label] for one in said]), unreadable
-
-
-def _read(images: ImageSet, unreadable: list[str], track: Track) -> Iterator[Image.Image]:
-    for index, key in enumerate(images.keys):
-        track.advance()
-        try:
-            yield images.image(index)
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            unreadable.append(f"{key}: {error}")

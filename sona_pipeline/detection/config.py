@@ -41,6 +41,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_parts(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"energy", "knn"} and all(map(_is_spread, value.values()))
+
+
+def _is_spread(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[1] > 0
+
+
 def _is_colour(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
 
@@ -52,7 +64,7 @@ def _is_names(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (_is_names, "a list of names"),
     "network": (lambda value: isinstance(value, str), "a name"),
-    "image_size": (lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0, "1 or more"),
+    "image_size": (_is_count, "1 or more"),
     "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "mean": (_is_colour, "three numbers"),
     "std": (lambda value: _is_colour(value) and min(value) > 0, "three numbers above 0"),
@@ -68,6 +80,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_thresholds": (
         lambda value: value is None or (isinstance(value, list) and all(x is None or _is_number(x) for x in value)),
         "a number or null a class, or null",
+    ),
+    "neighbours": (lambda value: value is None or _is_count(value), "1 or more, or null"),
+    "score_parts": (
+        lambda value: value is None or _is_parts(value),
+        "a mean and a standard deviation above 0 of energy and knn, or null",
     ),
     "network_config": (lambda value: value is None or isinstance(value, dict), "an object or null"),
 }

@@ -30,7 +30,7 @@ from sona_pipeline.data.imaging import fit, upright, with_short_side
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.config import check_config
 from sona_pipeline.detection.preprocessing import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, ordered
-from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.scores import FEATURE_SCORES, OWN_SCORES, SCORES
 from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.detection.thresholds import check_rate, threshold_at, thresholds_by_class
 
@@ -75,7 +75,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         image_size: side in pixels of what the network sees.
         crop_pct: share of the short side of an image that is kept, the rest being cropped; in (0, 1].
         mean, std: of red, green and blue in [0, 1], by which images are normalized.
-        score: what the threshold is for, a name of `scores.SCORES`.
+        score: what the threshold is for, a name of `scores.OWN_SCORES`.
         temperature: T of the score.
         threshold: score above which an image is flagged as OOD; None until it is calibrated.
         id_quantiles: the 0th, 1st, ... 100th percentile of the scores of ID validation images, to compare scores with;
@@ -89,16 +89,19 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         heads: 1, or 2 for a network with a second head, which the score "mcd" compares with the first.
         id_rate: share of ID images that the threshold was chosen to accept; None if that is not known.
         class_thresholds: for each class the threshold of images that are taken for it, or None for the common one.
+        neighbours: how many training images there are features of, for the score "energy+knn"; see `keep_neighbours`.
+        score_parts: mean and standard deviation on ID images of the "energy" and the "knn" of that score.
         module: of the network "own": a classifier of the user's, see `as_detector`. It is no part of config.json, and
             has to be given again: `Detector.from_pretrained("detector/", module=Classifier())`.
 
     Raises:
         ValueError: no such network, score or order of channels, the temperature is not above 0, there are other numbers
-            of heads, or thresholds of other classes than these or without a common one.
+            of heads, thresholds of other classes than these or without a common one, or no neighbours for a score.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    neighbours: torch.Tensor | None
     _hub_mixin_config: dict
 
     def __init__(
@@ -119,11 +122,15 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         heads: int = 1,
         id_rate: float | None = None,
         class_thresholds: list[float | None] | None = None,
+        neighbours: int | None = None,
+        score_parts: dict[str, list[float]] | None = None,
         module: nn.Module | None = None,
     ):
         super().__init__()
-        if score not in SCORES:
-            raise ValueError(f"the score is {score!r}, but has to be one of {sorted(SCORES)}")
+        if score not in OWN_SCORES:
+            raise ValueError(f"the score is {score!r}, but has to be one of {sorted(OWN_SCORES)}")
+        if score in FEATURE_SCORES and not (neighbours and score_parts):
+            raise ValueError(no_neighbours(score))
         if not temperature > 0:
             raise ValueError(f"the temperature is {temperature}, but has to be above 0")
         if channel_order not in CHANNELS:
@@ -151,6 +158,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         )
         self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
         self._hub_mixin_config.pop("module", None)
+        self.score_parts, width = score_parts, self.network.head.in_features
+        self.register_buffer("neighbours", torch.zeros(neighbours, width, dtype=torch.half) if neighbours else None)
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -233,9 +242,32 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         edge = (pixels.shape[1] - inner) // 2
         return pixels[:, edge : edge + inner, edge : edge + inner]
 
-    def ood_score(self, logits: torch.Tensor) -> torch.Tensor:
-        """The detector's own score `[B]` of logits `[B, C]`; higher = more OOD."""
-        return SCORES[self.score](logits, self.temperature)
+    def ood_score(
+        self, logits: torch.Tensor, features: torch.Tensor | None = None, score: str | None = None
+    ) -> torch.Tensor:
+        """The detector's own score `[B]` of logits `[B, C]`; higher = more OOD.
+
+        Args:
+            logits: `[B, C]`.
+            features: `[B, D]`, which only scores of `scores.FEATURE_SCORES` need.
+            score: another one than the detector's own.
+
+        Raises:
+            ValueError: the score needs features, or neighbours that the detector does not keep.
+        """
+        score = score or self.score
+        if score in SCORES:
+            return SCORES[score](logits, self.temperature)
+        if self.neighbours is None:
+            raise ValueError(no_neighbours(score))
+        if features is None:
+            raise ValueError(f"the score {score!r} is of logits and features: give both, as `Detector.scored` does")
+        return FEATURE_SCORES[score](logits, features, self.neighbours, self.score_parts, self.temperature)
+
+    def scored(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[B, C]` of images `[B, 3, H, W]` in [0, 1], and the detector's own score `[B]`."""
+        logits, features = self(pixels, with_features=True)
+        return logits, self.ood_score(logits, features)
 
     @torch.no_grad()
     def stream(self, images: Iterable[Picture], batch_size: int = 64) -> Iterator[Detection]:
@@ -252,11 +284,10 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         images, limits = iter(images), self.thresholds
         while batch := list(islice(images, batch_size)):
             pictures = [image if isinstance(image, Image.Image) else upright(image) for image in batch]
-            logits = self(self.pixels(pictures).to(self.device))
+            logits, scores = self.scored(self.pixels(pictures).to(self.device))
             confidences, labels = logits.softmax(dim=1).max(dim=1)
-            scores = self.ood_score(logits).tolist()
             energies = energy(logits, self.temperature).tolist()
-            for label, confidence, e, score in zip(labels.tolist(), confidences.tolist(), energies, scores):
+            for label, confidence, e, score in zip(labels.tolist(), confidences.tolist(), energies, scores.tolist()):
                 is_ood = None if limits is None else score > limits[label]
                 yield Detection(self.classes[label], confidence, e, score, is_ood)
 
@@ -292,11 +323,22 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights.
 
         Raises:
-            ValueError: there is no such score, or the temperature is not above 0.
+            ValueError: there is no such score, it needs neighbours, or the temperature is not above 0.
         """
         new = Detector(**self.settings | changes, module=self.network.own_module())
-        new.load_state_dict(self.state_dict())
+        weights = self.state_dict()
+        if new.neighbours is None:
+            weights.pop("neighbours", None)
+        new.load_state_dict(weights)
         return new.train(self.training).to(self.device)
+
+
+def no_neighbours(score: str) -> str:
+    """What is wrong with a detector that keeps no features for a score that needs them."""
+    return (
+        f"the score {score!r} compares with training images, of which this detector keeps no features: train one with"
+        f" it (--score {score}), or give it some by `keep_neighbours`"
+    )
 
 
 def save_detector(detector: Detector, folder: str | Path) -> None:

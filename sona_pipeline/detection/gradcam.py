@@ -43,7 +43,7 @@ def score_cam(detector: Detector, image: Image.Image) -> np.ndarray:
 
     frozen = copy.deepcopy(detector).eval()
     pixels = frozen.pixels([image]).to(frozen.device).requires_grad_()
-    cam = LayerGradCam(lambda batch: frozen.ood_score(frozen(batch)), _last_map(frozen, pixels))
+    cam = LayerGradCam(lambda batch: frozen.scored(batch)[1], _last_map(frozen, pixels))
     coarse = cam.attribute(pixels)
     fine = F.interpolate(coarse.detach().abs(), size=pixels.shape[2:], mode="bilinear")[0, 0]
     return (fine / fine.max().clamp(min=torch.finfo(fine.dtype).tiny)).cpu().numpy()

@@ -53,8 +53,8 @@ def evaluate_detectors(
         detectors: method name and folder, or Hub id, or detector, of each; those of one name are seeds of one method.
         sets: to score.
         output: folder for all of it.
-        scores: names of `scores.SCORES` or of `posthoc.POST_HOC`, see `score_names`; with "all", those that cannot be
-            fitted to the detector or are not finite are listed in `output/rejects.jsonl`; by default the detector's
+        scores: names of `scores.OWN_SCORES` or of `posthoc.POST_HOC`, see `score_names`; with "all", those that cannot
+            be fitted to the detector or are not finite are listed in `output/rejects.jsonl`; by default the detector's
             own.
         baseline: a method that the others are compared with, see `comparison.compare`: `differences.csv`, and a table
             in `results.md`.
@@ -137,7 +137,11 @@ def _scores(
     return table
 
 
-NEW_SETTINGS = {"feature_scale": None, "heads": 1, "id_rate": None, "class_thresholds": None}
+NEW_SETTINGS = {
+    **{"feature_scale": None, "heads": 1},
+    **{"id_rate": None, "class_thresholds": None},
+    **{"neighbours": None, "score_parts": None},
+}
 """Settings that detectors of version 0.1.0 do not have, and what they are there."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.scores import OWN_SCORES
 
 ALL = "all"
 OPENOOD_NAMES = {
@@ -24,14 +24,14 @@ def score_names(names: Sequence[str]) -> list[str]:
     """Our names of the scores, each once and in their order; those of every score for "all".
 
     Args:
-        names: of `SCORES`, of `POST_HOC`, those that OpenOOD has for them, or "all".
+        names: of `OWN_SCORES`, of `POST_HOC`, those that OpenOOD has for them, or "all".
 
     Raises:
         ValueError: there is no such score; with the nearest names.
     """
     from sona_pipeline.evaluation.posthoc import POST_HOC
 
-    every = [*SCORES, *POST_HOC]
+    every = [*OWN_SCORES, *POST_HOC]
     found: list[str] = []
     for name in names:
         if name not in {ALL, *OPENOOD_NAMES, *every}:

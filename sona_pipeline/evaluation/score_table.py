@@ -18,8 +18,8 @@ from sona_pipeline.common.files import digest_of, write_with
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.detection.detector import Detector
-from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.detector import Detector, no_neighbours
+from sona_pipeline.detection.scores import FEATURE_SCORES, OWN_SCORES
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.evaluation.prepared import PreparedSet, as_seen
 from sona_pipeline.evaluation.score_names import score_names
@@ -89,12 +89,13 @@ def score_images(
     workers: int = 0,
     title: str = "scores",
 ) -> ScoreTable:
-    """Score every image of the test sets; images are decoded once and pass the network once for all `SCORES`.
+    """Score every image of the test sets; images are decoded once and pass the network once for all `OWN_SCORES`.
 
     Args:
         detector: in evaluation mode afterwards.
         sets: what to score.
-        scores: names of `scores.SCORES` (with the detector's temperature) or of `posthoc.POST_HOC`, see `score_names`.
+        scores: names of `scores.OWN_SCORES` (with the detector's temperature) or of `posthoc.POST_HOC`, see
+            `score_names`.
         fit_images: labelled ID training images, which post-hoc scores are fitted to.
         validation_images: labelled ID images that were not trained on, which some scores are fitted to instead.
         search_images: OOD images that are no test images. With them, each post-hoc score gets the parameters of the
@@ -139,7 +140,8 @@ def score_images(
     scorers, unfit = found.scorers, found.unfit
     if unfit and not skip_unfit:
         raise ValueError(f"the score {unfit[0]['score']} cannot be fitted: {unfit[0]['reason']}")
-    scores = [score for score in scores if score in SCORES or score in scorers]
+    left_out = {row["score"] for row in unfit}
+    scores = [score for score in scores if score not in left_out]
     unreadable += [row for row in found.unreadable if row not in unreadable]
     if known is not None and not scores:
         table = known.copy()
@@ -239,7 +241,7 @@ def check_fits(
     scores: Sequence[str], fit: ImageSet | None, validation: ImageSet | None, search: ImageSet | None
 ) -> None:
     """Raise ValueError for scores that cannot be fitted to these sets of `score_images`, or not be searched."""
-    post_hoc = [score for score in scores if score not in SCORES]
+    post_hoc = [score for score in scores if score not in OWN_SCORES]
     if post_hoc and (fit is None or not fit.labels):
         raise ValueError(
             f"the scores {post_hoc} are fitted to labelled ID training images: give some (`fit_images`, --fit)"
@@ -282,7 +284,7 @@ class _Fits:
         others = [
             score
             for score in scores
-            if score in known and score not in SCORES and facts.get(score, {}).get("images") != self.content
+            if score in known and score not in OWN_SCORES and facts.get(score, {}).get("images") != self.content
         ]
         return known.drop(columns=others)
 
@@ -314,9 +316,12 @@ def _fit(scores: Sequence[str], detector: Detector, fits: _Fits, batched: Callab
 
     With images "search", parameters are chosen by them and the images "validation".
     """
-    scores = [score for score in scores if score not in SCORES]
+    unfit: list[dict[str, str]] = []
+    if detector.neighbours is None:
+        unfit = [{"score": score, "reason": no_neighbours(score)} for score in scores if score in FEATURE_SCORES]
+    scores = [score for score in scores if score not in OWN_SCORES]
     if not scores:
-        return _Fitting({}, [], [])
+        return _Fitting({}, unfit, [])
     batches = {name: batched(name, _numbered(images, group, name, detector.classes)) for name, group, images in fits}
     from sona_pipeline.evaluation.posthoc import Known, fitted
     from sona_pipeline.evaluation.posthoc.search import Trial, searched
@@ -325,7 +330,6 @@ def _fit(scores: Sequence[str], detector: Detector, fits: _Fits, batched: Callab
     known = Known(detector, kept["fit"], kept.get("validation"))
     trial = Trial(known, kept["search"]) if "search" in kept else None
     scorers: dict[str, Fitted] = {}
-    unfit: list[dict[str, str]] = []
     for score in scores:
         try:
             scorers[score] = searched(score, trial) if trial else fitted(score, known)
@@ -461,7 +465,7 @@ def _scored(
     confidence, predicted = seen.logits.float().softmax(dim=1).max(dim=1)
     columns = {"index": torch.tensor(indices), "predicted": predicted, "confidence": confidence.cpu().double()}
     for score in scores:
-        values = scorers[score](seen) if score in scorers else SCORES[score](seen.logits, detector.temperature)
+        values = scorers[score](seen) if score in scorers else detector.ood_score(seen.logits, seen.features, score)
         columns[score] = values.cpu().double()
     return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 

@@ -58,11 +58,12 @@ class ScoringSettings:
     output: Path
     """Folder for tables, pictures and the scores of every image."""
     score: tuple[str, ...] = ()
-    """'energy', 'msp', 'max_logit'; a post-hoc score: 'openmax', 'odin', 'react', 'vra', 'knn', 'dice',
-    'temperature_scaling', 'mahalanobis', 'mahalanobis_normalized', 'mahalanobis_odin', 'multi_mahalanobis',
-    'mds_ensemble', 'rmd', 'gram', 'gradnorm', 'kl_matching', 'vim', 'ash_b', 'ash_s', 'scale', 'she', 'gen', 'entropy',
-    'nnguide', 'fdbd', 'nci', 'rankfeat', 'lts', 'adascale_a', 'adascale_l', 'pnml', 'gmm', 'nac', 'graduncertainty',
-    'opengan', 'mcd' (of a detector trained by it); or 'all'. May be repeated. The detector's own by default."""
+    """'energy', 'msp', 'max_logit', 'energy+knn' (of a detector trained with it); a post-hoc score: 'openmax', 'odin',
+    'react', 'vra', 'knn', 'dice', 'temperature_scaling', 'mahalanobis', 'mahalanobis_normalized', 'mahalanobis_odin',
+    'multi_mahalanobis', 'mds_ensemble', 'rmd', 'gram', 'gradnorm', 'kl_matching', 'vim', 'ash_b', 'ash_s', 'scale',
+    'she', 'gen', 'entropy', 'nnguide', 'fdbd', 'nci', 'rankfeat', 'lts', 'adascale_a', 'adascale_l', 'pnml', 'gmm',
+    'nac', 'graduncertainty', 'opengan', 'mcd' (of a detector trained by it); or 'all'. May be repeated. The detector's
+    own by default."""
     baseline: str | None = None
     """Method that the others are compared with: differences paired by seed, with 95 % intervals by bootstrap."""
     search: bool = False

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sona_pipeline.common.places import check_once, real_place
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_images
-from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.scores import OWN_SCORES
 from sona_pipeline.evaluation import openood
 from sona_pipeline.evaluation.posthoc import POST_HOC
 from sona_pipeline.evaluation.score_table import TestSets
@@ -41,7 +41,7 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
 
     Args:
         source: where the images lie.
-        scores: names of `detection.scores.SCORES` or of `posthoc.POST_HOC`.
+        scores: names of `detection.scores.OWN_SCORES` or of `posthoc.POST_HOC`.
         search: also open what parameters of scores are chosen by.
 
     Raises:
@@ -136,7 +136,7 @@ def _open_benchmark(
     groups = ("near_ood", "far_ood", *(["covariate"] if source.full_spectrum else []))
     known = openood.open_part(name, source.root, "test")
     sets = TestSets(known, *(openood.open_group(name, source.root, group) for group in groups))
-    if fit is None and not set(scores) <= set(SCORES):
+    if fit is None and not set(scores) <= set(OWN_SCORES):
         fit = openood.open_part(name, source.root, "train")
         validation = openood.open_part(name, source.root, "validation") if validation is None else validation
     if search:

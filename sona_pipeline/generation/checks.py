@@ -210,14 +210,14 @@ def _detector_checks(detector: Detector, name: str, class_names: Mapping[str, Se
 
     @torch.no_grad()
     def checks(images: Sequence[Image.Image], classes: Sequence[str]) -> list[dict[str, float]]:
-        logits = detector(detector.pixels(images).to(device))
+        logits, scores = detector.scored(detector.pixels(images).to(device))
         found = [
             {SOURCE_CONFIDENCE: min(1.0, share[indices_of[one]].sum().item()), CONFIDENCE: share.max().item()}
             for share, one in zip(logits.softmax(dim=1), classes)
         ]
         if detector.id_quantiles is not None:
-            scores, places = detector.ood_score(logits).tolist(), np.linspace(0, 1, 101)
-            shares = [float(np.interp(score, detector.id_quantiles, places)) for score in scores]
+            places = np.linspace(0, 1, 101)
+            shares = [float(np.interp(score, detector.id_quantiles, places)) for score in scores.tolist()]
             found = [row | {ID_QUANTILE: share} for row, share in zip(found, shares)]
         return found
 

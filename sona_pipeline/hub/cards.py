@@ -18,6 +18,8 @@ from sona_pipeline.generation.ways import WAYS
 from sona_pipeline.training.methods import METHODS
 
 if TYPE_CHECKING:
+    import torch
+
     from sona_pipeline.detection.detector import Detector
 
 TITLE = "Diffusion based Semantic Outlier Generation via Nuisance Awareness for Out-of-Distribution Detection"
@@ -490,7 +492,13 @@ def _detector_rows(detector: Detector) -> list[list[str]]:
         ["preprocessing", f"turned upright, RGB, middle square scaled to {scaled} x {scaled} pixels (Lanczos){crop}"],
         ["normalization", f"pixels in [0, 1], mean {mean}, standard deviation {std}"],
         ["score", f"`{detector.score}` at temperature {detector.temperature:g}; higher is less familiar"],
+        *([["neighbours", _neighbours_text(detector.neighbours)]] if detector.neighbours is not None else []),
     ]
+
+
+def _neighbours_text(neighbours: torch.Tensor) -> str:
+    count, width = neighbours.shape
+    return f"{width} features each of {count} training images, beside the weights, for the score `energy+knn`"
 
 
 def _threshold_text(detector: Detector, training: Mapping | None) -> str:

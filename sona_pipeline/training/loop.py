@@ -22,6 +22,8 @@ from sona_pipeline.common.progress import Track
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector
+from sona_pipeline.detection.neighbours import keep_neighbours
+from sona_pipeline.detection.scores import FEATURE_SCORES
 from sona_pipeline.training.devices import check_shared_memory
 from sona_pipeline.training.items import (
     EpochOrder,
@@ -159,6 +161,9 @@ class Training:
         if self.best is not None:
             self.detector.load_state_dict(self.best)
         detector = self.detector.with_settings().eval()  # a copy, without what mixed precision has wrapped around it
+        if self.settings.score in FEATURE_SCORES:
+            is_shown, sets = self.accelerator.is_main_process, self.sets
+            detector = keep_neighbours(detector, sets.images, sets.validation, seed=self.settings.seed, shown=is_shown)
         if self.settings.id_rate is None:
             return detector
         return detector.calibrated(self._validate(detector)[1], self.settings.id_rate)
@@ -304,9 +309,9 @@ class Training:
         for pixels, labels, rejects in chain.from_iterable(self.validation):
             self._note(rejects)
             if len(labels):
-                logits = detector(pixels.to(self.accelerator.device).float() / 255).cpu()
-                right.append(logits.argmax(dim=1) == labels)
-                scores.append(detector.ood_score(logits))
+                logits, score = detector.scored(pixels.to(self.accelerator.device).float() / 255)
+                right.append(logits.argmax(dim=1).cpu() == labels)
+                scores.append(score.cpu())
         if not scores:
             raise OSError(f"no validation image can be read; the last: {rejects[-1]['reason']}")
         return 100 * torch.cat(right).float().mean().item(), torch.cat(scores)

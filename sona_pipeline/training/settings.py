@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from sona_pipeline.common.registry import Registry
 from sona_pipeline.common.settings import OneOf, check_ranges, settings_of
 from sona_pipeline.data.settings import ImageSource
-from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.scores import OWN_SCORES
 from sona_pipeline.training.methods import METHODS
 
 OPTIMIZERS: Registry[Callable[..., Any]] = Registry(
@@ -103,8 +103,8 @@ class TrainingSettings:
     """Weight gamma of the mutual information between an image and its own outlier (1 where they come in pairs)."""
     min_strength: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Pass over outliers of less strength, since they have hardly changed."""
-    score: Annotated[str, OneOf(SCORES)] = "energy"
-    """Of the detector."""
+    score: Annotated[str, OneOf(OWN_SCORES)] = "energy"
+    """Of the detector. For 'energy+knn' it keeps features of training images, at most 20 MB."""
     id_rate: Annotated[float, Gt(0), Lt(1)] | None = 0.95
     """Share of the ID validation images that the threshold accepts; None (null in a file) leaves the detector without
     one."""

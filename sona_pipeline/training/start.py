@@ -13,6 +13,7 @@ from sona_pipeline.common.files import digest
 from sona_pipeline.data.class_names import matched
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.detector import UNCALIBRATED, Detector
+from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import TrainingSettings
 
@@ -44,7 +45,7 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings, classifier:
         settings.crop_pct,
         seen.mean,
         seen.std,
-        settings.score,
+        _first_score(settings),
         network_config=None if network is None else network.config,
         channel_order=seen.channel_order,
         feature_scale=settings.feature_scale,
@@ -53,6 +54,11 @@ def new_detector(classes: Sequence[str], settings: TrainingSettings, classifier:
     if network is not None:
         detector.network = network
     return detector
+
+
+def _first_score(settings: TrainingSettings) -> str:
+    """The score of a detector in training: one that needs features comes after the last epoch."""
+    return settings.score if settings.score in SCORES else "energy"
 
 
 def kept_settings(settings: TrainingSettings, classifier: Detector) -> TrainingSettings:
@@ -101,8 +107,8 @@ def classes_of(classifier: Detector, classes: Sequence[str]) -> list[str]:
 
 def _kept(classifier: Detector, classes: Sequence[str], settings: TrainingSettings) -> Detector:
     """The classifier to start from, with the settings of the new one, and no threshold."""
-    new = {"classes": list(classes), "score": settings.score, "temperature": 1.0}
-    return classifier.with_settings(**new, **UNCALIBRATED).train()
+    new = {"classes": list(classes), "score": _first_score(settings), "temperature": 1.0}
+    return classifier.with_settings(**new, neighbours=None, score_parts=None, **UNCALIBRATED).train()
 
 
 def _first(names: Sequence[str]) -> str:

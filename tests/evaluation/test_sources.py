@@ -7,7 +7,7 @@ from shapes import shapes
 from sona_pipeline.cli.app import main
 from sona_pipeline.common.settings import settings_of
 from sona_pipeline.data.images import open_images
-from sona_pipeline.detection.scores import SCORES
+from sona_pipeline.detection.scores import OWN_SCORES
 from sona_pipeline.evaluation.posthoc import POST_HOC
 from sona_pipeline.evaluation.score_names import OPENOOD_NAMES, score_names
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
@@ -87,22 +87,22 @@ def test_a_misspelled_score_ends_the_command_before_images_are_opened(capsys):
 
 
 def test_all_is_every_score_and_names_count_once():
-    assert score_names(["all"]) == [*SCORES, *POST_HOC]
+    assert score_names(["all"]) == [*OWN_SCORES, *POST_HOC]
     assert score_names(["knn", "all", "ebo"])[0] == "knn" and len(score_names(["knn", "all", "ebo"])) == len(
-        {*SCORES, *POST_HOC}
+        {*OWN_SCORES, *POST_HOC}
     )
-    assert {*OPENOOD_NAMES.values()} <= {*SCORES, *POST_HOC}
-    assert not {*OPENOOD_NAMES} & {*SCORES, *POST_HOC}
+    assert {*OPENOOD_NAMES.values()} <= {*OWN_SCORES, *POST_HOC}
+    assert not {*OPENOOD_NAMES} & {*OWN_SCORES, *POST_HOC}
 
 
 def test_help_lists_every_score():
     (help_text,) = [setting.help for setting in settings_of(ScoringSettings) if setting.name == "score"]
-    assert [name for name in [*SCORES, *POST_HOC, "all"] if f"'{name}'" not in help_text] == []
+    assert [name for name in [*OWN_SCORES, *POST_HOC, "all"] if f"'{name}'" not in help_text] == []
 
 
 def test_guide_lists_every_score():
     guide = (Path(__file__).parents[2] / "examples" / "guides" / "evaluation.md").read_text(encoding="utf-8")
-    assert [name for name in [*SCORES, *POST_HOC, "all", *OPENOOD_NAMES] if f"`{name}`" not in guide] == []
+    assert [name for name in [*OWN_SCORES, *POST_HOC, "all", *OPENOOD_NAMES] if f"`{name}`" not in guide] == []
 
 
 def test_test_images_of_a_wrong_root_are_refused_before_anything_is_scored(places, tmp_path):

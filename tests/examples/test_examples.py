@@ -150,6 +150,18 @@ def test_table_of_searched_scores_has_every_score_twice(tmp_path, cut_sample):
     assert (same[0] == other[0]).all() and (same[1:] != other[1:]).any()
 
 
+def test_table_of_neighbours_has_every_number_that_is_kept(tmp_path, cut_sample):
+    script = load("benchmarks/neighbours")
+    script.main(output=tmp_path, seeds=2)
+    table = pd.read_csv(tmp_path / "neighbours.csv", index_col=["method", "score"])
+    scores = ["energy", *(f"energy+knn, {60 // share} kept" for share in script.SHARES)]
+    assert [*table.index] == [(method, score) for method in ("SONA", "cross-entropy") for score in scores]
+    means, spreads = table.filter(like="mean"), table.filter(like="std")
+    assert means.shape == spreads.shape == (12, 2) and means.stack().between(0, 100).all()
+    assert (spreads.loc["SONA"].iloc[:2] == 0).all(axis=None)  # nothing is drawn
+    assert (spreads.loc["SONA"].iloc[2:] > 0).all(axis=None)
+
+
 def test_tables_of_sizes_are_of_real_files_and_every_form(tmp_path, monkeypatch, cut_sample):
     script = load("benchmarks/sizes")
     monkeypatch.delitem(script.PHOTOS, "skimage")  # which is not installed for tests
