@@ -322,9 +322,13 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     def with_settings(self, **changes: Any) -> Detector:
         """A copy with other settings (`score`, `temperature`, `threshold`, ...) and the same weights.
 
+        A `threshold` alone counts for all classes, and promises no rate.
+
         Raises:
             ValueError: there is no such score, it needs neighbours, or the temperature is not above 0.
         """
+        if "threshold" in changes:
+            changes = {"id_rate": None, "class_thresholds": None} | changes
         new = Detector(**self.settings | changes, module=self.network.own_module())
         weights = self.state_dict()
         if new.neighbours is None:

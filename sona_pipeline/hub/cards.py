@@ -507,7 +507,9 @@ def _threshold_text(detector: Detector, training: Mapping | None) -> str:
     rate = detector.id_rate or (training and training.get("id_rate"))
     how = f"it was chosen so that {100 * rate:g} % of the ID validation images lie at or below it" if rate else ""
     how = how or "which share of ID images it was chosen to accept is not recorded"
-    return f"An image with a score above the threshold {detector.threshold:.4g} is called OOD; {how}."
+    own = [one for one in detector.class_thresholds or [] if one is not None]
+    more = f" What is taken for {len(own)} of the classes has thresholds of their own, in `config.json`." if own else ""
+    return f"An image with a score above the threshold {detector.threshold:.4g} is called OOD; {how}.{more}"
 
 
 def _way_text(settings: Mapping) -> str:

@@ -108,7 +108,9 @@ def test_a_verdict_is_by_the_threshold_of_the_class(detector, images):
     with pytest.raises(ValueError, match=r"2 `class_thresholds` and the threshold .* for 3 classes"):
         detector.with_settings(threshold=1.0, class_thresholds=[None, 2.0])
     with pytest.raises(ValueError, match="there has to be one a class, and a common one"):
-        own.with_settings(threshold=None)
+        own.with_settings(threshold=None, class_thresholds=own.class_thresholds)
+    by_hand = own.with_settings(id_rate=0.9).with_settings(threshold=2.0)
+    assert (by_hand.thresholds, by_hand.id_rate) == ([2.0] * 3, None)
 
 
 def test_a_copy_has_the_same_weights_and_leaves_the_detector_alone(folder, images, tmp_path):

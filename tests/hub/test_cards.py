@@ -199,6 +199,8 @@ def test_a_set_of_another_way_is_not_called_sonas(found):
         ({}, TRAINING, "threshold -1.5 is called OOD; it was chosen so that 95 % of the ID validation images"),
         ({}, None, "which share of ID images it was chosen to accept is not recorded"),
         ({"threshold": None}, TRAINING, "It has no threshold"),
+        ({"id_rate": 0.99}, TRAINING, "it was chosen so that 99 % of the ID validation images"),
+        ({"class_thresholds": [-1.0, None]}, TRAINING, "is taken for 1 of the classes has thresholds of their own"),
         ({}, TRAINING, "Trained by outlier exposure, from scratch, 100 epochs"),
         ({}, TRAINING | {"mi_weight": 1.0}, "Trained by outlier exposure with mutual information, from scratch"),
         ({}, TRAINING | {"outliers": None}, "Trained by cross-entropy, without outliers"),
