@@ -78,10 +78,10 @@ def test_a_stopped_run_ends_with_the_same_neighbours(folder, images, validation,
 
 
 def test_fine_tuning_and_calibration_of_such_a_detector(folder, images, validation, tmp_path):
-    energy = replace(SETTINGS, score="energy", epochs=1, initial_checkpoint=str(folder))
-    plain = train_detector(images, energy, validation=validation)
+    energy, start = replace(SETTINGS, score="energy", epochs=1), load_detector(folder, "cpu")
+    plain = train_detector(images, energy, classifier=start, validation=validation)
     assert (plain.score, plain.neighbours, plain.score_parts) == ("energy", None, None)
-    again = train_detector(images, replace(energy, score="energy+knn", id_rate=None))
+    again = train_detector(images, replace(energy, score="energy+knn", id_rate=None), classifier=start)
     assert len(again.neighbours) in (71, 72) and again.threshold is None
     new = shapes(KINDS, 40, seed=6)
     copy = calibrate_detector(folder, new, 0.9, output=tmp_path / "copy").detector
