@@ -19,7 +19,7 @@ from sona_pipeline import sample
 ROOT = Path(__file__).parents[1]
 NEW = (
     *("channel_order", "m_in", "m_out", "freeze_batch_norm", "max_accuracy_drop", "outlier_augmentation", "parameters"),
-    *("id_rate", "class_thresholds", "neighbours", "score_parts"),
+    *("id_rate", "class_thresholds", "neighbours", "nearest", "score_parts"),
     *("feature_scale", "heads", "way", "blend", "ood_embeddings"),
     *("save_size", "codec", "quality", "outlier_form"),
 )

@@ -25,8 +25,8 @@ from sona_pipeline import (
     train_detector,
 )
 
-SHARES = (1, 2, 4, 8, 16)
-"""One training image in so many is kept."""
+SHARES = (1, 4, 16)
+"""One training image in so many is kept; the table says how many, and which neighbour counts."""
 
 
 def main(*, output: Path = Path("neighbours"), seeds: PositiveInt = 3) -> None:
@@ -38,18 +38,18 @@ def main(*, output: Path = Path("neighbours"), seeds: PositiveInt = 3) -> None:
     """
     images, validation = sample.id_images("train"), sample.id_images("validation")
     sets = TestSets(sample.id_images("test"), sample.near_ood(), sample.far_ood())
-    rows = []
+    rows: list[dict] = []
     for seed in range(seeds):
         folder, settings = output / "detectors" / str(seed), replace(RECIPES["small"], seed=seed)
         plain = train_detector(images, settings, validation=validation, output=folder)
         for method, detector in (("SONA", load_detector(TINY_DETECTOR)), ("cross-entropy", plain)):
-            rows.append({"method": method, "score": "energy", **aurocs(detector, sets, "energy")})
-            width = detector.network.head.in_features
             for share in SHARES:
-                limit = 2 * width * (len(images) // share)
+                limit = 2 * detector.network.head.in_features * (len(images) // share)
                 kept = keep_neighbours(detector, images, validation, seed=seed, limit=limit)
-                row = {"method": method, "score": f"energy+knn, {kept.settings['neighbours']} kept"}
-                rows.append(row | aurocs(kept, sets, "energy+knn"))
+                table = score_images(kept, sets, ["energy", "energy+knn"])
+                names = {"energy": "energy"} if share == 1 else {}
+                names["energy+knn"] = f"energy+knn, {len(kept.neighbours)} kept, number {kept.nearest}"
+                rows += [{"method": method, "score": name, **aurocs(table, score)} for score, name in names.items()]
     found = pd.DataFrame(rows).groupby(["method", "score"], sort=False)
     table = pd.concat({"mean": found.mean(), "std": found.std()}, axis=1).round(2)
     table.columns = [f"{group}, {what}" for what, group in table.columns]
@@ -57,9 +57,9 @@ def main(*, output: Path = Path("neighbours"), seeds: PositiveInt = 3) -> None:
     print(table.to_string())
 
 
-def aurocs(detector, sets: TestSets, score: str) -> dict[str, float]:
+def aurocs(table: pd.DataFrame, score: str) -> dict[str, float]:
     """Mean AUROC over the sets of each group, in percent."""
-    results = results_of(score_images(detector, sets, [score]), score)
+    results = results_of(table, score)
     return {name: results[f"{name}_ood"]["mean"]["auroc"] for name in ("near", "far")}
 
 

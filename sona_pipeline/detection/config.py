@@ -82,6 +82,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number or null a class, or null",
     ),
     "neighbours": (lambda value: value is None or _is_count(value), "1 or more, or null"),
+    "nearest": (_is_count, "1 or more"),
     "score_parts": (
         lambda value: value is None or _is_parts(value),
         "a mean and a standard deviation above 0 of energy and knn, or null",

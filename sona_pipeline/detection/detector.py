@@ -31,6 +31,7 @@ from sona_pipeline.detection import networks
 from sona_pipeline.detection.config import check_config
 from sona_pipeline.detection.preprocessing import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, ordered
 from sona_pipeline.detection.scores import FEATURE_SCORES, OWN_SCORES, SCORES
+from sona_pipeline.detection.scores.of_features import K
 from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.detection.thresholds import check_rate, threshold_at, thresholds_by_class
 
@@ -38,6 +39,8 @@ Picture = Image.Image | str | Path
 _Model = TypeVar("_Model", bound=ModelHubMixin)
 UNCALIBRATED = {"threshold": None, "id_quantiles": None, "id_rate": None, "class_thresholds": None}
 """The settings that `Detector.calibrated` makes, as they are before."""
+WITHOUT_NEIGHBOURS = {"neighbours": None, "nearest": K, "score_parts": None}
+"""Those that `keep_neighbours` makes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         id_rate: share of ID images that the threshold was chosen to accept; None if that is not known.
         class_thresholds: for each class the threshold of images that are taken for it, or None for the common one.
         neighbours: how many training images there are features of, for the score "energy+knn"; see `keep_neighbours`.
+        nearest: which of them counts, by distance.
         score_parts: mean and standard deviation on ID images of the "energy" and the "knn" of that score.
         module: of the network "own": a classifier of the user's, see `as_detector`. It is no part of config.json, and
             has to be given again: `Detector.from_pretrained("detector/", module=Classifier())`.
@@ -123,6 +127,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         id_rate: float | None = None,
         class_thresholds: list[float | None] | None = None,
         neighbours: int | None = None,
+        nearest: int = K,
         score_parts: dict[str, list[float]] | None = None,
         module: nn.Module | None = None,
     ):
@@ -158,7 +163,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         )
         self._hub_mixin_config = (self._hub_mixin_config or {}) | {"network_config": self.network.config}
         self._hub_mixin_config.pop("module", None)
-        self.score_parts, width = score_parts, self.network.head.in_features
+        self.nearest, self.score_parts, width = nearest, score_parts, self.network.head.in_features
         self.register_buffer("neighbours", torch.zeros(neighbours, width, dtype=torch.half) if neighbours else None)
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
@@ -262,7 +267,8 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             raise ValueError(no_neighbours(score))
         if features is None:
             raise ValueError(f"the score {score!r} is of logits and features: give both, as `Detector.scored` does")
-        return FEATURE_SCORES[score](logits, features, self.neighbours, self.score_parts, self.temperature)
+        kept = self.neighbours, self.nearest, self.score_parts
+        return FEATURE_SCORES[score](logits, features, *kept, self.temperature)
 
     def scored(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, C]` of images `[B, 3, H, W]` in [0, 1], and the detector's own score `[B]`."""

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.image_set import ImageSet, readable
 from sona_pipeline.detection.detector import UNCALIBRATED, Detector
-from sona_pipeline.detection.scores.of_features import knn
+from sona_pipeline.detection.scores.of_features import K, knn
 from sona_pipeline.detection.scores.of_logits import energy
 
 KEPT_BYTES = 20_000_000
@@ -34,7 +34,8 @@ def keep_neighbours(
 
     Args:
         detector: trained.
-        images: what it was trained on. If their features have more than `limit` bytes, some are drawn at random.
+        images: what it was trained on. If their features have more than `limit` bytes, some are drawn at random, and
+            the neighbour that counts is not the 50th but as much nearer as there are fewer.
         validation: ID images that it was not trained on, by which energy and distance are standardized. Without them, a
             tenth of `images` is held out for that, and not kept.
         seed: of the draws.
@@ -60,10 +61,12 @@ def keep_neighbours(
             f"energy+knn needs a training image that can be read and two others to standardize by, but there are"
             f" {len(found)} and {len(logits)}: give more images"
         )
-    new = detector.with_settings()
+    new, k = detector.with_settings(), max(1, round(K * len(found) / len(order)))
     new.neighbours = normalize(found).half()
-    parts = {"energy": _moments(energy(logits, detector.temperature)), "knn": _moments(knn(features, new.neighbours))}
-    return new.with_settings(score="energy+knn", neighbours=len(found), score_parts=parts, **UNCALIBRATED)
+    distances, energies = knn(features, new.neighbours, k), energy(logits, detector.temperature)
+    own = {"neighbours": len(found), "nearest": k}
+    own["score_parts"] = {"energy": _moments(energies), "knn": _moments(distances)}
+    return new.with_settings(score="energy+knn", **own, **UNCALIBRATED)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pandas as pd
 from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.detection.detector import UNCALIBRATED, Detector, load_detector
+from sona_pipeline.detection.detector import UNCALIBRATED, WITHOUT_NEIGHBOURS, Detector, load_detector
 from sona_pipeline.evaluation.comparison import check_baseline, compare
 from sona_pipeline.evaluation.leaderboard import FOLDER as LEADERBOARD, described, write_leaderboard
 from sona_pipeline.evaluation.report import Run, stems, write_report
@@ -140,7 +140,7 @@ def _scores(
 NEW_SETTINGS = {
     **{"feature_scale": None, "heads": 1},
     **{"id_rate": None, "class_thresholds": None},
-    **{"neighbours": None, "score_parts": None},
+    **WITHOUT_NEIGHBOURS,
 }
 """Settings that detectors of version 0.1.0 do not have, and what they are there."""
 

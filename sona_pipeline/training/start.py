@@ -12,7 +12,7 @@ from safetensors.torch import save
 from sona_pipeline.common.files import digest
 from sona_pipeline.data.class_names import matched
 from sona_pipeline.detection import networks
-from sona_pipeline.detection.detector import UNCALIBRATED, Detector
+from sona_pipeline.detection.detector import UNCALIBRATED, WITHOUT_NEIGHBOURS, Detector
 from sona_pipeline.detection.scores import SCORES
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import TrainingSettings
@@ -108,7 +108,7 @@ def classes_of(classifier: Detector, classes: Sequence[str]) -> list[str]:
 def _kept(classifier: Detector, classes: Sequence[str], settings: TrainingSettings) -> Detector:
     """The classifier to start from, with the settings of the new one, and no threshold."""
     new = {"classes": list(classes), "score": _first_score(settings), "temperature": 1.0}
-    return classifier.with_settings(**new, neighbours=None, score_parts=None, **UNCALIBRATED).train()
+    return classifier.with_settings(**new, **WITHOUT_NEIGHBOURS, **UNCALIBRATED).train()
 
 
 def _first(names: Sequence[str]) -> str:

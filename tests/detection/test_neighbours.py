@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.detection.detector import Detector, load_detector, save_detector
+from sona_pipeline.detection.detector import WITHOUT_NEIGHBOURS, Detector, load_detector, save_detector
 from sona_pipeline.detection.gradcam import score_cam
 from sona_pipeline.detection.neighbours import keep_neighbours
 from sona_pipeline.detection.scores.of_features import K, knn
@@ -54,14 +54,14 @@ def seen(detector: Detector, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate([row[part].double().numpy() for row in rows]) for part in (0, 1))
 
 
-def slow_parts(logits, features, kept, temperature) -> np.ndarray:
+def slow_parts(logits, features, kept, temperature, k=50) -> np.ndarray:
     """Energy and distance `[B, 2]`, by loops."""
     rows = []
     for logit, feature in zip(logits, features):
         unit = feature / math.sqrt(sum(value * value for value in feature))
         distances = sorted(math.sqrt(((unit - one) ** 2).sum()) for one in kept)
         power = -temperature * math.log(sum(math.exp(value / temperature) for value in logit))
-        rows.append((power, distances[min(50, len(kept)) - 1]))
+        rows.append((power, distances[k - 1]))
     return np.array(rows)
 
 
@@ -123,6 +123,12 @@ def test_what_is_kept_is_drawn_by_the_seed_and_bounded(plain, images, validation
     whole = keep_neighbours(plain, images, validation).neighbours
     rows = {tuple(row) for row in whole.tolist()}
     assert len(whole) == 80 and {tuple(row) for row in some.neighbours.tolist()} < rows
+    assert (some.nearest, plain.nearest) == (round(50 * 25 / 80), 50)
+    known = slow_parts(*seen(plain, validation), some.neighbours.double().numpy(), 2.0, some.nearest)
+    (mean, std), (m, s) = (some.score_parts[part] for part in ("energy", "knn"))
+    expected = (known - [mean, m]) / [std, s]
+    assert [one.score for one in some(pictures(validation))] == pytest.approx(expected.sum(axis=1), abs=0.05)
+    assert keep_neighbours(plain, images, validation, limit=1).nearest == 1
     unread = keep_neighbours(plain, damaged(images, 3), damaged(validation, 0, 1))
     assert len(unread.neighbours) == unread.settings["neighbours"] == 79
 
@@ -143,7 +149,7 @@ def test_the_network_stays_as_it_is_and_so_do_copies(detector, plain, images, va
     assert (detector.score, detector.threshold, plain.score, plain.neighbours) == ("energy+knn", None, "energy", None)
     copy = detector.with_settings(threshold=0.5)
     assert copy(pictures(validation))[0].score == detector(pictures(validation))[0].score
-    plainer = detector.with_settings(score="energy", neighbours=None, score_parts=None)
+    plainer = detector.with_settings(score="energy", **WITHOUT_NEIGHBOURS)
     assert plainer.neighbours is None and plainer.state_dict().keys() == weights.keys()
     assert keep_neighbours(detector, images, validation).settings == detector.settings
     assert keep_neighbours(plain.with_settings().train(), images, validation).training
@@ -177,6 +183,7 @@ def test_a_detector_without_neighbours_says_so(detector, plain, tmp_path):
     [
         ({"neighbours": 79}, r"do not belong together: .*neighbours"),
         ({"neighbours": None, "score": "energy"}, r"do not belong together: .*neighbours"),
+        ({"nearest": 0}, "`nearest` .* has to be 1 or more"),
         ({"neighbours": 0}, "`neighbours` .* has to be 1 or more, or null"),
         ({"score_parts": {"energy": [0.0, 0.0], "knn": [0.0, 1.0]}}, "has to be a mean and a standard deviation"),
         ({"score_parts": {"energy": [0.0, 1.0]}}, "`score_parts` .* has to be a mean and a standard deviation"),
