@@ -63,10 +63,9 @@ def keep_neighbours(
         )
     new, k = detector.with_settings(), max(1, round(K * len(found) / len(order)))
     new.neighbours = normalize(found).half()
-    distances, energies = knn(features, new.neighbours, k), energy(logits, detector.temperature)
-    own = {"neighbours": len(found), "nearest": k}
-    own["score_parts"] = {"energy": _moments(energies), "knn": _moments(distances)}
-    return new.with_settings(score="energy+knn", **own, **UNCALIBRATED)
+    distances = torch.cat([knn(part, new.neighbours, k) for part in features.split(batch_size)])
+    parts = {"energy": _moments(energy(logits, detector.temperature)), "knn": _moments(distances)}
+    return new.with_settings(score="energy+knn", neighbours=len(found), nearest=k, score_parts=parts, **UNCALIBRATED)
 
 
 @torch.no_grad()
