@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from rich.markup import escape
 
-from sona_pipeline.common.files import write_text
+from sona_pipeline.common.devices import usable_device
+from sona_pipeline.common.files import read_json, write_text
 from sona_pipeline.common.messages import warning
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.image_set import ImageSet, check_there, readable
-from sona_pipeline.detection.detector import Detector, load_detector, save_detector
+from sona_pipeline.detection.classifiers import load_classifier
+from sona_pipeline.detection.detector import Detector, save_detector
+from sona_pipeline.detection.settings import ClassifierSettings
 from sona_pipeline.detection.thresholds import check_rate, fewest
 
 
@@ -60,7 +63,7 @@ class Calibration:
 
 
 def calibrate_detector(
-    detector: str | Path,
+    detector: str | Path | Detector,
     images: ImageSet,
     id_rate: float = 0.95,
     *,
@@ -72,7 +75,8 @@ def calibrate_detector(
     """Give a detector the threshold that accepts a share of new ID images; its weights stay as they are.
 
     Args:
-        detector: its folder, whose config.json is replaced, whole or not at all; or, with `output`, its Hub id.
+        detector: its folder, whose config.json is replaced, whole or not at all; or, with `output`, its Hub id, a
+            detector in memory, or a classifier of transformers or timm as `load_classifier` takes it.
         images: ID images that it was not trained on. Labels are not needed: classes are those that it predicts.
         id_rate: share of the images that is to be accepted, in (0, 1); 1 - `id_rate` are false alarms.
         per_class: also a threshold for each predicted class. Classes of too few images, see `thresholds.fewest`, keep
@@ -89,7 +93,7 @@ def calibrate_detector(
             is missing for one on the Hub.
     """
     check_rate(id_rate)
-    loaded = load_detector(detector, device)
+    loaded = _loaded(detector, device)
     place = _checked_place(detector, output)
     _check_images(images, loaded)
     scores, predicted, unreadable = _scored(loaded, images, batch_size)
@@ -107,11 +111,21 @@ def calibrate_detector(
     return Calibration(found, place, loaded.threshold, len(scores), unreadable, too_few)
 
 
-def _checked_place(detector: str | Path, output: str | Path | None) -> Path:
+def _loaded(detector: str | Path | Detector, device: str | torch.device | None) -> Detector:
+    if isinstance(detector, Detector):
+        return detector
+    return load_classifier(ClassifierSettings(str(detector))).to(usable_device(device))
+
+
+def _checked_place(detector: str | Path | Detector, output: str | Path | None) -> Path:
     """The folder to write to."""
-    folder = expanded(detector if output is None else output)
-    if output is None and not folder.is_dir():
-        raise ValueError(f"{detector} is on the Hub: give a folder for the calibrated copy (`output`, --output)")
+    is_folder = not isinstance(detector, Detector) and (expanded(detector) / "config.json").is_file()
+    if output is None and not (is_folder and "network" in read_json(expanded(str(detector)) / "config.json")):
+        what = "this detector" if isinstance(detector, Detector) else detector
+        raise ValueError(
+            f"{what} is no folder of a detector: give a folder for the calibrated copy (`output`, --output)"
+        )
+    folder = expanded(str(detector) if output is None else output)
     if output is None and not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} may not be written to: give a folder for a copy (`output`, --output)")
     if output is not None and (folder / "config.json").exists():

@@ -226,6 +226,8 @@ def _three(values: Sequence[float]) -> Channels:
 
 
 def _config_of(folder: Path, place: str) -> dict:
+    if not folder.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        raise FileNotFoundError(f"{place} does not exist: give the folder of a detector or classifier, or a Hub id")
     try:
         file = folder / "config.json" if Path(folder).exists() else Path(hf_hub_download(place, "config.json"))
         config = json.loads(read_text(file))

@@ -55,7 +55,8 @@ class CalibrationSettings:
     """Which detector gets a new threshold, and what the threshold is to do."""
 
     detector: Annotated[str, Argument()]
-    """Folder of the detector, or with OUTPUT its id on the Hub."""
+    """Folder of the detector; or with OUTPUT its id on the Hub, or a classifier of transformers or timm, by folder or
+    id."""
     id_rate: Annotated[float, Gt(0), Lt(1)] | None = None
     """Share of the images that is accepted (0.95 by default)."""
     false_alarms: Annotated[float, Gt(0), Lt(1)] | None = None

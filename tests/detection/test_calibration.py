@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, strategies as st
 from PIL import Image
@@ -169,12 +170,30 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_is_written(folder, ima
         calibrate_detector(folder, gone)
     broken = load_detector(folder, "cpu")
     broken.network.head.bias.data[0] = float("nan")
-    monkeypatch.setattr(calibration, "load_detector", lambda *_: broken)
+    monkeypatch.setattr(calibration, "load_classifier", lambda *_: broken)
     with pytest.raises(ValueError, match="90 of 90 ID scores are NaN or infinite: no threshold in them"):
         calibrate_detector(folder, images)
-    with pytest.raises(ValueError, match=r"me/detector is on the Hub: give a folder for the calibrated copy"):
+    with pytest.raises(
+        ValueError, match=r"me/detector is no folder of a detector: give a folder for the calibrated copy"
+    ):
         calibrate_detector("me/detector", images)
     assert (folder / "config.json").read_bytes() == before and not (tmp_path / "copy").exists()
+
+
+def test_a_detector_in_memory_and_a_classifier_of_others_go_to_a_folder(detector, images, tmp_path):
+    found = calibrate_detector(detector, images, 0.9, output=tmp_path / "one")
+    assert load_detector(tmp_path / "one", "cpu").threshold == found.detector.threshold
+    with pytest.raises(ValueError, match="this detector is no folder of a detector: give a folder"):
+        calibrate_detector(detector, images)
+    model = timm.create_model("resnet10t", num_classes=3).eval()
+    timm.models.save_for_hf(model, tmp_path / "net", model_config={"label_names": KINDS}, safe_serialization=True)
+    config = (tmp_path / "net" / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="net is no folder of a detector: give a folder for the calibrated copy"):
+        calibrate_detector(tmp_path / "net", images)
+    kept = calibrate_detector(tmp_path / "net", images, 0.9, output=tmp_path / "two").detector
+    assert (tmp_path / "net" / "config.json").read_bytes() == config
+    assert torch.equal(load_detector(tmp_path / "two", "cpu").network.head.weight.cpu(), model.fc.weight)
+    assert sum(said.is_ood for said in kept.stream(images.image(i) for i in range(90))) == 9
 
 
 def test_the_rate_may_be_said_as_false_alarms():
