@@ -64,13 +64,13 @@ def open_data(folder: Path, per_class: int) -> Data:
     held_out = known.classes[::5]
     labels = tuple(name for name in known.classes if name not in held_out)
     train = _spoken(open_images(folder / TRAIN))
-    validation = _of_each_class(train, 0, VALIDATION_PER_CLASS)
+    validation = of_each_class(train, 0, VALIDATION_PER_CLASS)
     return Data(
-        train=_of_each_class(train, VALIDATION_PER_CLASS, per_class),
+        train=of_each_class(train, VALIDATION_PER_CLASS, per_class),
         validation=validation,
         test=_spoken(open_images(folder / TEST)),
         real_outliers=known.of_classes(labels),
-        near_validation=_of_each_class(known.with_classes(held_out), 0, VALIDATION_PER_CLASS),
+        near_validation=of_each_class(known.with_classes(held_out), 0, VALIDATION_PER_CLASS),
         far_validation={
             "clothing": sample.id_images("validation"),
             "photos": sample.far_ood()["photos"],
@@ -101,7 +101,7 @@ def _spoken(images: ImageSet) -> ImageSet:
     return replace(images, classes=tuple(name.replace("_", " ") for name in images.classes))
 
 
-def _of_each_class(images: ImageSet, start: int, count: int) -> ImageSet:
+def of_each_class(images: ImageSet, start: int, count: int) -> ImageSet:
     """`count` images of every class, from number `start` of a fixed random order on."""
     labels, order = np.array(images.labels), np.random.default_rng(0).permutation(len(images))
     taken: list[int] = []

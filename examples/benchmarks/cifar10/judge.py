@@ -1,4 +1,4 @@
-"""Classifiers of CIFAR-10 that others trained, as judges of generated images; no detector starts from them."""
+"""Classifiers of CIFAR-10 that others trained, as judges of generated images; only table "kept" starts from one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +51,10 @@ class Judge(nn.Module):
         self.load_state_dict(state)
         self.eval().requires_grad_(False)
 
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of pixels `[B, 3, 32, 32]` in [0, 1]."""
+        return self.linear(self.maps(pixels)[-1].mean(dim=(2, 3)))
+
     def maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of the three stages, of pixels `[B, 3, 32, 32]` in [0, 1]."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
@@ -61,7 +65,7 @@ class Judge(nn.Module):
 
     def names(self, images: Sequence[Image.Image]) -> list[str]:
         """The class of each image."""
-        logits = [self.linear(self.maps(batch)[-1].mean(dim=(2, 3))) for batch in _batches(images)]
+        logits = [self(batch) for batch in _batches(images)]
         return [CLASSES[k] for k in torch.cat(logits).argmax(dim=1).tolist()]
 
     def distances(self, some: Sequence[Image.Image], others: Sequence[Image.Image]) -> torch.Tensor:

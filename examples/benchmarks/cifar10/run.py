@@ -23,11 +23,12 @@ from data import open_data, write_diffusion_set
 from far_kinds import KINDS
 from growth import growth_figure
 from judge import CLASSES, Judge
+from kept import KeptBenchmark
 from model import draw_sheet, load_model
 from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
 from pretrained import write_start
 from reasons import describe_reasons
-from rows import NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
+from rows import KEPT, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from shortcuts import changed, changes, describe_changes, describe_measures
 
 from sona_pipeline import open_outlier_set, save_figure
@@ -96,12 +97,17 @@ def table(
         data: Folder with the parquet files that README.md lists.
         output: Folder of everything that is made.
         results: Folder for tables and plots.
-        judge: Weights of a ResNet of CIFAR-10, to say what the outliers show.
+        judge: Weights of a ResNet of CIFAR-10, to say what the outliers show, and to start from in table "kept".
         per_class: ID training images of each class, and as many outliers; at least 2.
         seeds: Seeds of each row, at least 1; those of the table by default.
     """
-    benchmark, weights = Benchmark(open_data(data, per_class), output, per_class), judge and Judge(judge)
-    for name in ALL_TABLES if "all" in names else names:
+    names = list(ALL_TABLES) if "all" in names else names
+    if KEPT in names and judge is None:
+        raise SystemExit(f"the table {KEPT!r} is of a classifier that others trained: give its weights as --judge")
+    opened, weights = open_data(data, per_class), judge and Judge(judge)
+    for name in names:
+        kept = judge is not None and name == KEPT
+        benchmark = KeptBenchmark(opened, output, per_class, judge) if kept else Benchmark(opened, output, per_class)
         make_table(benchmark, name, seeds, results / folder_of(name, per_class), weights)
 
 
