@@ -183,7 +183,7 @@ def _check_detector(detector: Detector, format: str, dtype: str, is_ood: bool) -
 def _float32_below(value: float) -> float:
     """The largest float32 that is not above `value`: a score in float32 is above the one just if above the other."""
     nearest = np.float32(value)
-    return float(nearest if nearest <= value else np.nextafter(nearest, np.float32(-np.inf)))
+    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))
 
 
 def _traced(graph: Graph, side: int) -> torch.export.ExportedProgram:
@@ -247,6 +247,11 @@ def _explained(detector: Detector) -> Iterator[None]:
         yield
     except (MemoryError, OSError):
         raise
+    except ImportError as error:  # torch asks for a newer package
+        raise ValueError(
+            f"the packages for ONNX files are too old for this torch ({brief(error)}): pip install --upgrade"
+            f" {' '.join(ONNX_PACKAGES)}"
+        ) from error
     except Exception as error:  # exporters have errors of many kinds
         network = detector.settings["network"]
         raise ValueError(f"the network {network} cannot be exported so ({brief(error)}): try another format") from error

@@ -378,8 +378,7 @@ def detector_card(
 An image classifier of {len(detector.classes)} classes that also says of an image how unfamiliar it is, and whether it
 has seen the like.
 
-{_detector_use(repo_id)}
-{_onnx_use(repo_id, detector) if onnx else ""}
+{_detector_use(repo_id)}{_onnx_use(repo_id, detector) if onnx else ""}
 
 ## What it is
 
@@ -430,6 +429,7 @@ def _onnx_use(repo_id: str, detector: Detector) -> str:
     has_verdict, classes, side = detector.threshold is not None, len(detector.classes), detector.image_size
     verdict, shown = (", and `is_ood`, bool `[N]`", "is_ood") if has_verdict else ("", "score")
     return f"""
+
 Without that package, by its file `{ONNX_FILE}`. It takes `pixels`, uint8 `[N, 3, {side}, {side}]`, normalizes them
 itself, and gives `logits` and `probabilities` `[N, {classes}]` and `score` `[N]`, float32{verdict}. Its metadata say
 how an image becomes pixels, every value as JSON:
@@ -451,8 +451,7 @@ pixels = np.asarray(image.crop((edge, edge, edge + side, edge + side))).transpos
 names = [output.name for output in session.get_outputs()]
 found = dict(zip(names, session.run(None, {{"pixels": pixels}})))
 print(about["classes"][found["probabilities"][0].argmax()], found["{shown}"][0])
-```
-"""
+```"""
 
 
 def results_text(runs: Sequence[Run], of_what: str, *, with_methods: bool) -> str:
