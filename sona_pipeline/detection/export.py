@@ -62,8 +62,8 @@ class Graph(nn.Module):
 
     def __init__(self, detector: Detector, dtype: torch.dtype, is_ood: bool):
         super().__init__()
-        self.detector = copy.deepcopy(detector).to("cpu", dtype, memory_format=torch.contiguous_format).eval()
-        self.requires_grad_(False)
+        self.detector = copy.deepcopy(detector).to("cpu", dtype).to(memory_format=torch.contiguous_format)
+        self.eval().requires_grad_(False)
         self.dtype = dtype
         self.threshold = _float32_below(detector.threshold) if is_ood and detector.threshold is not None else None
 

@@ -311,8 +311,9 @@ def test_onnx_file_goes_along_on_request_and_does_not_outlive_its_detector(
     photo.save(tmp_path / "photo.jpg", quality=100)
     monkeypatch.chdir(tmp_path)
     said, names = Detector.from_pretrained(detectors / "1").eval()("photo.jpg"), {}
-    download = partial(HfApi(endpoint=hub_of_user.url).hf_hub_download, cache_dir="cache")
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    address = f"{hub_of_user.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     exec(use, names)
     assert names["found"]["score"][0] == pytest.approx(said.score, abs=1e-4)
     assert names["found"]["is_ood"][0] == said.is_ood
