@@ -19,6 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from sona_pipeline import TINY_DETECTOR, __version__, sample
 from sona_pipeline.cli.app import app
 from sona_pipeline.detection import export
+from sona_pipeline.detection.classifiers import as_detector
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.export import export_detector
 from sona_pipeline.detection.scores import SCORES
@@ -168,6 +169,30 @@ def test_networks_and_settings_of_all_kinds_are_exported(settings, tmp_path):
     about = {entry.key: json.loads(entry.value) for entry in onnx.load(made.path).metadata_props}
     assert about == json.loads(json.dumps(export.metadata(detector)))
     assert about["resize"] == {32: 32, 16: 18}[detector.image_size] and about["classes"] == CLASSES
+
+
+class Own(torch.nn.Module):
+    """A classifier of the user's, which gives a dictionary."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(channels, 8, 3), torch.nn.Linear(8, 3)
+
+    def forward(self, pixels):
+        return {"logits": self.last(self.first(pixels).relu().mean((2, 3)))}
+
+
+@pytest.mark.parametrize("order", ["L", "RGBA"])
+def test_classifiers_of_the_users_are_exported_with_any_channels(order, tmp_path):
+    torch.manual_seed(0)
+    detector = as_detector(
+        Own(len(order)), CLASSES, image_size=16, mean=(0.5,) * 3, std=(0.2,) * 3, channel_order=order
+    )
+    detector = detector.with_settings(threshold=0.0)
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 3, 16, 16), np.uint8)
+    detector = detector.with_settings(threshold=float(np.median(answers_of(detector, pixels)["score"])))
+    made = export_detector(detector, tmp_path / "detector.onnx")
+    check_equal(run(made.path, pixels), detector, pixels)
 
 
 @pytest.mark.parametrize("opset", [18, 23])
