@@ -60,19 +60,23 @@ class Graph(nn.Module):
         is_ood: whether there is a fourth output, which takes a threshold.
     """
 
+    limits: torch.Tensor | None
+
     def __init__(self, detector: Detector, dtype: torch.dtype, is_ood: bool):
         super().__init__()
         self.detector = copy.deepcopy(detector).to("cpu", dtype).to(memory_format=torch.contiguous_format)
         self.eval().requires_grad_(False)
+        limits = detector.thresholds if is_ood else None
         self.dtype = dtype
-        self.threshold = _float32_below(detector.threshold) if is_ood and detector.threshold is not None else None
+        self.register_buffer("limits", None if limits is None else torch.tensor([*map(_float32_below, limits)]))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits and probabilities `[N, C]`, score `[N]` and verdict, bool `[N]`, of uint8 pixels `[N, 3, S, S]`."""
-        logits = self.detector(pixels.to(self.dtype) / 255).float()
-        score = self.detector.ood_score(logits)
-        found = logits, logits.softmax(dim=1), score
-        return found if self.threshold is None else (*found, score > self.threshold)
+        logits, score = (found.float() for found in self.detector.scored(pixels.to(self.dtype) / 255))
+        probabilities = logits.softmax(dim=1)
+        if self.limits is None:
+            return logits, probabilities, score
+        return logits, probabilities, score, score > self.limits[logits.argmax(dim=1)]
 
 
 def export_detector(
@@ -144,6 +148,7 @@ def metadata(detector: Detector, dtype: str = "float32") -> dict[str, Any]:
         "score": detector.score,
         "temperature": detector.temperature,
         "threshold": detector.threshold,
+        "class_thresholds": detector.class_thresholds,
         "dtype": dtype,
         "versions": {name: number for name, number in versions().items() if name in ("sona-pipeline", "torch")},
     }
@@ -230,8 +235,8 @@ def _torch_answers(content: bytes, pixels: np.ndarray) -> list[np.ndarray]:
 
 def _difference(detector: Detector, pixels: np.ndarray, found: list[np.ndarray], exact: bool) -> float:
     """The most by which answers differ from the detector's; ValueError if that is no rounding, or not finite."""
-    logits = detector(torch.from_numpy(pixels).float() / 255)
-    own = [logits, logits.softmax(dim=1), detector.ood_score(logits)]
+    logits, score = detector.scored(torch.from_numpy(pixels).float() / 255)
+    own = [logits, logits.softmax(dim=1), score]
     difference = float(np.max([np.abs(mine.numpy() - theirs).max() for mine, theirs in zip(own, found)]))
     if not difference <= (TOLERANCE * max(1.0, logits.abs().max().item()) if exact else np.finfo(np.float32).max):
         raise ValueError(

@@ -22,6 +22,7 @@ from sona_pipeline.detection import export
 from sona_pipeline.detection.classifiers import as_detector
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.export import export_detector
+from sona_pipeline.detection.neighbours import keep_neighbours
 from sona_pipeline.detection.scores import SCORES
 
 CLASSES = ["ant", "bee", "cät"]
@@ -60,9 +61,11 @@ def random_detector(**settings) -> Detector:
 
 @torch.no_grad()
 def answers_of(detector: Detector, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    logits = detector(torch.from_numpy(pixels).float() / 255)
-    score = detector.ood_score(logits)
-    found = {"logits": logits, "probabilities": logits.softmax(1), "score": score, "is_ood": score > detector.threshold}
+    logits, score = detector.scored(torch.from_numpy(pixels).float() / 255)
+    own = detector.class_thresholds or []
+    limits = {k: limit for k, limit in enumerate(own) if limit is not None}
+    flags = [s > limits.get(k, detector.threshold) for s, k in zip(score.tolist(), logits.argmax(1).tolist())]
+    found = {"logits": logits, "probabilities": logits.softmax(1), "score": score, "is_ood": torch.tensor(flags)}
     return {name: value.numpy() for name, value in found.items()}
 
 
@@ -78,7 +81,8 @@ def check_equal(found: dict[str, np.ndarray], detector: Detector, pixels: np.nda
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], own[name], rtol=0, atol=within)
     assert found["is_ood"].dtype == bool and 0 < found["is_ood"].sum() < len(pixels)
-    apart = np.abs(own["score"] - detector.threshold) > within
+    limits = [detector.threshold, *(limit for limit in detector.class_thresholds or [] if limit is not None)]
+    apart = np.abs(own["score"][:, None] - limits).min(axis=1) > within
     assert (found["is_ood"] == own["is_ood"])[apart].all()
 
 
@@ -171,6 +175,22 @@ def test_networks_and_settings_of_all_kinds_are_exported(settings, tmp_path):
     assert about["resize"] == {32: 32, 16: 18}[detector.image_size] and about["classes"] == CLASSES
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_thresholds_of_classes_and_the_score_of_neighbours_are_exported(format, detector, pixels, tmp_path):
+    images = sample.id_images("validation")
+    both = keep_neighbours(detector, sample.id_images("train").drawn(200), images.drawn(100), shown=False)
+    limits = [-1.0, None, 0.5, None, None, 5.0]
+    both = both.with_settings(score="energy+knn", threshold=0.0, class_thresholds=limits)
+    made = export_detector(both, tmp_path / f"detector{export.EXPORT_SUFFIXES[format]}", format)
+    if format == "onnx":
+        found = run(made.path, pixels)
+    else:
+        answers = torch.export.load(made.path).module()(torch.from_numpy(pixels))
+        found = dict(zip(export.OUTPUTS, (answer.numpy() for answer in answers)))
+    check_equal(found, both, pixels)
+    assert export.metadata(both)["class_thresholds"] == limits
+
+
 class Own(torch.nn.Module):
     """A classifier of the user's, which gives a dictionary."""
 
@@ -212,7 +232,7 @@ def test_threshold_is_compared_as_the_detector_compares_it(detector):
             float(score) + 1e-9,
         ):
             graph = export.Graph(detector.with_settings(threshold=threshold), torch.float32, True)
-            assert (torch.tensor(score) > graph.threshold).item() is bool(float(score) > threshold)
+            assert (torch.tensor(score) > graph.limits).all().item() is bool(float(score) > threshold)
 
 
 def test_without_a_threshold_there_is_no_verdict(detector, pixels, tmp_path):
@@ -243,7 +263,7 @@ def test_the_detector_that_is_given_stays_as_it_is(detector, tmp_path):
         ({"output": "folder"}, r"folder is a folder: name a file, such as .*folder.detector\.onnx"),
         (
             {"output": "detector.bin"},
-            r"detector\.bin, but the name of a file of the format 'onnx' has to end in \.onnx",
+            r"detector\.bin, but the name of .* has to end in \.onnx",
         ),
         ({"format": "torch", "output": "detector.onnx"}, r"has to end in \.pt2"),
     ],
