@@ -44,6 +44,7 @@ from .detection.detector import (
     Detector as Detector,
     load_detector as load_detector,
 )
+from .detection.export import export_detector as export_detector
 from .detection.gradcam import draw_cam as draw_cam
 from .detection.neighbours import keep_neighbours as keep_neighbours
 from .detection.scores.of_logits import energy as energy

@@ -10,7 +10,7 @@ from sona_pipeline.demo.settings import PageSettings
 
 from sona_pipeline.cli.detectors import CALIBRATE, EVALUATE, TRAIN
 from sona_pipeline.common.settings import Setting, settings_of
-from sona_pipeline.detection.settings import AskSettings
+from sona_pipeline.detection.settings import AskSettings, ExportSettings
 from sona_pipeline.generation.settings import GENERATE, InspectionSettings, MergeSettings
 from sona_pipeline.hub.settings import PUSHED
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "train": TRAIN,
     "score": {"": AskSettings},
     "calibrate": CALIBRATE,
+    "export": {"": ExportSettings},
     "evaluate": EVALUATE,
     "demo": {"": PageSettings},
     **{f"push {name}": {"": kind} for name, kind in PUSHED.items()},

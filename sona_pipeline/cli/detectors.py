@@ -1,4 +1,4 @@
-"""Commands about detectors: `sona train`, `sona score`, `sona calibrate`, `sona evaluate`."""
+"""Commands about detectors: `sona train`, `sona score`, `sona calibrate`, `sona evaluate`, `sona export`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from rich.markup import escape
 
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
-from sona_pipeline.common.endings import ends_explained
+from sona_pipeline.common.endings import ends_explained, stopped_explained
 from sona_pipeline.common.messages import console, has_all_letters, say, warning
 from sona_pipeline.data.settings import ImageSource
-from sona_pipeline.detection.settings import AskSettings, CalibrationSettings, ClassifierSettings, wanted_rate
+from sona_pipeline.detection.settings import (
+    AskSettings,
+    CalibrationSettings,
+    ClassifierSettings,
+    ExportSettings,
+    wanted_rate,
+)
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.training import settings as training
 
@@ -35,6 +41,7 @@ def add_to(app: App) -> None:
     add_command(app, score, {"Options": AskSettings})
     add_command(app, calibrate, CALIBRATE)
     add_command(app, evaluate, EVALUATE)
+    add_command(app, export, {"Options": ExportSettings})
 
 
 def train(given: Given) -> None:
@@ -172,3 +179,17 @@ def evaluate(given: Given) -> None:
             device=scoring.device,
         )
     say(table(found), f"Tables, pictures and scores: {escape(str(scoring.output))}")
+
+
+def export(given: Given) -> None:
+    """Write a detector to one file of ONNX or torch: pixels in; logits, probabilities, score and `is_ood` out.
+
+    Example: `sona export detector/ --output detector.onnx`
+    """
+    asked = given.of(ExportSettings)
+    from sona_pipeline.detection.export import export_detector
+
+    with stopped_explained():
+        made = export_detector(**vars(asked))
+    near = f"within {made.difference:.1g} of the detector on random pixels"
+    say(f"{made.size / 1e6:.1f} MB, {near}: {escape(str(made.path))}")

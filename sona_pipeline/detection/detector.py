@@ -33,6 +33,7 @@ from sona_pipeline.detection.preprocessing import CHANNELS, IMAGENET_MEAN, IMAGE
 from sona_pipeline.detection.scores import FEATURE_SCORES, OWN_SCORES, SCORES
 from sona_pipeline.detection.scores.of_features import K
 from sona_pipeline.detection.scores.of_logits import energy
+from sona_pipeline.detection.settings import ONNX_FILE
 from sona_pipeline.detection.thresholds import check_rate, threshold_at, thresholds_by_class
 
 Picture = Image.Image | str | Path
@@ -107,6 +108,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     std: torch.Tensor
     neighbours: torch.Tensor | None
     _hub_mixin_config: dict
+    _with_onnx = False
 
     def __init__(
         self,
@@ -176,6 +178,27 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
     def _load_as_safetensor(cls, model: _Model, model_file: str, map_location: str, strict: bool) -> _Model:
         """All weights or none: the mixin would leave those that the file lacks at random."""
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if self._with_onnx:
+            from sona_pipeline.detection.export import export_detector
+
+            export_detector(self, save_directory / ONNX_FILE, is_ood=self.threshold is not None)
+
+    def push_to_hub(self, repo_id: str, *, onnx: bool = False, **options: Any) -> str:
+        """Push the detector to the Hub, as `ModelHubMixin.push_to_hub` does; that has the other options.
+
+        Args:
+            repo_id: `owner/name`.
+            onnx: put model.onnx beside it, see `export_detector`; otherwise one of an earlier push is taken away.
+            options: `private`, `token`, `commit_message`, ...
+        """
+        self._with_onnx = onnx
+        try:
+            return super().push_to_hub(repo_id, **{"delete_patterns": ONNX_FILE} | options)
+        finally:
+            self._with_onnx = False
 
     @property
     def device(self) -> torch.device:

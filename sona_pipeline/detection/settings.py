@@ -1,4 +1,4 @@
-"""Settings of asking a detector about image files, and of calibrating it."""
+"""Settings of asking a detector about image files, of calibrating it, and of exporting it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
-from sona_pipeline.common.settings import Argument
+from sona_pipeline.common.settings import Argument, OneOf
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,30 @@ def wanted_rate(settings: CalibrationSettings) -> float:
     if settings.id_rate is not None:
         raise ValueError("--id-rate and --false-alarms exclude each other: give one of them")
     return round(1 - settings.false_alarms, 12)
+
+
+EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+"""Formats of an exported detector, with the suffixes of their files."""
+EXPORT_DTYPES = ("float32", "float16")
+ONNX_FILE = "model.onnx"
+"""What the ONNX file of a detector is called on the Hub."""
+OPSET = 18
+"""Of ONNX files where nobody says another: the lowest that torch exports, which the most runtimes read."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What an exported detector is like."""
+
+    detector: Annotated[str, Argument()]
+    """Folder of the detector, or its id on the Hub."""
+    output: Path
+    """File to write, whose name ends in .onnx or .pt2 by its format; one that is there is replaced."""
+    format: Annotated[str, OneOf(EXPORT_SUFFIXES)] = "onnx"
+    """'onnx', or 'torch' for a program of `torch.export`."""
+    opset: Annotated[int, Ge(OPSET), Le(23)] = OPSET
+    """Version of the operators of an ONNX file."""
+    dtype: Annotated[str, OneOf(EXPORT_DTYPES)] = "float32"
+    """Of weights and computation: 'float16' halves the file, and changes scores a little. Inputs and outputs stay."""
+    is_ood: bool = True
+    """Give the verdict `is_ood`, which takes a threshold; without it only logits, probabilities and score."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from sona_pipeline.detection.settings import ONNX_FILE
 from sona_pipeline.evaluation.report import GROUPS, METRICS, SPECTRA, Run, plain, summary, with_spread
 from sona_pipeline.generation.inspection import QUANTILES, Inspection
 from sona_pipeline.generation.ways import WAYS
@@ -350,6 +351,7 @@ def detector_card(
     training: Mapping | None = None,
     runs: Sequence[Run] = (),
     licence: str | None = None,
+    onnx: bool = False,
 ) -> ModelCard:
     """The card of a detector.
 
@@ -359,6 +361,7 @@ def detector_card(
         training: settings that it was trained with; None if they are not known.
         runs: its measured results, of this very detector.
         licence: by the Hub's name, or None.
+        onnx: whether the ONNX file lies beside it.
     """
     name = repo_id.partition("/")[2]
     data = ModelCardData(
@@ -375,7 +378,7 @@ def detector_card(
 An image classifier of {len(detector.classes)} classes that also says of an image how unfamiliar it is, and whether it
 has seen the like.
 
-{_detector_use(repo_id)}
+{_detector_use(repo_id)}{_onnx_use(repo_id, detector) if onnx else ""}
 
 ## What it is
 
@@ -420,6 +423,35 @@ print(said.label, said.confidence, said.energy, said.is_ood)
 ```
 
 or `sona score --detector {repo_id} photo.jpg`. The weights are safetensors, everything else is in `config.json`."""
+
+
+def _onnx_use(repo_id: str, detector: Detector) -> str:
+    has_verdict, classes, side = detector.threshold is not None, len(detector.classes), detector.image_size
+    verdict, shown = (", and `is_ood`, bool `[N]`", "is_ood") if has_verdict else ("", "score")
+    return f"""
+
+Without that package, by its file `{ONNX_FILE}`. It takes `pixels`, uint8 `[N, 3, {side}, {side}]`, normalizes them
+itself, and gives `logits` and `probabilities` `[N, {classes}]` and `score` `[N]`, float32{verdict}. Its metadata say
+how an image becomes pixels, every value as JSON:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from huggingface_hub import hf_hub_download
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession(hf_hub_download("{repo_id}", "{ONNX_FILE}"))
+about = {{key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}}
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+image = ImageOps.fit(image, 2 * (about["resize"],), Image.Resampling.LANCZOS)
+edge, side = (about["resize"] - about["image_size"]) // 2, about["image_size"]
+pixels = np.asarray(image.crop((edge, edge, edge + side, edge + side))).transpose(2, 0, 1)[None]
+names = [output.name for output in session.get_outputs()]
+found = dict(zip(names, session.run(None, {{"pixels": pixels}})))
+print(about["classes"][found["probabilities"][0].argmax()], found["{shown}"][0])
+```"""
 
 
 def results_text(runs: Sequence[Run], of_what: str, *, with_methods: bool) -> str:

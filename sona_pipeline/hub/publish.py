@@ -57,7 +57,9 @@ def _write_outliers(folder: Path, it: OutlierPush) -> None:
 
 
 def _write_detector(folder: Path, it: DetectorPush) -> None:
-    repositories.write_detector_repository(folder, it.repo, it.folder, results=it.results, licence=it.licence)
+    repositories.write_detector_repository(
+        folder, it.repo, it.folder, results=it.results, licence=it.licence, onnx=it.onnx
+    )
 
 
 def _write_space(folder: Path, it: SpacePush) -> None:

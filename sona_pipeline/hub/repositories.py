@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 import huggingface_hub
 from huggingface_hub import HfApi, SpaceCard
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 
 from sona_pipeline.common.assets import EMBEDDED_MODELS, PACKAGE
 from sona_pipeline.common.disk import disk_explained, loosen, make_folder
 from sona_pipeline.common.files import read_json, write_text
+from sona_pipeline.detection.settings import ONNX_FILE
 from sona_pipeline.generation.model_files import INDEX
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ def write_detector_repository(
     *,
     results: str | Path | None = None,
     licence: str | None = None,
+    onnx: bool = False,
 ) -> None:
     """Lay out a detector that `Detector.from_pretrained` loads.
 
@@ -150,16 +153,20 @@ def write_detector_repository(
         detector: folder that `sona train` or `Detector.save_pretrained` wrote.
         results: folder of `sona evaluate` in which this very detector was evaluated, or its results.json.
         licence: of the weights, by the Hub's name.
+        onnx: put the detector beside it as an ONNX file, which has `is_ood` if there is a threshold.
 
     Raises:
-        ValueError: `repo_id` has not that form, or the results are of other detectors.
+        ValueError: `repo_id` has not that form, the results are of other detectors, or there can be no ONNX file.
         FileExistsError: `folder` holds something.
         FileNotFoundError: there is no detector, or no results.
     """
     from sona_pipeline.detection.detector import load_detector
+    from sona_pipeline.detection.export import check_onnx_packages, export_detector
     from sona_pipeline.hub import cards
 
     check_repo_id(repo_id)
+    if onnx:
+        check_onnx_packages()
     if not Path(detector).is_dir():
         raise FileNotFoundError(f"{detector} does not exist: give a folder that `sona train` wrote")
     model = load_detector(detector, "cpu")
@@ -172,11 +179,13 @@ def write_detector_repository(
     settings = Path(detector) / "training.json"
     with laid_out(folder) as partial:
         model.save_pretrained(partial)
+        if onnx:
+            export_detector(model, partial / ONNX_FILE, is_ood=model.threshold is not None)
         training = None
         if settings.exists():
             training = read_json(settings) | {"network": network}
             write_text(partial / settings.name, json.dumps(training, indent=2, ensure_ascii=False) + "\n")
-        card = cards.detector_card(repo_id, model, training=training, runs=runs, licence=licence)
+        card = cards.detector_card(repo_id, model, training=training, runs=runs, licence=licence, onnx=onnx)
         card.save(partial / "README.md")
 
 
@@ -206,7 +215,8 @@ def _demo_folder() -> Path:
 def push(folder: str | Path, repo_id: str, repo_type: str, private: bool = False) -> str:
     """Push a folder to the Hub, into a new repository or one that is there.
 
-    Files of an earlier push in the same sub-folders, such as shards, are taken away; others stay.
+    Files of an earlier push in the same sub-folders, such as shards, are taken away, and the ONNX file of an earlier
+    detector; others stay.
 
     Args:
         folder: whose files are pushed.
@@ -235,7 +245,10 @@ def push(folder: str | Path, repo_id: str, repo_type: str, private: bool = False
             folder_path=folder,
             repo_type=repo_type,
             commit_message="Upload by sona push",
-            delete_patterns=[f"{path.name}/*" for path in folder.iterdir() if path.is_dir()],
+            delete_patterns=[
+                *(f"{path.name}/*" for path in folder.iterdir() if path.is_dir()),
+                *([ONNX_FILE] if (folder / SAFETENSORS_SINGLE_FILE).exists() else []),
+            ],
         )
     return str(address)
 

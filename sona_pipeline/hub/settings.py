@@ -78,6 +78,8 @@ class DetectorPush(LicensedPush):
     """Folder of the detector, written by `sona train`."""
     results: Path | None = None
     """Folder of `sona evaluate` that has results of this detector, for the card."""
+    onnx: bool = False
+    """Put the file model.onnx of `sona export` beside it, for those without this package."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ IN_PLACE_OF = {
 DEMO = "tests/demo/test_demo.py::test_visitor_runs_an_example_and_looks_at_its_masks"
 MODEL = "tests/examples/test_examples.py::test_trained_model_loads_and_makes_outliers_of_its_images"
 CIFAR10 = "tests/examples/test_cifar10.py::test_a_table_from_the_files_on"
+SERVICE = "tests/examples/test_exported.py::test_service_says_what_the_detector_says"
 FULL_SIZE = "tests/examples/test_full_size.py"
 CLUSTERS = "tests/examples/test_parts_on_clusters.py"
 STORAGE = "tests/generation/test_object_storage.py"
@@ -77,6 +78,8 @@ NOT_RUN = {
         "tests/examples/test_examples.py::test_table_of_detectors_has_every_method_and_score"
     ),
     "python examples/benchmarks/cifar10/run.py *": CIFAR10,
+    "python examples/serve.py *": SERVICE,  # it serves until it is stopped
+    "curl --data-binary *": SERVICE,
     "mkdir cifar10 && cp *": CIFAR10,
     "cp examples/patch_autoencoder.py *": CIFAR10,
     "DATA=OpenOOD/data OUT=* bash examples/full_size/*": f"{FULL_SIZE}::test_imagenet200",

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import onnx
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -288,6 +289,55 @@ def test_detector_card_has_the_numbers_of_this_very_detector(pushed, detectors):
     assert f"{mine:.2f}" in card.text
 
 
+@pytest.fixture
+def hub_of_user(pushed, monkeypatch) -> LoopbackHub:
+    """The loopback Hub, which takes what this process pushes."""
+    server = pushed[0]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
+    return server
+
+
+def test_onnx_file_goes_along_on_request_and_does_not_outlive_its_detector(
+    hub_of_user, detectors, tmp_path, monkeypatch
+):
+    hub.write_detector_repository(tmp_path / "with", "user/onnx", detectors / "1", onnx=True)
+    hub.write_detector_repository(tmp_path / "without", "user/onnx", detectors / "0")
+    hub.push(tmp_path / "with", "user/onnx", "model")
+    files = hub_of_user.repository("model", "user/onnx").files()
+    use = re.search(r"```python\n(import json\n.*?)```", files["README.md"].read_text(), re.DOTALL)[1]
+    photo = id_images("test").image(3)
+    photo.save(tmp_path / "photo.jpg", quality=100)
+    monkeypatch.chdir(tmp_path)
+    said, names = Detector.from_pretrained(detectors / "1").eval()("photo.jpg"), {}
+    address = f"{hub_of_user.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    exec(use, names)
+    assert names["found"]["score"][0] == pytest.approx(said.score, abs=1e-4)
+    assert names["found"]["is_ood"][0] == said.is_ood
+    assert "model.onnx" not in (tmp_path / "without" / "README.md").read_text()
+    hub.push(tmp_path / "without", "user/onnx", "model")
+    assert sorted(hub_of_user.repository("model", "user/onnx").files()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_detector_pushes_its_onnx_file_on_request(hub_of_user, detectors, tmp_path):
+    for threshold, outputs in ((-1.5, 4), (None, 3)):
+        detector = Detector.from_pretrained(detectors / "0").with_settings(threshold=threshold)
+        detector.push_to_hub("user/own", onnx=True, token=TOKEN)
+        model = onnx.load(hub_of_user.repository("model", "user/own").files()["model.onnx"])
+        assert len(model.graph.output) == outputs
+    detector.save_pretrained(tmp_path / "here")
+    assert not (tmp_path / "here" / "model.onnx").exists()
+    detector.push_to_hub("user/own", token=TOKEN)
+    assert "model.onnx" not in hub_of_user.repository("model", "user/own").files()
+
+
 def test_results_of_other_detectors_are_refused(detectors, tmp_path):
     torch.manual_seed(5)
     save_detector(Detector(["a", "b"], image_size=32), tmp_path / "new")
@@ -298,12 +348,8 @@ def test_results_of_other_detectors_are_refused(detectors, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_push_takes_old_shards_away_and_leaves_other_files(pushed, sets, tmp_path, monkeypatch):
-    server = pushed[0]
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint=server.url, token=TOKEN))
-    repo = server.add("user/again", tmp_path / "remote", "dataset")
+def test_a_second_push_takes_old_shards_away_and_leaves_other_files(hub_of_user, sets, tmp_path):
+    repo = hub_of_user.add("user/again", tmp_path / "remote", "dataset")
     (repo.folder / "data").mkdir(parents=True)
     for name in ("data/train-00001-of-00002.parquet", "notes.md"):
         (repo.folder / name).write_text("old")
