@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +18,18 @@ from sona_pipeline.common.files import read_json, settle_settings, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.progress import Track
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.data.outlier_set import open_outlier_set
-from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.report import summary, table
 from sona_pipeline.evaluation.score_table import TestSets
+from sona_pipeline.fitting.job import fit_detector
+from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.bundles import bundle_of, check_model
 from sona_pipeline.generation.checkpoint import load_model
-from sona_pipeline.generation.generate import generate_outliers, settled_model
+from sona_pipeline.generation.generate import settled_model
 from sona_pipeline.generation.masks_figure import masks_figure
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import DEFAULT_PRESET, PRESETS, GenerationSettings, ModelSettings
 from sona_pipeline.pipeline import SONAPipeline
 from sona_pipeline.training.settings import RECIPES, Running
-from sona_pipeline.training.train import train_detector
 
 PAIRS, MASK_SHEETS = 24, 3
 
@@ -37,9 +37,9 @@ PAIRS, MASK_SHEETS = 24, 3
 def quickstart(output: str | Path, seed: int = 0, model: str = "tiny") -> dict:
     """Outliers of bundled ID images, a detector trained on both, a baseline without outliers, and their scores.
 
-    Everything lands in `output`: `generated/` (outliers and reconstructions), `detector/`, `baseline/`, `results/`
-    (see `evaluate_detectors`), `results.json` (metrics in percent of the detector, and of the baseline) and
-    `pictures/`. A second run takes up what is there.
+    It is `fit_detector` on images that come with the package. Everything lands in `output`: `generated/` (outliers and
+    reconstructions), `detector/`, `baseline/`, `results/` (see `evaluate_detectors`), `report.html`, `results.json`
+    (metrics in percent of the detector, and of the baseline) and `pictures/`. A second run takes up what is there.
 
     Args:
         output: folder for all of it.
@@ -61,28 +61,15 @@ def quickstart(output: str | Path, seed: int = 0, model: str = "tiny") -> dict:
     pipe = load_model(settled_model(loading, output / "generated"))
 
     generation = GenerationSettings(ood_labels=bundle.ood_labels, seed=seed, **preset.method)
-    generated = generate_outliers(bundle.train, pipe, output / "generated", generation)
-    pairs = open_outlier_set(generated, bundle.train)
-    images = pairs.images
+    sets, running = TestSets(bundle.test, bundle.near, bundle.far), Running(cpu=True)
+    training = replace(RECIPES["small"], seed=seed)
+    sources = FitSources(bundle.train, bundle.validation, sets, generation, training, running=running)
+    command = ["sona", "quickstart", "--output", str(output), "--seed", str(seed), "--model", model]
+    pairs = fit_detector(sources, pipe, output, command=shlex.join(command)).pairs
 
-    training, running = replace(RECIPES["small"], seed=seed), Running(cpu=True)
-    for name, outliers in (("detector", pairs), ("baseline", None)):
-        train_detector(
-            images,
-            training,
-            validation=bundle.validation,
-            outliers=outliers,
-            output=output / name,
-            running=running,
-            title=name,
-        )
-    sets = TestSets(bundle.test, bundle.near, bundle.far)
-    detectors = [("SONA", str(output / "detector")), ("cross-entropy", str(output / "baseline"))]
-    evaluate_detectors(detectors, sets, output / "results")
-
-    draw(output / "pictures", pipe, images, pairs.outliers, generation)
+    draw(output / "pictures", pipe, pairs.images, pairs.outliers, generation)
     detector, baseline = (run["results"]["energy"] for run in read_json(output / "results" / "results.json")["runs"])
-    counts = {"train": len(images), "validation": len(bundle.validation)}
+    counts = {"train": len(pairs.images), "validation": len(bundle.validation)}
     counts |= {name: len(some) for _, name, some in sets}
     results = {
         **detector,
@@ -103,7 +90,8 @@ def outcome(output: Path, results: dict) -> list[str | Table]:
     found = summary([("SONA", {"energy": results}), ("cross-entropy", {"energy": results["baseline"]})])
     return [
         table(found),
-        f"\nPictures: {place}/pictures   Outliers: {place}/generated/outliers",
+        f"\nReport:   {place}/report.html",
+        f"Pictures: {place}/pictures   Outliers: {place}/generated/outliers",
         f"Tables:   {place}/results   Detector: {place}/detector",
     ]
 

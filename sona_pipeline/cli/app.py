@@ -8,7 +8,7 @@ import sys
 from cyclopts import App, CycloptsError
 
 from sona_pipeline import __version__
-from sona_pipeline.cli import detectors, hub, outliers
+from sona_pipeline.cli import detectors, fit, hub, outliers
 from sona_pipeline.common.endings import ctrl_c_noted, exit_code
 from sona_pipeline.common.messages import print_anything
 
@@ -23,7 +23,7 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for group in (outliers, detectors, hub):
+for group in (fit, outliers, detectors, hub):
     group.add_to(app)
 app.register_install_completion_command()
 

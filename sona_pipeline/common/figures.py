@@ -22,9 +22,14 @@ MOST = 12
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a figure as a PNG of `dpi` pixels an inch, whole or not at all."""
+    write_bytes(path, figure_png(figure, dpi))
+
+
+def figure_png(figure: Figure, dpi: int = 110) -> bytes:
+    """A figure as a PNG of `dpi` pixels an inch."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, facecolor="white")
-    write_bytes(path, content.getvalue())
+    return content.getvalue()
 
 
 def pairs_figure(pairs: Sequence[tuple[Image.Image, Image.Image, str]], columns: int = 8) -> Figure:

@@ -55,6 +55,70 @@ def compare(tables: Mapping[str, Sequence[ScoreTable]], baseline: str) -> pd.Dat
     return found
 
 
+def compare_folds(folds: Mapping[str, tuple[ScoreTable, ScoreTable]], score: str) -> pd.DataFrame:
+    """A method less a baseline where both were trained and tested anew for each of several held-out OOD sets.
+
+    A resample draws images with replacement, each as often in all folds that have it; images of one role in all folds
+    are drawn among themselves, so that each fold keeps its numbers. It also draws as many folds: the interval of the
+    mean is of images and held-out sets. Of few sets it says little about others.
+
+    Args:
+        folds: by the name of what was held out, the scores of the method and of the baseline, on the same images; the
+            OOD images in them are near-OOD. An image has the same key in all folds.
+        score: that both have.
+
+    Returns:
+        A row a fold and metric, and the "mean" of the folds: `held_out`, `metric`, `ours`, `theirs`, `difference`,
+        `low`, `high` and `verdict`, as in `compare`.
+    """
+    pairs = list(folds.values())
+    sides = [[_sides(table, score) for table in pair] for pair in pairs]
+    keys = [tuple(pair[0][pair[0]["group"] == group]["key"] for group in ("id", "near_ood")) for pair in pairs]
+    exact = [[ood_metrics(*both) for both in pair] for pair in sides]
+    found: dict[str, list[list[np.ndarray]]] = {
+        metric: [[np.array([one[metric] - other[metric]])] for one, other in exact] for metric in METRICS
+    }
+    ranked = [[_Ranked(*both) for both in pair] for pair in sides]
+    for counts in _drawn_jointly(keys):
+        for fold, ((one, other), drawn) in enumerate(zip(ranked, counts)):
+            for metric, ours, theirs in zip(METRICS, one(*drawn), other(*drawn)):
+                found[metric][fold].append(ours - theirs)
+    rows = []
+    for metric, by_fold in found.items():
+        gaps, sign = np.array([np.concatenate(parts) for parts in by_fold]), -1 if metric in LOWER_IS_BETTER else 1
+        values = np.array([[row[metric] for row in pair] for pair in exact])
+        for k, name in enumerate(folds):
+            rows.append((name, metric, *values[k], *_interval(gaps[k : k + 1], sign)))
+        rows.append(("mean", metric, *values.mean(axis=0), *_interval(gaps, sign)))
+    return pd.DataFrame(rows, columns=["held_out", "metric", "ours", "theirs", "difference", "low", "high", "verdict"])
+
+
+def _sides(table: ScoreTable, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the ID images and of the near-OOD images."""
+    return tuple(table[table["group"] == group][score].to_numpy() for group in ("id", "near_ood"))  # type: ignore[return-value]
+
+
+def _drawn_jointly(
+    folds: Sequence[tuple[Sequence[str], Sequence[str]]],
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """How often the ID and the OOD images of each fold, given by their keys, are drawn, `[CHUNK, N]` at a time."""
+    roles: dict[str, list[int]] = {}
+    for fold, sides in enumerate(folds):
+        for role, keys in enumerate(sides, start=1):
+            for key in keys:
+                roles.setdefault(key, [0] * len(folds))[fold] = role
+    place = {key: k for k, key in enumerate(roles)}
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for key, role in roles.items():
+        alike.setdefault(tuple(role), []).append(place[key])
+    places = [[np.array([place[key] for key in keys]) for keys in sides] for sides in folds]
+    rng, counts = np.random.default_rng([SEED, 3]), np.empty((CHUNK, len(roles)))
+    for _ in range(RESAMPLES // CHUNK):
+        for members in alike.values():
+            counts[:, members] = _counts(rng, len(members))
+        yield [(counts[:, known], counts[:, unknown]) for known, unknown in places]
+
+
 def check_baseline(methods: Sequence[str], baseline: str) -> None:
     """Raise ValueError unless the baseline is among the methods, named once a seed, and all have as many seeds."""
     counts = Counter(methods)
@@ -132,8 +196,13 @@ def _drawn(count: int, stream: int) -> Iterator[np.ndarray]:
     """How often each of `count` images is drawn in the resamples, `[CHUNK, N]` at a time; the same at every call."""
     rng = np.random.default_rng([SEED, stream])
     for _ in range(RESAMPLES // CHUNK):
-        drawn = rng.integers(count, size=(CHUNK, count)) + count * np.arange(CHUNK)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=CHUNK * count).reshape(CHUNK, count).astype(float)
+        yield _counts(rng, count)
+
+
+def _counts(rng: np.random.Generator, count: int) -> np.ndarray:
+    """How often each of `count` images is in `CHUNK` draws of as many."""
+    drawn = rng.integers(count, size=(CHUNK, count)) + count * np.arange(CHUNK)[:, None]
+    return np.bincount(drawn.ravel(), minlength=CHUNK * count).reshape(CHUNK, count).astype(float)
 
 
 class _Ranked:

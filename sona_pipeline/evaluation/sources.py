@@ -50,7 +50,6 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
             nothing to search by, or it is test images.
     """
     _check_search(source, scores, search)
-    _check_once(source)
     fit = _open(source, source.fit, "train") if source.fit else None
     validation = _open(source, source.validation, source.validation_split) if source.validation else None
     ood = (
@@ -63,13 +62,19 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
     if not source.id:
         raise ValueError("there are no test images: give --id with --near and --far, or --benchmark with --root")
     known = _open(source, source.id, source.split)
-    near, far, shifted = (_named(getattr(source, kind), source, kind == "shifted") for kind in _KINDS)
-    opened = Opened(TestSets(known, near, far, shifted), fit, validation, ood)
+    opened = Opened(TestSets(known, *open_named(source)), fit, validation, ood)
     for _, _, images in opened.sets:
         check_there(images)
     if search:
         _check_chosen_by(source, opened)
     return opened
+
+
+def open_named(source: TestImages) -> tuple[dict[str, ImageSet], ...]:
+    """The near-OOD, far-OOD and shifted images by their names; ValueError if a name or a place is given twice."""
+    given = [(kind, text) for kind in _KINDS for text in getattr(source, kind)]
+    check_once((f"--{kind} {text}", name_and_place(text)[1]) for kind, text in given)
+    return tuple(_named(getattr(source, kind), source, kind == "shifted") for kind in _KINDS)
 
 
 def _open(source: TestImages, place: str, split: str, labelled: bool = True) -> ImageSet:
@@ -81,12 +86,6 @@ def _open(source: TestImages, place: str, split: str, labelled: bool = True) -> 
         image_root=source.image_root,
         labelled=labelled,
     )
-
-
-def _check_once(source: TestImages) -> None:
-    """Raise ValueError if images are given as several test sets."""
-    given = [(kind, text) for kind in _KINDS for text in getattr(source, kind)]
-    check_once((f"--{kind} {text}", name_and_place(text)[1]) for kind, text in given)
 
 
 def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> None:

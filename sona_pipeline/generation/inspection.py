@@ -183,13 +183,14 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
         found.settings["num_inference_steps"],
         found.checks,
         samples,
-        [_sentence(one) for one in found.shortcuts],
+        [in_words(one) for one in found.shortcuts],
     )
     figures.save_figure(sheet, path)
     return found
 
 
-def _sentence(one: Shortcut) -> str:
+def in_words(one: Shortcut) -> str:
+    """How well the probe did, as a sentence."""
     if one.auroc is None:
         return f"{one.images.capitalize()} and {one.others}: {one.pairs} are too few for a probe, which needs {FEWEST}"
     return (
@@ -207,7 +208,7 @@ def summary(found: Inspection) -> list[str | Table]:
         f"{len(found.rows)} outliers, {len(found.classes)} classes, {len(found.labels)} OOD labels",
         table,
         f"{found.duplicates} look nearly like another one",
-        *map(_sentence, found.shortcuts),
+        *map(in_words, found.shortcuts),
         *([MEANING] if found.shortcuts else []),
         *(f"{count} images without an outlier: {escape(reason)}" for reason, count in found.rejects.most_common()),
     ]

@@ -1,0 +1,182 @@
+"""What a run would do, with times and disk, from short measurements on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from sona_pipeline.common.names import expanded
+from sona_pipeline.data.outlier_set import OutlierPairs, read_rows
+from sona_pipeline.fitting.both import FOLDERS, SONA, without_outliers
+from sona_pipeline.fitting.check_classes import held_out_classes
+from sona_pipeline.fitting.job import GENERATED, check_folder
+from sona_pipeline.fitting.sources import FitSources
+from sona_pipeline.generation.estimate import Estimate, estimate
+from sona_pipeline.generation.generate import make_plan, settled_batch_size
+from sona_pipeline.generation.make import image_form
+from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.training.devices import new_accelerator
+from sona_pipeline.training.items import TrainingSets
+from sona_pipeline.training.loop import Training
+
+PIXELS = 1 << 18
+"""Of the images that are computed together in a measurement on a CPU: more would take long, and tell no more."""
+STEPS = 2
+"""Of a training that are timed, after one to warm up."""
+BACKWARD = 2
+"""Times that the way back through a network takes, of the way forth."""
+KEPT = 3
+"""Times that weights are kept while they are trained: with the optimizer's momentum, and the best ones."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run: what is done, in how many seconds, and how many bytes it leaves; or that it is done."""
+
+    name: str
+    what: str
+    seconds: float
+    bytes: int = 0
+    is_done: bool = False
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """The steps of a run.
+
+    Attributes:
+        steps: in their order.
+        free_bytes: on the disk of its folder; None if that is not known.
+        device: what they were measured on.
+    """
+
+    steps: Sequence[Step]
+    free_bytes: int | None
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        """Of what is left to do."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def bytes(self) -> int:
+        """Of the files that are still to be written."""
+        return sum(step.bytes for step in self.steps if not step.is_done)
+
+    def check(self, most_hours: float) -> None:
+        """Raise ValueError if a run would take longer than so many hours, or more disk than there is."""
+        if self.seconds > 3600 * most_hours:
+            raise ValueError(
+                f"this would take about {self.seconds / 3600:.0f} hours on this {self.device}, more than --most-hours"
+                f" {most_hours:g}: take a GPU, fewer images or classes to check, or a smaller model; or raise it"
+            )
+        if self.free_bytes is not None and self.bytes > self.free_bytes:
+            raise ValueError(
+                f"this would take about {decimal(self.bytes)} of disk, and {decimal(self.free_bytes)} are free: make"
+                " room, or choose another folder"
+            )
+
+    def table(self) -> Table:
+        """The plan for the console."""
+        table = Table("step", "what", title=f"The plan, measured on this {self.device}")
+        table.add_column("time", justify="right")
+        table.add_column("disk", justify="right")
+        for step in self.steps:
+            taken = "done" if step.is_done else _time(step.seconds)
+            table.add_row(step.name, escape(step.what), taken, decimal(step.bytes) if step.bytes else "")
+        table.add_section()
+        free = "" if self.free_bytes is None else f"{decimal(self.free_bytes)} are free"
+        table.add_row("all", free, _time(self.seconds), decimal(self.bytes))
+        return table
+
+
+def _time(seconds: float) -> str:
+    return f"about {timedelta(seconds=round(seconds))}"
+
+
+def plan_fit(sources: FitSources, pipe: SONAPipeline, output: str | Path, check_classes: int) -> FitPlan:
+    """What `fit_detector` would do; nothing is written.
+
+    Some steps of generation and training are made, to see what all of them cost. What is done already costs nothing.
+
+    Raises:
+        ValueError: the folder was made from other images or with other settings, or a network cannot be built or
+            trained on.
+    """
+    output = expanded(output)
+    check_folder(sources, pipe, output)
+    with_outliers, plain, parameters = _training_costs(sources)
+    made, share = _cost_of_outliers(sources, pipe, output / GENERATED)
+    names = held_out_classes(sources.train.classes, check_classes, sources.training.seed)
+    epochs, weights = sources.training.epochs, 4 * parameters
+    count, held = len(sources.train), len(sources.validation)
+    forward = plain / (1 + BACKWARD)
+    steps = [Step("generate", f"{count} outliers", share * made.seconds, made.bytes, share == 0)]
+    for name, folder in FOLDERS.items():
+        seconds = epochs * (count * (with_outliers if name == SONA else plain) + held * forward)
+        what = f"{epochs} epochs {'with' if name == SONA else 'without'} outliers"
+        is_done = (output / folder / "config.json").exists()
+        steps.append(Step(f"train {folder}", what, 0 if is_done else seconds, KEPT * weights, is_done))
+    tested = sum(len(images) for _, _, images in sources.sets)
+    steps.append(Step("evaluate", f"{tested} test images", 2 * tested * forward))
+    if names:
+        left = sum(label not in names for label in map(sources.train.label_name, range(count))) / count
+        share_of_fold = 1 - (1 - left) / len(names)
+        both = epochs * (count * (with_outliers + plain) + 2 * held * forward) * share_of_fold
+        what = f"without {', '.join(names)} in turn, {2 * len(names)} trainings"
+        steps.append(Step("check classes", what, len(names) * both, 2 * len(names) * weights))
+    return FitPlan(steps, made.free_bytes, pipe.device.type)
+
+
+def _cost_of_outliers(sources: FitSources, pipe: SONAPipeline, folder: Path) -> tuple[Estimate, float]:
+    """What all outliers would cost, and the share of them that is still to be made."""
+    plan = make_plan(sources.train, pipe, sources.generation, sources.writing)
+    batch_size = settled_batch_size(pipe, sources.generation, sources.writing, folder)
+    if pipe.device.type == "cpu":
+        batch_size = max(1, min(batch_size, PIXELS // image_form(pipe, sources.generation.size)[0] ** 2))
+    there = sum(1 for _ in read_rows(folder)) if (folder / "settings.json").exists() else 0
+    return estimate(plan, pipe, folder, batch_size, sources.writing), max(0.0, 1 - there / len(plan))
+
+
+def _training_costs(sources: FitSources) -> tuple[float, float, int]:
+    """Seconds an image and epoch with outliers and without, and the number of weights.
+
+    The images themselves stand for their outliers and round trips.
+    """
+    images, settings = sources.train, sources.training
+    rounds = images if sources.writing.reconstructions else None
+    pairs = OutlierPairs(images, images, rounds, (1.0,) * len(images))
+    accelerator = new_accelerator(sources.running, settings.accumulation, None)
+    batch = settings.batch_size
+    if accelerator.device.type == "cpu":
+        batch = max(2, min(batch, PIXELS // settings.image_size**2))
+    costs, parameters = [], 0
+    for how, outliers in ((settings, pairs), (without_outliers(settings), None)):
+        sets = TrainingSets(images, sources.validation, outliers)
+        sets.check(how.min_strength)
+        training = Training(sets, replace(how, batch_size=batch, accumulation=1), accelerator)
+        costs.append(_seconds_of_image(training, batch))
+        parameters = sum(one.numel() for one in training.detector.parameters())
+    return costs[0], costs[1], parameters
+
+
+def _seconds_of_image(training: Training, batch_size: int) -> float:
+    """Of some steps, with the reading of their images."""
+    training.model.train()
+    started, count = time.perf_counter(), 0
+    for number, batch in enumerate(islice(training.loader, 1 + STEPS)):
+        batch.pop("rejects")
+        if number == 1:
+            started, count = time.perf_counter(), 0
+        count += len(batch["label"])
+        float(training.step(batch, 0.0)["loss"])
+    return (time.perf_counter() - started) / count

@@ -1,0 +1,171 @@
+"""The report of a run: one HTML file that needs no other and no network."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sona_pipeline.common.files import read_json, versions, write_bytes
+from sona_pipeline.evaluation.metrics import ood_metrics
+from sona_pipeline.evaluation.report import GROUPS
+from sona_pipeline.evaluation.score_table import by_set
+from sona_pipeline.fitting.both import Judged
+from sona_pipeline.fitting.pictures import curves, outliers_by_strength, surest_and_wrong
+from sona_pipeline.fitting.verdict import headline, percent, sentences
+from sona_pipeline.generation.inspection import MEANING, QUANTILES, find_shortcuts, in_words, inspect_outliers
+
+if TYPE_CHECKING:
+    from sona_pipeline.fitting.job import Fitted
+
+MOST_CLASSES = 200
+"""Rows that the table by class has at most; the classes that are named worst come first."""
+
+
+class Table(NamedTuple):
+    """A table: heads of its columns, of which the first are texts and the others numbers, and its rows."""
+
+    heads: list[str]
+    texts: int
+    rows: list[list[str]]
+    note: str = ""
+
+
+def write_report(fitted: Fitted, path: Path, command: str) -> None:
+    """Write the report of a run as one HTML file.
+
+    Args:
+        fitted: what came of the run.
+        path: of the file.
+        command: that repeats the run; empty if there is none.
+    """
+    environment = Environment(
+        loader=PackageLoader("sona_pipeline.fitting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(shown(fitted, command))
+    write_bytes(path, page.encode("utf-8", "backslashreplace"))
+
+
+def shown(fitted: Fitted, command: str) -> dict:
+    """What the page shows, by the names that the template has for it."""
+    output, judged, checks = fitted.output, fitted.judged, fitted.checks
+    folds = checks.folds if checks else {}
+    generated = output / "generated"
+    inspected = inspect_outliers(generated)
+    shortcuts = find_shortcuts(generated, inspected, fitted.pairs.images)
+    labels = {row["file_name"]: row["ood_label"] for row in inspected.rows}
+    return {
+        "headline": headline(fitted),
+        "sentences": sentences(fitted),
+        "checks": check_table(checks.differences) if checks else None,
+        "curves": [*curves(folds), *(curves({"": judged}) if judged.has("near_ood") or judged.has("far_ood") else [])],
+        "sets": set_table(judged, output / "results" / "differences.csv"),
+        "classes": class_table(judged),
+        "kinds": surest_and_wrong(judged, folds),
+        "pairs": outliers_by_strength(fitted.pairs, labels),
+        "made": f"{len(inspected.rows)} outliers of {len(inspected.classes)} classes, {len(inspected.labels)} labels.",
+        "quality": Table(
+            ["check", *(f"{share} %" for share in QUANTILES)],
+            1,
+            [
+                [name, *(f"{value:.3g}" for value in np.percentile(values, QUANTILES))]
+                for name, values in inspected.checks.items()
+            ],
+        ),
+        "shortcuts": [*map(in_words, shortcuts), *([MEANING + "."] if shortcuts else [])],
+        "commands": list(commands(output, command)),
+        "settings": settings_table(output / "fit.json"),
+        "versions": versions(),
+    }
+
+
+def check_table(differences: pd.DataFrame) -> Table:
+    """A row for each class that was held out, and for their mean."""
+    rows = []
+    for name in dict.fromkeys(differences["held_out"]):
+        part = differences[differences["held_out"] == name].set_index("metric")
+        cells = [name]
+        for metric in ("auroc", "fpr95"):
+            row = part.loc[metric]
+            cells += [f"{row['ours']:.1f}", f"{row['theirs']:.1f}"]
+            cells.append(f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})")
+        rows.append(cells)
+    heads = [f"{metric}, {what}" for metric in ("AUROC", "FPR@95") for what in ("SONA", "plain", "difference")]
+    return Table(["held-out class", *heads], 1, rows)
+
+
+def set_table(judged: Judged, differences: Path) -> Table:
+    """A row for each test set."""
+    gaps = pd.read_csv(differences, keep_default_na=False).set_index(["group", "set", "metric"])
+    rows = []
+    for group in ("near_ood", "far_ood"):
+        for name in judged.names(group):
+            pairs = [
+                ood_metrics(by_set(table, judged.score, "id")["id"], by_set(table, judged.score, group)[name])
+                for table in judged.tables
+            ]
+            cells = [f"{GROUPS[group]} {name}", *map(percent, judged.flagged(group, name))]
+            for metric in ("auroc", "fpr95"):
+                gap = gaps.loc[(group, name, metric)]
+                cells += [f"{row[metric]:.1f}" for row in pairs]
+                cells.append(f"{gap['difference']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})")
+            rows.append(cells)
+    rows.append(["your own images", *map(percent, judged.flagged("id")), *[""] * 6])
+    heads = [f"{metric}, {what}" for metric in ("AUROC", "FPR@95") for what in ("SONA", "plain", "difference")]
+    return Table(["test set", "flagged, SONA", "flagged, plain", *heads], 1, rows)
+
+
+def class_table(judged: Judged) -> Table:
+    """A row for each ID class, the one that is named worst first."""
+    classes, rows = judged.detectors[0].classes, []
+    for label in sorted(set(judged.tables[0]["label"]) - {-1}):
+        parts = [table[(table["group"] == "id") & (table["label"] == label)] for table in judged.tables]
+        right = [100 * float((part["predicted"] == label).mean()) for part in parts]
+        flagged = [
+            100 * float((part[judged.score] > detector.threshold).mean())
+            for part, detector in zip(parts, judged.detectors)
+        ]
+        rows.append((right[0], [classes[label], str(len(parts[0])), *map(percent, [*right, *flagged])]))
+    rows.sort(key=lambda row: row[0])
+    heads = ["class", "test images", "right, SONA", "right, plain", "flagged, SONA", "flagged, plain"]
+    note = f"The {MOST_CLASSES} of {len(rows)} classes that are named worst." if len(rows) > MOST_CLASSES else ""
+    return Table(heads, 1, [cells for _, cells in rows[:MOST_CLASSES]], note)
+
+
+def settings_table(record: Path) -> Table:
+    """A row for each setting of the run that is not empty."""
+    values = {
+        name: value for name, value in read_json(record).items() if name != "notes" and value not in (None, {}, [])
+    }
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in values.items()
+    }
+    return Table(
+        ["setting", "value"], 2, [[name, text[:300] + ("…" if len(text) > 300 else "")] for name, text in texts.items()]
+    )
+
+
+def commands(output: Path, command: str) -> Iterator[tuple[str, str]]:
+    """What commands are for, and the commands."""
+    if command:
+        yield "The same run again, or on from where it stopped", command
+    detector, generated, made, trained = (
+        shlex.quote(str(output / name))
+        for name in ("detector", "generated", "generated/settings.json", "detector/training.json")
+    )
+    yield "Ask the detector about images", f"sona score --detector {detector} inbox/"
+    yield "Look at the outliers", f"sona inspect {generated}"
+    yield "Make outliers of other images", f"sona generate --config {made} --data photos/ --output outliers/"
+    train = f"sona train --config {trained} --data photos/ --outliers outliers/ --output another/"
+    yield "Train on them", train

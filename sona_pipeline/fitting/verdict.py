@@ -1,0 +1,97 @@
+"""What came of a run, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sona_pipeline.evaluation.score_table import ScoreTable
+
+if TYPE_CHECKING:
+    from sona_pipeline.fitting.check_classes import Checks
+    from sona_pipeline.fitting.job import Fitted
+
+MOST_NAMES = 4
+"""Names that a sentence has at most."""
+VERDICTS = {"better": "Outliers help here", "worse": "Outliers do harm here", "level": "It cannot be told from these"}
+
+
+def headline(fitted: Fitted) -> str:
+    """The verdict in one sentence: what is flagged of the user's own images, and of others."""
+    own = percent(fitted.judged.flagged("id")[0])
+    if (found := _of_others(fitted)) is None:
+        return f"It flags {own} of your own images as never seen. Nothing was there to tell what it flags of others."
+    what, (ours, theirs) = found
+    of_others = f"of {what} it flags {percent(ours)}, the plain classifier {percent(theirs)}"
+    return f"It flags {own} of your own images as never seen; {of_others}."
+
+
+def _of_others(fitted: Fitted) -> tuple[str, list[float]] | None:
+    """Images that are most like those that were never seen, in words, and the share that each detector flags."""
+    if fitted.checks:
+        return "classes it never saw", mean_flagged(fitted.checks)
+    for group, what in (("near_ood", "near-OOD images"), ("far_ood", "far-OOD images")):
+        if fitted.judged.has(group):
+            return f"your {what}", fitted.judged.flagged(group)
+    return None
+
+
+def mean_flagged(checks: Checks) -> list[float]:
+    """Share of a held-out class that each detector flags, the mean of the classes, in percent."""
+    return np.mean([fold.flagged("near_ood") for fold in checks.folds.values()], axis=0).tolist()
+
+
+def sentences(fitted: Fitted) -> list[str]:
+    """What else there is to say: accuracy, false alarms, and each kind of unknown images."""
+    judged = fitted.judged
+    (ours, theirs), (_, flagged) = map(accuracy, judged.tables), judged.flagged("id")
+    aim = 100 * (1 - (fitted.sources.training.id_rate or 1))
+    said = [
+        f"It names {percent(ours)} of your test images rightly, the plain classifier {percent(theirs)}. The plain"
+        f" classifier flags {percent(flagged)} of them; the thresholds of both were set to flag {percent(aim)} of your"
+        " validation images."
+    ]
+    if fitted.checks:
+        said += _of_checks(fitted.checks)
+    for group, what in (("near_ood", "near-OOD images"), ("far_ood", "far-OOD images")):
+        if judged.has(group):
+            ours, theirs = judged.flagged(group)
+            said.append(
+                f"Of your {what} ({listed(judged.names(group))}) it flags {percent(ours)}, the plain classifier"
+                f" {percent(theirs)}."
+            )
+    if _of_others(fitted) is None:
+        said.append("Give images of other things (--near, --far), or hold classes out (--check-classes), to see more.")
+    return said
+
+
+def _of_checks(checks: Checks) -> list[str]:
+    rows = checks.differences[checks.differences["held_out"] == "mean"].set_index("metric")
+    auroc, fpr = rows.loc["auroc"], rows.loc["fpr95"]
+    return [
+        f"Without OOD images, this was asked by holding classes out in turn ({listed(list(checks.folds))}): detectors"
+        " with and without outliers were trained anew on the others. "
+        f"{VERDICTS[auroc['verdict']]}: with outliers the AUROC is {auroc['difference']:+.1f} points (95 % interval"
+        f" {auroc['low']:+.1f} to {auroc['high']:+.1f}), and FPR@95 {fpr['difference']:+.1f} ({fpr['low']:+.1f} to"
+        f" {fpr['high']:+.1f}; less is better)."
+        + (" Of so few classes the interval says little about others." if len(checks.folds) < 10 else "")
+    ]
+
+
+def accuracy(table: ScoreTable) -> float:
+    """Share of the ID images that are named rightly, in percent."""
+    rows = table[table["group"] == "id"]
+    return 100 * float((rows["predicted"] == rows["label"]).mean())
+
+
+def percent(value: float) -> str:
+    """A share in words: with a decimal below 10 %."""
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
