@@ -19,7 +19,7 @@ from sona_pipeline.fitting.both import FOLDERS, Judged
 
 SIDE, SMALL = 112, 64
 """Longest side in pixels of a thumbnail, and that up to which nothing is lost."""
-SHOWN, OUTLIERS, PANELS = 8, 12, 4
+SHOWN, OUTLIERS, PANELS = 8, 16, 4
 """Images of a kind, pairs of an image and its outlier, and panels of a figure."""
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -164,19 +164,18 @@ def _training_costs(sources: FitSources) -> tuple[float, float, int]:
         sets = TrainingSets(images, sources.validation, outliers)
         sets.check(how.min_strength)
         training = Training(sets, replace(how, batch_size=batch, accumulation=1), accelerator)
-        costs.append(_seconds_of_image(training, batch))
+        costs.append(_seconds_of_image(training))
         parameters = sum(one.numel() for one in training.detector.parameters())
     return costs[0], costs[1], parameters
 
 
-def _seconds_of_image(training: Training, batch_size: int) -> float:
-    """Of some steps, with the reading of their images."""
+def _seconds_of_image(training: Training) -> float:
+    """Of some steps, with the reading of their images, but for those of the first."""
     training.model.train()
-    started, count = time.perf_counter(), 0
-    for number, batch in enumerate(islice(training.loader, 1 + STEPS)):
+    started, count = 0.0, 0
+    for number, batch in enumerate(islice(chain.from_iterable(repeat(training.loader)), 1 + STEPS)):
         batch.pop("rejects")
-        if number == 1:
-            started, count = time.perf_counter(), 0
-        count += len(batch["label"])
-        float(training.step(batch, 0.0)["loss"])
+        count += len(batch["label"]) if number else 0
+        training.step(batch, 0.0)["loss"].item()
+        started = started or time.perf_counter()
     return (time.perf_counter() - started) / count

@@ -60,32 +60,34 @@ def shown(fitted: Fitted, command: str) -> dict:
     """What the page shows, by the names that the template has for it."""
     output, judged, checks = fitted.output, fitted.judged, fitted.checks
     folds = checks.folds if checks else {}
-    generated = output / "generated"
-    inspected = inspect_outliers(generated)
-    shortcuts = find_shortcuts(generated, inspected, fitted.pairs.images)
-    labels = {row["file_name"]: row["ood_label"] for row in inspected.rows}
+    drawn = {"": judged} if judged.has("near_ood") or judged.has("far_ood") else {}
     return {
         "headline": headline(fitted),
         "sentences": sentences(fitted),
         "checks": check_table(checks.differences) if checks else None,
-        "curves": [*curves(folds), *(curves({"": judged}) if judged.has("near_ood") or judged.has("far_ood") else [])],
+        "curves": [picture for named in (drawn, folds) if named for picture in curves(named)],
         "sets": set_table(judged, output / "results" / "differences.csv"),
         "classes": class_table(judged),
         "kinds": surest_and_wrong(judged, folds),
-        "pairs": outliers_by_strength(fitted.pairs, labels),
-        "made": f"{len(inspected.rows)} outliers of {len(inspected.classes)} classes, {len(inspected.labels)} labels.",
-        "quality": Table(
-            ["check", *(f"{share} %" for share in QUANTILES)],
-            1,
-            [
-                [name, *(f"{value:.3g}" for value in np.percentile(values, QUANTILES))]
-                for name, values in inspected.checks.items()
-            ],
-        ),
-        "shortcuts": [*map(in_words, shortcuts), *([MEANING + "."] if shortcuts else [])],
+        **_of_outliers(fitted, output / "generated"),
         "commands": list(commands(output, command)),
         "settings": settings_table(output / "fit.json"),
         "versions": versions(),
+    }
+
+
+def _of_outliers(fitted: Fitted, folder: Path) -> dict:
+    """Outliers, their quality checks, and how well a probe tells them apart."""
+    found = inspect_outliers(folder)
+    shortcuts = find_shortcuts(folder, found, fitted.pairs.images)
+    rows = [
+        [name, *(f"{value:.3g}" for value in np.percentile(values, QUANTILES))] for name, values in found.checks.items()
+    ]
+    return {
+        "pairs": outliers_by_strength(fitted.pairs, {row["file_name"]: row["ood_label"] for row in found.rows}),
+        "made": f"{len(found.rows)} outliers of {len(found.classes)} classes, {len(found.labels)} OOD labels.",
+        "quality": Table(["check", *(f"{share} %" for share in QUANTILES)], 1, rows),
+        "shortcuts": [f"{said}." for said in [*map(in_words, shortcuts), *([MEANING] if shortcuts else [])]],
     }
 
 
@@ -120,9 +122,12 @@ def set_table(judged: Judged, differences: Path) -> Table:
                 cells += [f"{row[metric]:.1f}" for row in pairs]
                 cells.append(f"{gap['difference']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})")
             rows.append(cells)
-    rows.append(["your own images", *map(percent, judged.flagged("id")), *[""] * 6])
-    heads = [f"{metric}, {what}" for metric in ("AUROC", "FPR@95") for what in ("SONA", "plain", "difference")]
-    return Table(["test set", "flagged, SONA", "flagged, plain", *heads], 1, rows)
+    own = ["your own images", *map(percent, judged.flagged("id"))]
+    heads = ["test set", "flagged, SONA", "flagged, plain"]
+    if not rows:
+        return Table(heads, 1, [own])
+    heads += [f"{metric}, {what}" for metric in ("AUROC", "FPR@95") for what in ("SONA", "plain", "difference")]
+    return Table(heads, 1, [*rows, [*own, *[""] * 6]])
 
 
 def class_table(judged: Judged) -> Table:

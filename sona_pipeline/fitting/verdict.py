@@ -17,15 +17,17 @@ MOST_NAMES = 4
 """Names that a sentence has at most."""
 VERDICTS = {"better": "Outliers help here", "worse": "Outliers do harm here", "level": "It cannot be told from these"}
 
+NOTHING = "Nothing was there to tell what it flags of others"
+
 
 def headline(fitted: Fitted) -> str:
     """The verdict in one sentence: what is flagged of the user's own images, and of others."""
     own = percent(fitted.judged.flagged("id")[0])
     if (found := _of_others(fitted)) is None:
-        return f"It flags {own} of your own images as never seen. Nothing was there to tell what it flags of others."
+        return f"The detector flags {own} of your own images as never seen. {NOTHING}."
     what, (ours, theirs) = found
     of_others = f"of {what} it flags {percent(ours)}, the plain classifier {percent(theirs)}"
-    return f"It flags {own} of your own images as never seen; {of_others}."
+    return f"The detector flags {own} of your own images as never seen; {of_others}."
 
 
 def _of_others(fitted: Fitted) -> tuple[str, list[float]] | None:
@@ -88,7 +90,7 @@ def accuracy(table: ScoreTable) -> float:
 
 def percent(value: float) -> str:
     """A share in words: with a decimal below 10 %."""
-    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %"
+    return f"{value:.0f} %" if value >= 9.95 else f"{value:.1f} %".replace(".0 %", " %")
 
 
 def listed(names: Sequence[str]) -> str:

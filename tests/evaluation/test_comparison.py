@@ -7,7 +7,8 @@ from hypothesis import given, strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from sona_pipeline.evaluation import comparison
-from sona_pipeline.evaluation.comparison import _Ranked, compare
+from sona_pipeline.evaluation.comparison import _Ranked, compare, compare_folds
+from sona_pipeline.evaluation.metrics import ood_metrics
 
 
 def table(gap: float, seed: int, *, images: int = 60, accuracy: float = 0.8) -> pd.DataFrame:
@@ -118,3 +119,46 @@ def test_what_cannot_be_paired_is_refused():
         compare({"sona": [table(1, 0), table(1, 1)], "ce": [table(0, 2)]}, "ce")
     with pytest.raises(ValueError, match="not of the same images"):
         compare({"sona": [table(1, 0)], "ce": [table(0, 2, images=90)]}, "ce")
+
+
+def folds_of(seed: int, sizes: tuple[int, int, int]) -> dict:
+    """Scores of classes that are held out in turn, of which the last is never."""
+    rng, folds = np.random.default_rng(seed), {}
+    for held_out in range(2):
+        tables = []
+        for shift in (1.0, 0.4):
+            rows = [
+                ("near_ood" if one == held_out else "id", "set", f"{one}/{k}", rng.normal(shift * (one == held_out)))
+                for one, size in enumerate(sizes)
+                for k in range(size)
+            ]
+            tables.append(pd.DataFrame(rows, columns=["group", "set", "key", "energy"]))
+        folds[str(held_out)] = tuple(tables)
+    return folds
+
+
+def test_folds_by_a_slow_bootstrap():
+    """Images of a class are drawn among themselves and for all folds at once, then folds, in plain loops."""
+    sizes, rounds = (30, 20, 40), 1500
+    folds = folds_of(0, sizes)
+    found = compare_folds(folds, "energy").set_index(["held_out", "metric"])
+    rng, gaps = np.random.default_rng(1), {"auroc": [], "fpr95": []}
+    for _ in range(rounds):
+        drawn = [f"{one}/{k}" for one, size in enumerate(sizes) for k in rng.integers(size, size=size)]
+        of_fold = {metric: [] for metric in gaps}
+        for tables in folds.values():
+            values = []
+            for table in tables:
+                rows = table.set_index("key").loc[drawn]
+                sides = [rows[rows["group"] == group]["energy"].to_numpy() for group in ("id", "near_ood")]
+                values.append(ood_metrics(*sides))
+            for metric in gaps:
+                of_fold[metric].append(values[0][metric] - values[1][metric])
+        chosen = rng.integers(2, size=2)
+        for metric in gaps:
+            gaps[metric].append(np.mean([of_fold[metric][k] for k in chosen]))
+    for metric, values in gaps.items():
+        row, tolerance = found.loc[("mean", metric)], 0.15 * np.ptp(np.quantile(values, [0.025, 0.975])) + 0.5
+        for bound, share in (("low", 0.025), ("high", 0.975)):
+            assert row[bound] == pytest.approx(np.quantile(values, share), abs=tolerance)
+        assert row["difference"] == pytest.approx(np.mean([found.loc[(name, metric)]["difference"] for name in folds]))

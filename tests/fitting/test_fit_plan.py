@@ -1,0 +1,63 @@
+"""The plan of a run: what is done costs nothing, and what is left adds up."""
+
+from dataclasses import replace
+
+import pytest
+from small_runs import write_photos
+
+from sona_pipeline import RECIPES, GenerationSettings, Running, TestSets, hold_out, open_images
+from sona_pipeline.fitting.plan import FitPlan, Step, plan_fit
+from sona_pipeline.fitting.sources import FitSources
+from sona_pipeline.generation.checkpoint import load_pipeline
+from sona_pipeline.generation.generate import generate_outliers
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline("tiny", "cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> FitSources:
+    images = open_images(write_photos(tmp_path_factory.mktemp("photos") / "photos", 8))
+    train, test = hold_out(images, 0.25, 0)
+    generation = GenerationSettings(ood_labels=("bag",), num_inference_steps=2)
+    training = replace(RECIPES["small"], epochs=7, batch_size=8)
+    return FitSources(train, test, TestSets(test), generation, training, running=Running(cpu=True))
+
+
+def test_steps_scale_with_epochs_and_checks(sources, pipe, tmp_path):
+    plan = plan_fit(sources, pipe, tmp_path / "run", 2)
+    assert [step.name for step in plan.steps] == [
+        *("generate", "train detector", "train baseline", "evaluate", "check classes")
+    ]
+    assert all(step.seconds > 0 for step in plan.steps)
+    assert plan.seconds == pytest.approx(sum(step.seconds for step in plan.steps))
+    seconds = {step.name: step.seconds for step in plan.steps}
+    both = seconds["train detector"] + seconds["train baseline"]
+    assert seconds["check classes"] == pytest.approx(2 * 0.75 * both, rel=0.2)  # three classes of four, twice
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_done_is_told_and_costs_nothing(sources, pipe, tmp_path):
+    half = sources.train.take(range(0, len(sources.train), 2))
+    generate_outliers(half, pipe, tmp_path / "other" / "generated", sources.generation)
+    (tmp_path / "run").mkdir()
+    whole = plan_fit(sources, pipe, tmp_path / "run", 0)
+    (tmp_path / "other" / "generated").rename(tmp_path / "run" / "generated")
+    with pytest.raises(ValueError, match="was not made by this command"):
+        plan_fit(sources, pipe, tmp_path / "run", 0)
+    assert not whole.steps[0].is_done
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size", "hours", "message"),
+    [(7200.0, 10, 1.9, "about 2 hours on this cpu"), (1.0, 2000, 24, "of disk"), (7000.0, 10, 2, None)],
+)
+def test_too_long_and_too_large_are_refused(seconds, size, hours, message):
+    plan = FitPlan([Step("generate", "outliers", seconds, size), Step("old", "it", 0, 10**9, True)], 1000, "cpu")
+    if message is None:
+        plan.check(hours)
+        return
+    with pytest.raises(ValueError, match=message):
+        plan.check(hours)
