@@ -65,6 +65,11 @@ from .evaluation.score_table import (
     results_of as results_of,
     score_images as score_images,
 )
+from .fitting.job import (
+    Fitted as Fitted,
+    fit_detector as fit_detector,
+)
+from .fitting.sources import FitSources as FitSources
 from .generation.batches import make_batches as make_batches
 from .generation.checkpoint import load_pipeline as load_pipeline
 from .generation.drawing import draw as draw

@@ -68,8 +68,8 @@ def compare_folds(folds: Mapping[str, tuple[ScoreTable, ScoreTable]], score: str
         score: that both have.
 
     Returns:
-        A row a fold and metric, and the "mean" of the folds: `held_out`, `metric`, `ours`, `theirs`, `difference`,
-        `low`, `high` and `verdict`, as in `compare`.
+        A row a fold and metric, and for the mean of the folds, where `held_out` is empty: `held_out`, `metric`,
+        `ours`, `theirs`, `difference`, `low`, `high` and `verdict`, as in `compare`.
     """
     pairs = list(folds.values())
     sides = [[_sides(table, score) for table in pair] for pair in pairs]
@@ -89,7 +89,7 @@ def compare_folds(folds: Mapping[str, tuple[ScoreTable, ScoreTable]], score: str
         values = np.array([[row[metric] for row in pair] for pair in exact])
         for k, name in enumerate(folds):
             rows.append((name, metric, *values[k], *_interval(gaps[k : k + 1], sign)))
-        rows.append(("mean", metric, *values.mean(axis=0), *_interval(gaps, sign)))
+        rows.append(("", metric, *values.mean(axis=0), *_interval(gaps, sign)))
     return pd.DataFrame(rows, columns=["held_out", "metric", "ours", "theirs", "difference", "low", "high", "verdict"])
 
 

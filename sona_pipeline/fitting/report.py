@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 MOST_CLASSES = 200
 """Rows that the table by class has at most; the classes that are named worst come first."""
 
+METRICS = {"auroc": "AUROC", "fpr95": "FPR@95"}
+COMPARED = [f"{metric}, {what}" for metric in METRICS.values() for what in ("SONA", "plain", "difference")]
+"""Heads of the columns that compare both detectors."""
+
 
 class Table(NamedTuple):
     """A table: heads of its columns, of which the first are texts and the others numbers, and its rows."""
@@ -95,39 +99,35 @@ def check_table(differences: pd.DataFrame) -> Table:
     """A row for each class that was held out, and for their mean."""
     rows = []
     for name in dict.fromkeys(differences["held_out"]):
-        part = differences[differences["held_out"] == name].set_index("metric")
-        cells = [name]
-        for metric in ("auroc", "fpr95"):
-            row = part.loc[metric]
-            cells += [f"{row['ours']:.1f}", f"{row['theirs']:.1f}"]
-            cells.append(f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})")
+        found = differences[differences["held_out"] == name].set_index("metric")
+        cells = [name or "mean"]
+        for metric in METRICS:
+            row = found.loc[metric]
+            cells += [f"{row['ours']:.1f}", f"{row['theirs']:.1f}", _gap(row)]
         rows.append(cells)
-    heads = [f"{metric}, {what}" for metric in ("AUROC", "FPR@95") for what in ("SONA", "plain", "difference")]
-    return Table(["held-out class", *heads], 1, rows)
+    return Table(["held-out class", *COMPARED], 1, rows)
 
 
 def set_table(judged: Judged, differences: Path) -> Table:
     """A row for each test set."""
     gaps = pd.read_csv(differences, keep_default_na=False).set_index(["group", "set", "metric"])
-    rows = []
+    heads, rows = ["test set", "flagged, SONA", "flagged, plain"], []
     for group in ("near_ood", "far_ood"):
+        known, unknown = ([by_set(table, judged.score, one) for table in judged.tables] for one in ("id", group))
         for name in judged.names(group):
-            pairs = [
-                ood_metrics(by_set(table, judged.score, "id")["id"], by_set(table, judged.score, group)[name])
-                for table in judged.tables
-            ]
+            found = [ood_metrics(one["id"], other[name]) for one, other in zip(known, unknown)]
             cells = [f"{GROUPS[group]} {name}", *map(percent, judged.flagged(group, name))]
-            for metric in ("auroc", "fpr95"):
-                gap = gaps.loc[(group, name, metric)]
-                cells += [f"{row[metric]:.1f}" for row in pairs]
-                cells.append(f"{gap['difference']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})")
+            for metric in METRICS:
+                cells += [*(f"{one[metric]:.1f}" for one in found), _gap(gaps.loc[(group, name, metric)])]
             rows.append(cells)
     own = ["your own images", *map(percent, judged.flagged("id"))]
-    heads = ["test set", "flagged, SONA", "flagged, plain"]
     if not rows:
         return Table(heads, 1, [own])
-    heads += [f"{metric}, {what}" for metric in ("AUROC", "FPR@95") for what in ("SONA", "plain", "difference")]
-    return Table(heads, 1, [*rows, [*own, *[""] * 6]])
+    return Table([*heads, *COMPARED], 1, [*rows, [*own, *[""] * len(COMPARED)]])
+
+
+def _gap(row: pd.Series) -> str:
+    return f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
 
 
 def class_table(judged: Judged) -> Table:

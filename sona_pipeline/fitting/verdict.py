@@ -70,7 +70,7 @@ def sentences(fitted: Fitted) -> list[str]:
 
 
 def _of_checks(checks: Checks) -> list[str]:
-    rows = checks.differences[checks.differences["held_out"] == "mean"].set_index("metric")
+    rows = checks.differences[checks.differences["held_out"] == ""].set_index("metric")
     auroc, fpr = rows.loc["auroc"], rows.loc["fpr95"]
     return [
         f"Without OOD images, this was asked by holding classes out in turn ({listed(list(checks.folds))}): detectors"

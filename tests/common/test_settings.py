@@ -13,6 +13,7 @@ from sona_pipeline import pipeline
 from sona_pipeline.common.settings import Argument, Called, OneOf, check_ranges, settings_of
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
+from sona_pipeline.fitting.settings import FIT
 from sona_pipeline.generation import settings as generation
 from sona_pipeline.hub import settings as hub
 from sona_pipeline.training import settings as training
@@ -21,7 +22,7 @@ KINDS = [
     *(generation.SourceImages, generation.LabelSettings, generation.GenerationSettings, generation.OutputSettings),
     *(generation.ModelSettings, generation.GenerationJob, generation.InspectionSettings),
     *(training.TrainingImages, training.TrainingSettings, training.TrainingJob, training.Running),
-    *(TestImages, ScoringSettings, AskSettings, PageSettings),
+    *(TestImages, ScoringSettings, AskSettings, PageSettings, *FIT.values()),
     *(hub.PipelinePush, hub.OutlierPush, hub.DetectorPush, hub.SpacePush, hub.UpstreamSettings),
 ]
 

@@ -35,6 +35,7 @@ DOCUMENTS = [
 SMALL = {
     "generate": {"--model": "tiny", "--steps": "2"},
     "train": {"--recipe": "small", "--epochs": "1"},
+    "fit": {"--model": "tiny", "--dry-run": None},
     "push": {"--dry-run": None},
 }
 """Options by which a `sona` command is run here, whatever the document says for them."""
