@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sona_pipeline.common.names import expanded
-from sona_pipeline.data.outlier_set import OutlierPairs, read_rows
+from sona_pipeline.data.outlier_set import OutlierPairs, read_rejects, read_rows
 from sona_pipeline.fitting.both import FOLDERS, SONA, without_outliers
 from sona_pipeline.fitting.check_classes import held_out_classes
 from sona_pipeline.fitting.job import GENERATED, check_folder
@@ -115,7 +115,8 @@ def plan_fit(sources: FitSources, pipe: SONAPipeline, output: str | Path, check_
     output = expanded(output)
     check_folder(sources, pipe, output)
     with_outliers, plain, parameters = _training_costs(sources)
-    made, share = _cost_of_outliers(sources, pipe, output / GENERATED)
+    share = _share_left(sources, output / GENERATED)
+    made = _cost_of_outliers(sources, pipe, output / GENERATED)
     names = held_out_classes(sources.train.classes, check_classes, sources.training.seed)
     epochs, weights = sources.training.epochs, 4 * parameters
     count, held = len(sources.train), len(sources.validation)
@@ -137,14 +138,21 @@ def plan_fit(sources: FitSources, pipe: SONAPipeline, output: str | Path, check_
     return FitPlan(steps, made.free_bytes, pipe.device.type)
 
 
-def _cost_of_outliers(sources: FitSources, pipe: SONAPipeline, folder: Path) -> tuple[Estimate, float]:
-    """What all outliers would cost, and the share of them that is still to be made."""
+def _share_left(sources: FitSources, folder: Path) -> float:
+    """The share of the outliers that is still to be made."""
+    if not (folder / "settings.json").exists():
+        return 1.0
+    tried = sum(1 for _ in chain(read_rows(folder), read_rejects(folder)))
+    return max(0.0, 1 - tried / len(sources.train))
+
+
+def _cost_of_outliers(sources: FitSources, pipe: SONAPipeline, folder: Path) -> Estimate:
+    """What all outliers would cost."""
     plan = make_plan(sources.train, pipe, sources.generation, sources.writing)
     batch_size = settled_batch_size(pipe, sources.generation, sources.writing, folder)
     if pipe.device.type == "cpu":
         batch_size = max(1, min(batch_size, PIXELS // image_form(pipe, sources.generation.size)[0] ** 2))
-    there = sum(1 for _ in read_rows(folder)) if (folder / "settings.json").exists() else 0
-    return estimate(plan, pipe, folder, batch_size, sources.writing), max(0.0, 1 - there / len(plan))
+    return estimate(plan, pipe, folder, batch_size, sources.writing)
 
 
 def _training_costs(sources: FitSources) -> tuple[float, float, int]:

@@ -18,16 +18,18 @@ from sona_pipeline.evaluation.report import GROUPS
 from sona_pipeline.evaluation.score_table import by_set
 from sona_pipeline.fitting.both import Judged
 from sona_pipeline.fitting.pictures import curves, outliers_by_strength, surest_and_wrong
-from sona_pipeline.fitting.verdict import headline, percent, sentences
+from sona_pipeline.fitting.verdict import headline, mean_flagged, percent, sentences
 from sona_pipeline.generation.inspection import MEANING, QUANTILES, find_shortcuts, in_words, inspect_outliers
 
 if TYPE_CHECKING:
+    from sona_pipeline.fitting.check_classes import Checks
     from sona_pipeline.fitting.job import Fitted
 
 MOST_CLASSES = 200
 """Rows that the table by class has at most; the classes that are named worst come first."""
 
 METRICS = {"auroc": "AUROC", "fpr95": "FPR@95"}
+FLAGGED = ["flagged, SONA", "flagged, plain"]
 COMPARED = [f"{metric}, {what}" for metric in METRICS.values() for what in ("SONA", "plain", "difference")]
 """Heads of the columns that compare both detectors."""
 
@@ -68,7 +70,7 @@ def shown(fitted: Fitted, command: str) -> dict:
     return {
         "headline": headline(fitted),
         "sentences": sentences(fitted),
-        "checks": check_table(checks.differences) if checks else None,
+        "checks": check_table(checks) if checks else None,
         "curves": [picture for named in (drawn, folds) if named for picture in curves(named)],
         "sets": set_table(judged, output / "results" / "differences.csv"),
         "classes": class_table(judged),
@@ -95,23 +97,24 @@ def _of_outliers(fitted: Fitted, folder: Path) -> dict:
     }
 
 
-def check_table(differences: pd.DataFrame) -> Table:
+def check_table(checks: Checks) -> Table:
     """A row for each class that was held out, and for their mean."""
     rows = []
-    for name in dict.fromkeys(differences["held_out"]):
-        found = differences[differences["held_out"] == name].set_index("metric")
-        cells = [name or "mean"]
+    for name in [*checks.folds, ""]:
+        flagged = checks.folds[name].flagged("near_ood") if name else mean_flagged(checks)
+        found = checks.differences[checks.differences["held_out"] == name].set_index("metric")
+        cells = [name or "mean", *map(percent, flagged)]
         for metric in METRICS:
             row = found.loc[metric]
             cells += [f"{row['ours']:.1f}", f"{row['theirs']:.1f}", _gap(row)]
         rows.append(cells)
-    return Table(["held-out class", *COMPARED], 1, rows)
+    return Table(["held-out class", *FLAGGED, *COMPARED], 1, rows)
 
 
 def set_table(judged: Judged, differences: Path) -> Table:
     """A row for each test set."""
     gaps = pd.read_csv(differences, keep_default_na=False).set_index(["group", "set", "metric"])
-    heads, rows = ["test set", "flagged, SONA", "flagged, plain"], []
+    heads, rows = ["test set", *FLAGGED], []
     for group in ("near_ood", "far_ood"):
         known, unknown = ([by_set(table, judged.score, one) for table in judged.tables] for one in ("id", group))
         for name in judged.names(group):
@@ -142,7 +145,7 @@ def class_table(judged: Judged) -> Table:
         ]
         rows.append((right[0], [classes[label], str(len(parts[0])), *map(percent, [*right, *flagged])]))
     rows.sort(key=lambda row: row[0])
-    heads = ["class", "test images", "right, SONA", "right, plain", "flagged, SONA", "flagged, plain"]
+    heads = ["class", "test images", "right, SONA", "right, plain", *FLAGGED]
     note = f"The {MOST_CLASSES} of {len(rows)} classes that are named worst." if len(rows) > MOST_CLASSES else ""
     return Table(heads, 1, [cells for _, cells in rows[:MOST_CLASSES]], note)
 

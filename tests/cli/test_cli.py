@@ -241,7 +241,9 @@ def test_message_of_a_process_has_no_traceback_and_keeps_brackets(sona, folders,
 
 def test_help_names_the_commands_and_the_version_is_told(sona):
     run = sona("--help")
-    assert all(command in run.stdout for command in ("fit", "quickstart", "generate", "inspect", "train", "score", "evaluate"))
+    assert all(
+        command in run.stdout for command in ("fit", "quickstart", "generate", "inspect", "train", "score", "evaluate")
+    )
     assert sona("--version").stdout.strip() == f"sona {__version__}"
 
 

@@ -6,6 +6,8 @@ import pytest
 from small_runs import write_photos
 
 from sona_pipeline import RECIPES, GenerationSettings, Running, TestSets, hold_out, open_images
+from sona_pipeline.common.files import settle_settings
+from sona_pipeline.fitting.job import RECORD, record_of
 from sona_pipeline.fitting.plan import FitPlan, Step, plan_fit
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.checkpoint import load_pipeline
@@ -40,14 +42,28 @@ def test_steps_scale_with_epochs_and_checks(sources, pipe, tmp_path):
 
 
 def test_what_is_done_is_told_and_costs_nothing(sources, pipe, tmp_path):
-    half = sources.train.take(range(0, len(sources.train), 2))
-    generate_outliers(half, pipe, tmp_path / "other" / "generated", sources.generation)
-    (tmp_path / "run").mkdir()
-    whole = plan_fit(sources, pipe, tmp_path / "run", 0)
-    (tmp_path / "other" / "generated").rename(tmp_path / "run" / "generated")
+    run, half = tmp_path / "run", sources.train.take(range(0, len(sources.train), 2))
+    settle_settings(run / RECORD, record_of(sources, pipe))
+    generate_outliers(half, pipe, run / "generated", sources.generation)
+    begun = plan_fit(sources, pipe, run, 0).steps[0]
+    assert not begun.is_done
+    (run / "baseline").mkdir()
+    (run / "baseline" / "config.json").write_text("{}")
+    generate_outliers(sources.train, pipe, run / "generated", sources.generation)
+    plan = plan_fit(sources, pipe, run, 0)
+    assert [step.name for step in plan.steps if step.is_done] == ["generate", "train baseline"]
+    assert all(step.seconds == 0 for step in plan.steps if step.is_done)
+    assert plan.bytes == plan.steps[1].bytes > 0
+
+
+def test_a_folder_of_another_run_is_refused(sources, pipe, tmp_path):
+    settle_settings(tmp_path / RECORD, record_of(sources, pipe))
+    other = replace(sources, training=replace(sources.training, epochs=8))
+    with pytest.raises(ValueError, match=r"train epochs \(7 then, 8 now\)"):
+        plan_fit(other, pipe, tmp_path, 0)
+    (tmp_path / "mine" / "generated").mkdir(parents=True)
     with pytest.raises(ValueError, match="was not made by this command"):
-        plan_fit(sources, pipe, tmp_path / "run", 0)
-    assert not whole.steps[0].is_done
+        plan_fit(sources, pipe, tmp_path / "mine", 0)
 
 
 @pytest.mark.parametrize(
