@@ -27,8 +27,10 @@ def fit(given: Given) -> None:
 
     * `sona fit --data photos/ --output run/ --dry-run`
     * `sona fit --data photos/ --near birds=birds/ --far digits=digits/ --output run/`
+    * `sona fit --data photos/ --near birds=birds/ --classifier google/vit-base-patch16-224 --output run/`
     """
-    job, source, models = (given.of(kind) for kind in settings.FIT.values())
+    asked = [given.of(kind) for kind in settings.FIT.values()]
+    job = asked[0]
     from sona_pipeline.fitting.job import fit_detector
     from sona_pipeline.fitting.plan import plan_fit
     from sona_pipeline.fitting.sources import open_fit
@@ -36,7 +38,7 @@ def fit(given: Given) -> None:
     from sona_pipeline.generation.checkpoint import load_model
     from sona_pipeline.generation.generate import check_run, settled_model
 
-    sources, loading, check_classes, warnings = open_fit(job, source, models)
+    sources, loading, check_classes, warnings = open_fit(*asked)
     say(*map(warning, warnings))
     pipe = load_model(settled_model(loading, job.output / "generated"))
     check_run(sources.train, pipe, sources.generation, sources.writing)

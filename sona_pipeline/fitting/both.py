@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
-from sona_pipeline.detection.detector import Detector, load_detector
+from sona_pipeline.detection.detector import Detector
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import ScoreTable, TestSets, read_scores
 from sona_pipeline.training.methods import METHODS
@@ -79,35 +78,37 @@ def train_both(
     output: Path,
     settings: TrainingSettings,
     running: Running,
+    *,
+    classifier: Detector | None = None,
     note: str = "",
-) -> None:
-    """Train, calibrate and keep both detectors.
+) -> tuple[Detector, ...]:
+    """Train, calibrate and keep both detectors, which it gives in the order of `FOLDERS`.
 
     Args:
         pairs: images and their outliers.
         validation: labelled images that threshold and best epoch are found by.
         output: folder for `FOLDERS`.
         settings, running: how they are trained.
+        classifier: that both start from, and keep.
         note: what their progress bars say besides.
     """
-    for name, outliers, how in ((SONA, pairs, settings), (BASELINE, None, without_outliers(settings))):
+    return tuple(
         train_detector(
             pairs.images,
             how,
+            classifier=classifier,
             validation=validation,
             outliers=outliers,
             output=output / FOLDERS[name],
             running=running,
             title=FOLDERS[name] + note,
         )
-
-
-def judge_both(sets: TestSets, output: Path, baseline: str | None = None, device: str | None = None) -> Judged:
-    """What the detectors of `train_both` say of test images; in `output/results`, see `evaluate_detectors`."""
-    found: Sequence[tuple[str, str]] = [(name, str(output / folder)) for name, folder in FOLDERS.items()]
-    evaluate_detectors(found, sets, output / "results", baseline=baseline, device=device)
-    return Judged(
-        sets,
-        tuple(load_detector(folder, "cpu") for _, folder in found),
-        tuple(read_scores(output / "results" / "scores" / f"{name}-0.parquet") for name, _ in found),
+        for name, outliers, how in ((SONA, pairs, settings), (BASELINE, None, without_outliers(settings)))
     )
+
+
+def judge_both(detectors: tuple[Detector, ...], sets: TestSets, output: Path, baseline: str | None = None) -> Judged:
+    """What both detectors say of test images; tables land in `output`, see `evaluate_detectors`."""
+    evaluate_detectors(list(zip(FOLDERS, detectors)), sets, output, baseline=baseline)
+    tables = tuple(read_scores(output / "scores" / f"{name}-0.parquet") for name in FOLDERS)
+    return Judged(sets, detectors, tables)

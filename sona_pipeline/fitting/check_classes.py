@@ -98,8 +98,10 @@ def check_classes(names: Sequence[str], sources: FitSources, generated: Path, ou
     folders, folds = unique_names(names), {}
     for name in names:
         fold, folder = fold_without(name, sources, generated), output / folders[name]
-        train_both(fold.pairs, fold.validation, folder, sources.training, sources.running, f" without {name}")
-        folds[name] = judge_both(fold.sets, folder, device=sources.device)
+        trained = train_both(
+            fold.pairs, fold.validation, folder, sources.training, sources.running, note=f" without {name}"
+        )
+        folds[name] = judge_both(trained, fold.sets, folder / "results")
     differences = compare_folds({name: one.tables for name, one in folds.items()}, sources.training.score)
     write_text(output / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
     return Checks(folds, differences)

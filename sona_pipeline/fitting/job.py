@@ -17,6 +17,7 @@ from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.checkpoint import identity
 from sona_pipeline.generation.generate import generate_outliers
 from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.training.start import digest_of_weights
 
 RECORD, GENERATED, CHECKS = "fit.json", "generated", "checks"
 """In the folder of a run: its settings, its outliers, and what came of the classes that were held out."""
@@ -68,8 +69,9 @@ def fit_detector(
         train, pipe, output / GENERATED, sources.generation, writing, id_names=sources.id_names or None
     )
     pairs = open_outlier_set(made, train)
-    train_both(pairs, sources.validation, output, sources.training, sources.running)
-    judged = judge_both(sources.sets, output, BASELINE, sources.device)
+    classifier = sources.classifier
+    both = train_both(pairs, sources.validation, output, sources.training, sources.running, classifier=classifier)
+    judged = judge_both(both, sources.sets, output / "results", BASELINE)
     checks = _checked(sources, output, check_classes) if check_classes else None
     fitted = Fitted(output, sources, pairs, judged, checks)
     from sona_pipeline.fitting.report import write_report
@@ -99,6 +101,7 @@ def record_of(sources: FitSources, pipe: SONAPipeline) -> dict:
     return {
         "version": __version__,
         **identity(pipe),
+        "classifier": digest_of_weights(sources.classifier) if sources.classifier else None,
         **images,
         **tested,
         **{f"generate {name}": value for name, value in made.items()},

@@ -171,7 +171,8 @@ def _training_costs(sources: FitSources) -> tuple[float, float, int]:
     for how, outliers in ((settings, pairs), (without_outliers(settings), None)):
         sets = TrainingSets(images, sources.validation, outliers)
         sets.check(how.min_strength)
-        training = Training(sets, replace(how, batch_size=batch, accumulation=1), accelerator)
+        how = replace(how, batch_size=batch, accumulation=1)
+        training = Training(sets, how, accelerator, classifier=sources.classifier)
         costs.append(_seconds_of_image(training))
         parameters = sum(one.numel() for one in training.detector.parameters())
     return costs[0], costs[1], parameters

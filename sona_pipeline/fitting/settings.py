@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt
 
 from sona_pipeline.common.settings import OneOf
 from sona_pipeline.data.settings import ImageSource
+from sona_pipeline.detection.settings import ClassifierSettings
 from sona_pipeline.generation.settings import ModelSettings
 from sona_pipeline.training.settings import RECIPES
 
@@ -55,14 +56,12 @@ class FitModels:
     """Meanings of the outliers, as `sona generate` takes them."""
     generate_config: Path | None = None
     """YAML file with other options of `sona generate`, or the settings.json of an outlier set."""
-    classifier: str | None = None
-    """Fine-tune this classifier, as `sona train` takes it, instead of training a network from scratch."""
     recipe: Annotated[str | None, OneOf(RECIPES)] = None
-    """How detectors are trained, as `sona train` has it: 'small' by default if images have up to 64 px, and else
-    'imagenet200'."""
+    """How detectors are trained, as `sona train` has it. By default 'finetune' for a classifier, 'small' for images of up
+    to 64 px, and else 'imagenet200'."""
     train_config: Path | None = None
     """YAML file with other options of `sona train`, or the training.json of a detector."""
 
 
-FIT = {"Job": FitJob, "Images": FitImages, "Models": FitModels}
+FIT = {"Job": FitJob, "Images": FitImages, "Models": FitModels, "Classifier": ClassifierSettings}
 """What `sona fit` is told, by headings."""

@@ -19,6 +19,9 @@ from sona_pipeline.data.image_set import ImageSet, check_there, hold_out
 from sona_pipeline.data.images import open_images
 from sona_pipeline.data.lists import is_image_list
 from sona_pipeline.data.settings import ImageSource
+from sona_pipeline.detection.classifiers import load_classifier
+from sona_pipeline.detection.detector import Detector
+from sona_pipeline.detection.settings import ClassifierSettings
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.evaluation.settings import TestImages
 from sona_pipeline.evaluation.sources import open_named
@@ -45,6 +48,7 @@ from sona_pipeline.training.settings import (
     check_settings,
     settings_in as training_in,
 )
+from sona_pipeline.training.start import classes_of, kept_settings
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 """Shares of the images that are held out where no others are given."""
@@ -64,6 +68,7 @@ class FitSources:
         sets: test images.
         generation, writing: how outliers are made and written.
         training, running: how detectors are trained.
+        classifier: that both start from, and keep.
         id_names: all names of the ID classes; by default what they are called in prompts.
     """
 
@@ -74,17 +79,13 @@ class FitSources:
     training: TrainingSettings
     writing: OutputSettings = field(default_factory=OutputSettings)
     running: Running = field(default_factory=Running)
+    classifier: Detector | None = None
     id_names: Mapping[str, Names] = field(default_factory=dict)
 
     @property
     def names(self) -> dict[str, Names]:
         """All names of every ID class."""
         return {name: self.id_names.get(name) or (self.generation.id_label(name),) for name in self.train.classes}
-
-    @property
-    def device(self) -> str | None:
-        """Where detectors are evaluated."""
-        return "cpu" if self.running.cpu else None
 
     @property
     def parts(self) -> dict[str, ImageSet]:
@@ -101,7 +102,7 @@ class Opened(NamedTuple):
     warnings: list[str]
 
 
-def open_fit(job: FitJob, source: FitImages, models: FitModels) -> Opened:
+def open_fit(job: FitJob, source: FitImages, models: FitModels, asked: ClassifierSettings) -> Opened:
     """Open images and labels, hold out what no images are given for, and check that everything goes together.
 
     Raises:
@@ -124,12 +125,16 @@ def open_fit(job: FitJob, source: FitImages, models: FitModels) -> Opened:
         made.of(GenerationSettings, ood_labels=(), seed=job.seed),
         writing,
     )
-    train, validation, test = _parts(source, found.images, job.seed)
+    classifier = load_classifier(asked) if asked.classifier else None
+    images = found.images.with_classes(classes_of(classifier, found.images.classes)) if classifier else found.images
+    train, validation, test = _parts(source, images, job.seed)
     sets, running = TestSets(test, *open_named(_named(source))[:2]), trained.of(Running)
     check_running(running, None)
-    settings = _training(models, trained, train, job.seed)
-    sources = FitSources(train, validation, sets, found.settings, settings, writing, running, found.id_names)
-    count = number_of_checks(job.check_classes, train, validation, test, has_classifier=bool(models.classifier))
+    settings = _training(models, trained, train, classifier, job.seed)
+    sources = FitSources(
+        train, validation, sets, found.settings, settings, writing, running, classifier, found.id_names
+    )
+    count = number_of_checks(job.check_classes, train, validation, test, has_classifier=bool(classifier))
     return Opened(sources, loading, count, found.left_out())
 
 
@@ -169,15 +174,21 @@ def _configured(path: Path | None, kinds: Iterable[Any], settings_in: Callable[[
     return with_preset(read_configuration(path, known, settings_in) if path else {}, known)
 
 
-def _training(models: FitModels, given: Given, train: ImageSet, seed: int) -> TrainingSettings:
-    name = models.recipe or given.get("recipe") or ("small" if _is_small(train) else "imagenet200")
-    own = _given(initial_checkpoint=models.classifier)
-    settings = given.of(TrainingSettings, RECIPES[name], **own, seed=seed)
+def _training(
+    models: FitModels, given: Given, train: ImageSet, classifier: Detector | None, seed: int
+) -> TrainingSettings:
+    name = models.recipe or given.get("recipe") or _recipe(train, classifier)
+    settings = given.of(TrainingSettings, RECIPES[name], seed=seed)
     check_settings(settings)
     check_method(settings)
     if settings.id_rate is None:
         raise ValueError("`id_rate` is None, but a report is about a threshold: leave it out of --train-config")
-    return settings
+    return kept_settings(settings, classifier) if classifier else settings
+
+
+def _recipe(train: ImageSet, classifier: Detector | None) -> str:
+    """What is trained by where nothing is said."""
+    return "finetune" if classifier else "small" if _is_small(train) else "imagenet200"
 
 
 def _is_small(images: ImageSet, sample: int = 16) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from small_runs import CLASSES, write_photos, write_settings, write_unknown
 from warm_runs import Run, succeed
 
-from sona_pipeline import load_detector, open_images, read_rows
+from sona_pipeline import TINY_DETECTOR, load_detector, open_images, read_rows
 from sona_pipeline.cli.app import main
 
 
@@ -92,7 +92,7 @@ def test_dry_run_writes_nothing_and_tells_all_steps(words, tmp_path, monkeypatch
         (["--data", "{place}/one-class"], "needs two classes or more"),
         (["--data", "{place}/one-image"], "class 'shirt' has 1 of the 3 images that it needs"),
         (["--check-classes", "5"], "--check-classes is 5, but has to be at most 4"),
-        (["--check-classes", "2", "--classifier", "mine/"], "the classifier knows all"),
+        (["--classifier", str(TINY_DETECTOR)], "which are not the same by their names"),
         (["--most-hours", "1e-9"], "take a GPU, fewer images"),
         (["--near", "a={place}/far", "--far", "b={place}/far"], "are one place"),
         (["--test", "{place}/photos"], "are the training images"),
@@ -128,3 +128,21 @@ def test_images_are_held_out_once(run, place):
     assert not trained & set(tested["key"])
     assert len(tested) == 8 and np.bincount(tested["label"]).tolist() == [2] * len(CLASSES)
     assert len(trained) == len(images) - 8 - 4
+
+
+def test_a_classifier_is_kept_and_starts_both_detectors(place, tmp_path, monkeypatch, capsys):
+    write_photos(tmp_path / "photos", 4, ("dress", "pullover", "shirt", "sneaker", "t-shirt", "trouser"))
+    words = ["fit", "--data", str(tmp_path / "photos"), "--near", f"shades={place / 'far'}", "--model", "tiny"]
+    words += ["--classifier", str(TINY_DETECTOR), *write_settings(tmp_path)[-4:], "--output", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["sona", *words])
+    main()
+    for folder in ("detector", "baseline"):
+        kept = json.loads((tmp_path / "run" / folder / "training.json").read_text())
+        assert kept["initial_weights"] and kept["freeze_batch_norm"]
+        assert load_detector(tmp_path / "run" / folder, "cpu").classes == load_detector(TINY_DETECTOR, "cpu").classes
+    assert not (tmp_path / "run" / "checks").exists()
+    assert "near-OOD images it flags" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(sys, "argv", ["sona", *words, "--check-classes", "1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "the classifier knows all" in " ".join(capsys.readouterr().err.split())
