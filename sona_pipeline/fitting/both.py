@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector
@@ -28,11 +30,13 @@ class Judged:
         sets: the test images.
         detectors: the two.
         tables: their scores.
+        differences: of the first from the second, as of `comparison.compare`, if they were asked for.
     """
 
     sets: TestSets
     detectors: tuple[Detector, ...]
     tables: tuple[ScoreTable, ...]
+    differences: pd.DataFrame | None = None
 
     @property
     def score(self) -> str:
@@ -107,8 +111,9 @@ def train_both(
     )
 
 
-def judge_both(detectors: tuple[Detector, ...], sets: TestSets, output: Path, baseline: str | None = None) -> Judged:
+def judge_both(detectors: tuple[Detector, ...], sets: TestSets, output: Path, *, is_compared: bool = False) -> Judged:
     """What both detectors say of test images; tables land in `output`, see `evaluate_detectors`."""
-    evaluate_detectors(list(zip(FOLDERS, detectors)), sets, output, baseline=baseline)
+    evaluate_detectors(list(zip(FOLDERS, detectors)), sets, output, baseline=BASELINE if is_compared else None)
     tables = tuple(read_scores(output / "scores" / f"{name}-0.parquet") for name in FOLDERS)
-    return Judged(sets, detectors, tables)
+    differences = pd.read_csv(output / "differences.csv", keep_default_na=False) if is_compared else None
+    return Judged(sets, detectors, tables, differences)

@@ -11,7 +11,7 @@ from sona_pipeline.common.files import settle_settings, versions
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.outlier_set import OutlierPairs, open_outlier_set
 from sona_pipeline.evaluation.score_table import content_of
-from sona_pipeline.fitting.both import BASELINE, FOLDERS, Judged, judge_both, train_both
+from sona_pipeline.fitting.both import FOLDERS, Judged, judge_both, train_both
 from sona_pipeline.fitting.check_classes import Checks, check_classes, held_out_classes
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.checkpoint import identity
@@ -71,7 +71,7 @@ def fit_detector(
     pairs = open_outlier_set(made, train)
     classifier = sources.classifier
     both = train_both(pairs, sources.validation, output, sources.training, sources.running, classifier=classifier)
-    judged = judge_both(both, sources.sets, output / "results", BASELINE)
+    judged = judge_both(both, sources.sets, output / "results", is_compared=True)
     checks = _checked(sources, output, check_classes) if check_classes else None
     fitted = Fitted(output, sources, pairs, judged, checks)
     from sona_pipeline.fitting.report import write_report

@@ -14,13 +14,13 @@ from PIL import Image
 
 from sona_pipeline.common import figures
 from sona_pipeline.data.outlier_set import OutlierPairs
-from sona_pipeline.evaluation.score_table import TestSets, by_set
+from sona_pipeline.evaluation.score_table import ScoreTable, TestSets, by_set
 from sona_pipeline.fitting.both import FOLDERS, Judged
 
 SIDE, SMALL = 112, 64
 """Longest side in pixels of a thumbnail, and that up to which nothing is lost."""
 SHOWN, OUTLIERS, PANELS = 8, 16, 4
-"""Images of a kind, pairs of an image and its outlier, and panels of a figure."""
+"""Images of a kind, pairs of an image and its outlier, and held-out classes that are drawn."""
 
 
 class Picture(NamedTuple):
@@ -66,28 +66,28 @@ def _uri(content: bytes, form: str) -> str:
 
 
 def curves(named: Mapping[str, Judged]) -> list[Picture]:
-    """Histograms and ROC curves of both detectors.
+    """A histogram for each detector, and ROC curves of both.
 
     Args:
         named: by name of a held-out class; or under "" what is drawn by near- and far-OOD.
     """
-    shown = dict(list(named.items())[:PANELS])
-    lines: dict[str, dict] = {}
-    histograms: dict[str, dict] = {}
-    for name, judged in shown.items():
+    found = []
+    for name, judged in list(named.items())[:PANELS]:
+        groups = {"near_ood": name or "near-OOD", "far_ood": "far-OOD"}
         for method, table in zip(FOLDERS, judged.tables):
-            known = by_set(table, judged.score, "id")
-            panel = f"{method}, without {name}" if name else method
-            histograms[panel] = dict(known)
-            for group, title in (("near_ood", "near-OOD"), ("far_ood", "far-OOD")):
-                if unknown := by_set(table, judged.score, group):
-                    lines.setdefault(name or title, {})[method] = known["id"], list(unknown.values())
-                    histograms[panel] |= unknown
-    columns = len(FOLDERS)
-    found = [figure(figures.scores_figure(histograms, columns), f"Histograms of the scores of {', '.join(histograms)}")]
-    if lines:
-        found.append(figure(figures.roc_figure(lines), f"ROC curves: {', '.join(lines)}"))
+            title = f"{method}, without {name}" if name else method
+            sets = {key: some for group in ("id", *groups) for key, some in by_set(table, judged.score, group).items()}
+            drawn = figures.scores_figure({title: sets})
+            found.append(figure(drawn, f"Histogram of the scores of {title}: {', '.join(sets)}"))
+        for group, title in groups.items():
+            if judged.has(group):
+                lines = {method: _sides(table, judged, group) for method, table in zip(FOLDERS, judged.tables)}
+                found.append(figure(figures.roc_figure({title: lines}), f"ROC curves of both detectors: {title}"))
     return found
+
+
+def _sides(table: ScoreTable, judged: Judged, group: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    return by_set(table, judged.score, "id")["id"], list(by_set(table, judged.score, group).values())
 
 
 def outliers_by_strength(pairs: OutlierPairs, labels: Mapping[str, str]) -> list[Pair]:

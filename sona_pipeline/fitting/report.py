@@ -72,7 +72,7 @@ def shown(fitted: Fitted, command: str) -> dict:
         "sentences": sentences(fitted),
         "checks": check_table(checks) if checks else None,
         "curves": [picture for named in (drawn, folds) if named for picture in curves(named)],
-        "sets": set_table(judged, output / "results" / "differences.csv"),
+        "sets": set_table(judged),
         "classes": class_table(judged),
         "kinds": surest_and_wrong(judged, folds),
         **_of_outliers(fitted, output / "generated"),
@@ -111,9 +111,10 @@ def check_table(checks: Checks) -> Table:
     return Table(["held-out class", *FLAGGED, *COMPARED], 1, rows)
 
 
-def set_table(judged: Judged, differences: Path) -> Table:
+def set_table(judged: Judged) -> Table:
     """A row for each test set."""
-    gaps = pd.read_csv(differences, keep_default_na=False).set_index(["group", "set", "metric"])
+    assert judged.differences is not None
+    gaps = judged.differences.set_index(["group", "set", "metric"])
     heads, rows = ["test set", *FLAGGED], []
     for group in ("near_ood", "far_ood"):
         known, unknown = ([by_set(table, judged.score, one) for table in judged.tables] for one in ("id", group))

@@ -57,8 +57,8 @@ class FitModels:
     generate_config: Path | None = None
     """YAML file with other options of `sona generate`, or the settings.json of an outlier set."""
     recipe: Annotated[str | None, OneOf(RECIPES)] = None
-    """How detectors are trained, as `sona train` has it. By default 'finetune' for a classifier, 'small' for images of up
-    to 64 px, and else 'imagenet200'."""
+    """How detectors are trained, as `sona train` has it. By default 'finetune' for a classifier, 'small' for up
+    to 64 px, else 'imagenet200'."""
     train_config: Path | None = None
     """YAML file with other options of `sona train`, or the training.json of a detector."""
 

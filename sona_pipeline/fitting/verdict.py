@@ -10,6 +10,7 @@ import numpy as np
 from sona_pipeline.evaluation.score_table import ScoreTable
 
 if TYPE_CHECKING:
+    from sona_pipeline.fitting.both import Judged
     from sona_pipeline.fitting.check_classes import Checks
     from sona_pipeline.fitting.job import Fitted
 
@@ -17,6 +18,7 @@ MOST_NAMES = 4
 """Names that a sentence has at most."""
 VERDICTS = {"better": "Outliers help here", "worse": "Outliers do harm here", "level": "It cannot be told from these"}
 
+ON_SETS = {"better": "help with", "worse": "do harm with", "level": "make no difference that can be told with"}
 NOTHING = "Nothing was there to tell what it flags of others"
 
 
@@ -62,7 +64,7 @@ def sentences(fitted: Fitted) -> list[str]:
             ours, theirs = judged.flagged(group)
             said.append(
                 f"Of your {what} ({listed(judged.names(group))}) it flags {percent(ours)}, the plain classifier"
-                f" {percent(theirs)}."
+                f" {percent(theirs)}.{_of_sets(judged, group)}"
             )
     if _of_others(fitted) is None:
         said.append("Give images of other things (--near, --far), or hold classes out (--check-classes), to see more.")
@@ -80,6 +82,17 @@ def _of_checks(checks: Checks) -> list[str]:
         f" {fpr['high']:+.1f}; less is better)."
         + (" Of so few classes the interval says little about others." if len(checks.folds) < 10 else "")
     ]
+
+
+def _of_sets(judged: Judged, group: str) -> str:
+    """On which sets of a group outliers help, and on which they do harm, by the AUROC."""
+    if judged.differences is None:
+        return ""
+    rows = judged.differences
+    rows = rows[(rows["group"] == group) & (rows["metric"] == "auroc") & (rows["set"] != "mean")]
+    by_verdict = {verdict: list(some["set"]) for verdict, some in rows.groupby("verdict")}
+    parts = [f"{words} {listed(by_verdict[verdict])}" for verdict, words in ON_SETS.items() if verdict in by_verdict]
+    return f" By AUROC, outliers {'; '.join(parts)}." if parts else ""
 
 
 def accuracy(table: ScoreTable) -> float:
