@@ -12,6 +12,7 @@ from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.configuration import Given
 from sona_pipeline.common.endings import ends_explained
 from sona_pipeline.common.messages import say, warning
+from sona_pipeline.detection.settings import ClassifierSettings
 from sona_pipeline.fitting import settings
 
 
@@ -29,8 +30,8 @@ def fit(given: Given) -> None:
     * `sona fit --data photos/ --near birds=birds/ --far digits=digits/ --output run/`
     * `sona fit --data photos/ --near birds=birds/ --classifier google/vit-base-patch16-224 --output run/`
     """
-    asked = [given.of(kind) for kind in settings.FIT.values()]
-    job = asked[0]
+    job, source = given.of(settings.FitJob), given.of(settings.FitImages)
+    models, classifier = given.of(settings.FitModels), given.of(ClassifierSettings)
     from sona_pipeline.fitting.job import fit_detector
     from sona_pipeline.fitting.plan import plan_fit
     from sona_pipeline.fitting.sources import open_fit
@@ -38,7 +39,7 @@ def fit(given: Given) -> None:
     from sona_pipeline.generation.checkpoint import load_model
     from sona_pipeline.generation.generate import check_run, settled_model
 
-    sources, loading, check_classes, warnings = open_fit(*asked)
+    sources, loading, check_classes, warnings = open_fit(job, source, models, classifier)
     say(*map(warning, warnings))
     pipe = load_model(settled_model(loading, job.output / "generated"))
     check_run(sources.train, pipe, sources.generation, sources.writing)

@@ -95,7 +95,7 @@ def compare_folds(folds: Mapping[str, tuple[ScoreTable, ScoreTable]], score: str
 
 def _sides(table: ScoreTable, score: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the ID images and of the near-OOD images."""
-    return tuple(table[table["group"] == group][score].to_numpy() for group in ("id", "near_ood"))  # type: ignore[return-value]
+    return tuple(table[table["group"] == group][score].to_numpy() for group in ("id", "near_ood"))
 
 
 def _drawn_jointly(
@@ -109,8 +109,8 @@ def _drawn_jointly(
                 roles.setdefault(key, [0] * len(folds))[fold] = role
     place = {key: k for k, key in enumerate(roles)}
     alike: dict[tuple[int, ...], list[int]] = {}
-    for key, role in roles.items():
-        alike.setdefault(tuple(role), []).append(place[key])
+    for key, role_in_each in roles.items():
+        alike.setdefault(tuple(role_in_each), []).append(place[key])
     places = [[np.array([place[key] for key in keys]) for keys in sides] for sides in folds]
     rng, counts = np.random.default_rng([SEED, 3]), np.empty((CHUNK, len(roles)))
     for _ in range(RESAMPLES // CHUNK):
