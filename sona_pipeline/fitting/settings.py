@@ -11,7 +11,6 @@ from annotated_types import Ge, Gt
 from sona_pipeline.common.settings import OneOf
 from sona_pipeline.data.settings import ImageSource
 from sona_pipeline.detection.settings import ClassifierSettings
-from sona_pipeline.generation.settings import ModelSettings
 from sona_pipeline.training.settings import RECIPES
 
 
@@ -50,8 +49,8 @@ class FitImages(ImageSource):
 class FitModels:
     """What makes the outliers, and what is trained."""
 
-    model: str = ModelSettings.model
-    """Diffusion model that makes outliers, as `sona generate` takes it."""
+    model: str | None = None
+    """Diffusion model that makes outliers, as `sona generate` takes it, and by default as there."""
     ood_labels: str | None = None
     """Meanings of the outliers, as `sona generate` takes them."""
     generate_config: Path | None = None

@@ -115,7 +115,7 @@ def open_fit(job: FitJob, source: FitImages, models: FitModels, asked: Classifie
     made = _configured(models.generate_config, GENERATE.values(), generation_in)
     trained = _configured(models.train_config, TRAIN, training_in)
     own = {setting.name: getattr(source, setting.name) for setting in settings_of(ImageSource)}
-    loading, writing = made.of(ModelSettings, model=models.model), made.of(OutputSettings)
+    loading, writing = made.of(ModelSettings, **_given(model=models.model)), made.of(OutputSettings)
     if writing.part or writing.format != "folder":
         raise ValueError("`sona fit` makes whole sets as folders: leave `part` and `format` out of --generate-config")
     found = open_sources(

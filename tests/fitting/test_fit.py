@@ -14,6 +14,9 @@ from warm_runs import Run, succeed
 
 from sona_pipeline import TINY_DETECTOR, load_detector, open_images, read_rows
 from sona_pipeline.cli.app import main
+from sona_pipeline.detection.settings import ClassifierSettings
+from sona_pipeline.fitting.settings import FitImages, FitJob, FitModels
+from sona_pipeline.fitting.sources import open_fit
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,20 @@ def test_what_cannot_be_is_told_before_any_work(place, run, words, tmp_path, mon
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists() and sorted(place.rglob("*")) == before
+
+
+def test_records_of_earlier_runs_are_settings(place, run, tmp_path):
+    """The model, labels and steps of an outlier set, and the recipe of a detector, without any other option."""
+    job, source = FitJob(tmp_path / "out", seed=4), FitImages(str(place / "photos"))
+    models = FitModels(generate_config=run / "generated/settings.json", train_config=run / "detector/training.json")
+    opened = open_fit(job, source, models, ClassifierSettings())
+    made, trained = (json.loads(path.read_text()) for path in (models.generate_config, models.train_config))
+    assert (opened.loading.model, opened.loading.dtype) == ("tiny", "float32")
+    assert opened.sources.generation.num_inference_steps == made["num_inference_steps"] == 3
+    assert list(opened.sources.generation.ood_labels) == made["ood_labels"]
+    assert opened.sources.training.epochs == trained["epochs"] == 2
+    assert opened.sources.training.seed == opened.sources.generation.seed == 4
+    assert opened.check_classes == 2
 
 
 def test_images_are_held_out_once(run, place):
