@@ -65,15 +65,14 @@ def _uri(content: bytes, form: str) -> str:
     return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
-def curves(named: Mapping[str, Judged]) -> list[Picture]:
-    """A histogram for each detector, and ROC curves of both.
+def curves(named: Mapping[str, Judged]) -> Iterator[list[Picture]]:
+    """For each name a histogram of each detector, and ROC curves of both.
 
     Args:
         named: by name of a held-out class; or under "" what is drawn by near- and far-OOD.
     """
-    found = []
     for name, judged in list(named.items())[:PANELS]:
-        groups = {"near_ood": name or "near-OOD", "far_ood": "far-OOD"}
+        found, groups = [], {"near_ood": name or "near-OOD", "far_ood": "far-OOD"}
         for method, table in zip(FOLDERS, judged.tables):
             title = f"{method}, without {name}" if name else method
             sets = {key: some for group in ("id", *groups) for key, some in by_set(table, judged.score, group).items()}
@@ -83,7 +82,7 @@ def curves(named: Mapping[str, Judged]) -> list[Picture]:
             if judged.has(group):
                 lines = {method: _sides(table, judged, group) for method, table in zip(FOLDERS, judged.tables)}
                 found.append(figure(figures.roc_figure({title: lines}), f"ROC curves of both detectors: {title}"))
-    return found
+        yield found
 
 
 def _sides(table: ScoreTable, judged: Judged, group: str) -> tuple[np.ndarray, list[np.ndarray]]:

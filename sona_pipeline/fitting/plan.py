@@ -13,11 +13,11 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from sona_pipeline.common.names import expanded
+from sona_pipeline.common.names import expanded, unique_names
 from sona_pipeline.data.outlier_set import OutlierPairs, read_rejects, read_rows
 from sona_pipeline.fitting.both import FOLDERS, SONA, without_outliers
 from sona_pipeline.fitting.check_classes import held_out_classes
-from sona_pipeline.fitting.job import GENERATED, check_folder
+from sona_pipeline.fitting.job import CHECKS, GENERATED, check_folder
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.estimate import Estimate, estimate
 from sona_pipeline.generation.generate import make_plan, settled_batch_size
@@ -134,8 +134,14 @@ def plan_fit(sources: FitSources, pipe: SONAPipeline, output: str | Path, check_
         share_of_fold = 1 - (1 - left) / len(names)
         both = epochs * (count * (with_outliers + plain) + 2 * held * forward) * share_of_fold
         what = f"without {', '.join(names)} in turn, {2 * len(names)} trainings"
-        steps.append(Step("check classes", what, len(names) * both, 2 * len(names) * weights))
+        open_ones = sum(not _is_trained(output / CHECKS / folder) for folder in unique_names(names).values())
+        steps.append(Step("check classes", what, open_ones * both, 2 * len(names) * weights, not open_ones))
     return FitPlan(steps, made.free_bytes, pipe.device.type)
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether both detectors are in a folder."""
+    return all((folder / name / "config.json").exists() for name in FOLDERS.values())
 
 
 def _share_left(sources: FitSources, folder: Path) -> float:

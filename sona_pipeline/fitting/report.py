@@ -71,7 +71,7 @@ def shown(fitted: Fitted, command: str) -> dict:
         "headline": headline(fitted),
         "sentences": sentences(fitted),
         "checks": check_table(checks) if checks else None,
-        "curves": [picture for named in (drawn, folds) if named for picture in curves(named)],
+        "curves": [*curves(drawn), *curves(folds)],
         "sets": set_table(judged),
         "classes": class_table(judged),
         "kinds": surest_and_wrong(judged, folds),

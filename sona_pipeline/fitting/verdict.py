@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from sona_pipeline.evaluation.score_table import ScoreTable
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 MOST_NAMES = 4
 """Names that a sentence has at most."""
-VERDICTS = {"better": "Outliers help here", "worse": "Outliers do harm here", "level": "It cannot be told from these"}
+VERDICTS = {
+    "better": "Outliers help here",
+    "worse": "Outliers do harm here",
+    "level": "Whether outliers help cannot be told from these",
+}
 
 ON_SETS = {"better": "help with", "worse": "do harm with", "level": "make no difference that can be told with"}
 NOTHING = "Nothing was there to tell what it flags of others"
@@ -72,14 +77,15 @@ def sentences(fitted: Fitted) -> list[str]:
 
 
 def _of_checks(checks: Checks) -> list[str]:
-    rows = checks.differences[checks.differences["held_out"] == ""].set_index("metric")
-    auroc, fpr = rows.loc["auroc"], rows.loc["fpr95"]
+    is_mean = checks.differences["held_out"] == ""
+    rows, by_class = checks.differences[is_mean].set_index("metric"), checks.differences[~is_mean]
+    auroc, fpr, by_class = rows.loc["auroc"], rows.loc["fpr95"], by_class[by_class["metric"] == "auroc"]
     return [
         f"Without OOD images, this was asked by holding classes out in turn ({listed(list(checks.folds))}): detectors"
         " with and without outliers were trained anew on the others. "
         f"{VERDICTS[auroc['verdict']]}: with outliers the AUROC is {auroc['difference']:+.1f} points (95 % interval"
         f" {auroc['low']:+.1f} to {auroc['high']:+.1f}), and FPR@95 {fpr['difference']:+.1f} ({fpr['low']:+.1f} to"
-        f" {fpr['high']:+.1f}; less is better)."
+        f" {fpr['high']:+.1f}; less is better).{_sorted(by_class['held_out'], by_class['verdict'])}"
         + (" Of so few classes the interval says little about others." if len(checks.folds) < 10 else "")
     ]
 
@@ -90,7 +96,12 @@ def _of_sets(judged: Judged, group: str) -> str:
         return ""
     rows = judged.differences
     rows = rows[(rows["group"] == group) & (rows["metric"] == "auroc") & (rows["set"] != "mean")]
-    by_verdict = {verdict: list(some["set"]) for verdict, some in rows.groupby("verdict")}
+    return _sorted(rows["set"], rows["verdict"])
+
+
+def _sorted(names: pd.Series, verdicts: pd.Series) -> str:
+    """A sentence on what outliers help with, and what they do harm with."""
+    by_verdict = {verdict: list(some) for verdict, some in names.groupby(verdicts)}
     parts = [f"{words} {listed(by_verdict[verdict])}" for verdict, words in ON_SETS.items() if verdict in by_verdict]
     return f" By AUROC, outliers {'; '.join(parts)}." if parts else ""
 
