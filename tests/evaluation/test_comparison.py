@@ -139,7 +139,7 @@ def folds_of(seed: int, sizes: tuple[int, int, int]) -> dict:
 
 def test_folds_by_a_slow_bootstrap():
     """Images of a class are drawn among themselves and for all folds at once, then folds, in plain loops."""
-    sizes, rounds = (30, 20, 40), 1500
+    sizes, rounds = (30, 20, 40), 400
     folds = folds_of(0, sizes)
     found = compare_folds(folds, "energy").set_index(["held_out", "metric"])
     rng, gaps = np.random.default_rng(1), {"auroc": [], "fpr95": []}
@@ -158,7 +158,7 @@ def test_folds_by_a_slow_bootstrap():
         for metric in gaps:
             gaps[metric].append(np.mean([of_fold[metric][k] for k in chosen]))
     for metric, values in gaps.items():
-        row, tolerance = found.loc[("", metric)], 0.15 * np.ptp(np.quantile(values, [0.025, 0.975])) + 0.5
+        row, tolerance = found.loc[("", metric)], 0.2 * np.ptp(np.quantile(values, [0.025, 0.975])) + 0.5
         for bound, share in (("low", 0.025), ("high", 0.975)):
             assert row[bound] == pytest.approx(np.quantile(values, share), abs=tolerance)
         assert row["difference"] == pytest.approx(np.mean([found.loc[(name, metric)]["difference"] for name in folds]))
