@@ -11,7 +11,6 @@ from sona_pipeline.demo.settings import PageSettings
 from sona_pipeline.cli.detectors import CALIBRATE, EVALUATE, TRAIN
 from sona_pipeline.common.settings import Setting, settings_of
 from sona_pipeline.detection.settings import AskSettings, ExportSettings
-from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.fitting.settings import FIT
 from sona_pipeline.generation.settings import GENERATE, InspectionSettings, MergeSettings
 from sona_pipeline.hub.settings import PUSHED
