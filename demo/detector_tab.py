@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 import gradio as gr
@@ -25,11 +26,14 @@ class DetectorTab:
 
     def __init__(self, detector: Detector, examples: list[str], worker: Executor):
         self.detector, self._worker = detector, worker
-        gr.Markdown("The detector knows: " + ", ".join(detector.classes[:50]))
+        gr.Markdown(
+            f"The detector knows: {_some(detector.classes)}. It gives every image a score, and says that it has never"
+            " seen the like of what scores above its threshold."
+        )
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 self.image = upload(label="Image", elem_id="scored")
-                self.ask = gr.Button("Score", variant="primary", elem_id="score")
+                self.ask = gr.Button("Ask the detector", variant="primary", elem_id="score")
                 gr.Examples([[path] for path in examples], [self.image], label="Examples")
             with gr.Column(scale=2, min_width=300):
                 self.verdict = gr.HTML("", elem_id="verdict")
@@ -58,24 +62,32 @@ class DetectorTab:
             cam, remark = self._worker.submit(draw_cam, self.detector, image).result(), ""
         except ValueError as error:
             cam, remark = None, f"<br>{html.escape(str(error))}"
-        return _verdict(said) + remark, _histogram(self.detector, said), cam
+        return verdict(said) + remark, histogram(self.detector, {"this image": said}), cam
 
 
-def _verdict(said: Detection) -> str:
+def _some(names: list[str], most: int = 50) -> str:
+    """The first names, and how many there are besides."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def verdict(said: Detection) -> str:
+    """What a detector said, as HTML."""
     word = {True: "<b>never seen the like (OOD)</b>", False: "<b>known</b>", None: "no threshold"}[said.is_ood]
     return f"{word}: {html.escape(said.label)} with confidence {said.confidence:.1%}, energy {said.energy:.2f}"
 
 
-def _histogram(detector: Detector, said: Detection) -> Figure:
-    """The ID scores by their percentiles, the threshold, and the score of the image."""
+def histogram(detector: Detector, said: Mapping[str, Detection]) -> Figure:
+    """The ID scores by their percentiles, the threshold, and the scores of up to two images by name."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()
     if detector.id_quantiles:
         axis.hist(detector.id_quantiles, bins=25, density=True, color="#9ab7d3", label="ID validation images")
     if detector.thresholds is not None:
-        threshold = detector.thresholds[detector.classes.index(said.label)]
-        axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.2f}")
-    axis.axvline(said.score, color="#d33", linewidth=2, label=f"this image {said.score:.2f}")
+        for threshold in {detector.thresholds[detector.classes.index(one.label)] for one in said.values()}:
+            axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.2f}")
+    for (name, one), colour in zip(said.items(), ("#d33", "#3a3")):
+        axis.axvline(one.score, color=colour, linewidth=2, label=f"{name} {one.score:.2f}")
     axis.set(xlabel=f"{detector.score} (higher = more OOD)", ylabel="density")
     axis.legend(fontsize=8)
     return figure

@@ -23,12 +23,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Others need programs or decoders that strangers' files should not reach."""
 
 
-def upload(label: str, elem_id: str) -> gr.Image:
+def upload(path: str | None = None, **layout: Any) -> gr.Image:
     """An image that a visitor uploads, handed on as the path of the file, which `opened` looks into.
 
     gradio would open it at once, and has no message for what is no image.
     """
-    image = gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=240, elem_id=elem_id)
+    image = gr.Image(path, type="filepath", sources=["upload", "clipboard"], height=240, **layout)
 
     def path_of(payload: ImageData | None) -> str | None:
         return payload.path if payload else None

@@ -29,6 +29,8 @@ TERMS = {
     "filter_ood_by_nuisance": "filter OOD by nuisance",
 }
 OVERS = ("source", "denoised image")
+STRENGTH = 0.7
+"""That the page starts with."""
 PAUSE = 0.5
 """Seconds between two updates of the page."""
 
@@ -53,7 +55,7 @@ class MasksTab:
         runner: of the pipeline.
         suggestions: of OOD labels.
         model: how the code snippet names the checkpoint.
-        examples: rows of image file, ID label and OOD label.
+        examples: rows of image file, ID label and OOD label; the first is on the page when it is opened.
     """
 
     def __init__(self, runner: Runner, suggestions: Suggestions, model: str, examples: Sequence[tuple[str, str, str]]):
@@ -64,16 +66,19 @@ class MasksTab:
                 self._draw_inputs(examples)
             with gr.Column(scale=2, min_width=300):
                 self._draw_outcome()
+                self.below_outcome = gr.Column()
+        self.above_steps = gr.Column()
         self._draw_steps()
         self._connect()
 
     def _draw_inputs(self, examples: Sequence[tuple[str, str, str]]) -> None:
-        self.image = upload(label="ID image", elem_id="source")
-        self.id_label = gr.Textbox(label="ID label: what the image shows", elem_id="id-label")
+        path, id_label, ood_label = examples[0]
+        self.image = upload(path, label="Image", elem_id="source")
+        self.id_label = gr.Textbox(id_label, label="ID label: what the image shows", elem_id="id-label")
         known = [names[0] for names in self.suggestions.labels]
         self.ood_label = gr.Dropdown(
             known[:200],
-            value=None,
+            value=ood_label,
             allow_custom_value=True,
             label="OOD label: what it shall mean (free text)",
             elem_id="ood-label",
@@ -90,15 +95,16 @@ class MasksTab:
             [list(row) for row in examples],
             [self.image, self.id_label, self.ood_label],
             label="Examples",
-            example_labels=[f"{id_label} → {ood_label}" for _, id_label, ood_label in examples],
+            examples_per_page=6,
+            elem_id="examples",
         )
 
     def _draw_settings(self) -> None:
         self.is_random = gr.Checkbox(False, label="Draw the strength by the seed")
-        self.strength = gr.Slider(0.02, 1.0, 0.7, step=0.01, label="Strength: how far to noise")
+        self.strength = gr.Slider(0.02, 1.0, STRENGTH, step=0.01, label="Strength: how far to noise")
         self.steps = gr.Slider(1, STEPS, 50, step=1, label="Steps of the full schedule")
         self.scale = gr.Slider(0, SCALE, 10, step=0.5, label="Guidance scale")
-        self.threshold = gr.Slider(0.01, 0.49, 0.2, step=0.01, label="Mask threshold: share of a region")
+        self.threshold = gr.Slider(0.01, 0.49, 0.2, step=0.01, label="Mask threshold: lambda, the share of a mask")
         self.granularity = gr.Radio(MASK_GRANULARITIES, value="channel", label="Granularity: what the share is of")
         self.terms = gr.CheckboxGroup(
             [(text, name) for name, text in TERMS.items()], value=list(TERMS), label="Terms of the guidance"
@@ -107,7 +113,7 @@ class MasksTab:
         self.compares = gr.Checkbox(True, label="Also with global guidance, and from the text alone")
 
     def _draw_outcome(self) -> None:
-        self.status = gr.HTML("", elem_id="status")
+        self.status = gr.HTML("The example is being made …", elem_id="status")
         self.before_after = gr.ImageSlider(
             label="Source | outlier",
             interactive=False,
@@ -118,34 +124,39 @@ class MasksTab:
         )
         with gr.Row():
             self.others = {
-                name: _picture(name.capitalize(), height=200, min_width=140, elem_id=name.replace(" ", "-"))
-                for name in COMPARISONS
+                name: picture(text, height=200, min_width=140, elem_id=name.replace(" ", "-"))
+                for name, text in COMPARISONS.items()
             }
 
     def _draw_steps(self) -> None:
         self.shown = gr.State(None, time_to_live=3600)
-        gr.Markdown("### Masks of every step")
+        gr.Markdown(
+            "### Masks of every step\n"
+            "Where the guidance removes the ID meaning (red), keeps what surrounds it (blue: nuisance), and adds the"
+            " OOD meaning (green: what is left of orange when places that are kept are taken out)."
+        )
         with gr.Row():
             self.step = gr.Slider(1, 50, 1, step=1, label="Step, from noise to image", elem_id="step", scale=3)
             self.over = gr.Radio(OVERS, value=OVERS[0], label="Masks over the", scale=1)
         with gr.Row():
-            self.denoised = _picture("Denoised", min_width=150, height=220)
+            self.denoised = picture("Denoised", min_width=150, height=220)
             self.masks = {
-                name: _picture(text, min_width=150, height=220, elem_id=f"mask-{name}") for name, text in MASKS.items()
+                name: picture(text, min_width=150, height=220, elem_id=f"mask-{name}") for name, text in MASKS.items()
             }
         gr.Markdown("All steps: the denoised image, and each mask over it")
-        self.strip = _picture(show_label=False, elem_id="strip")
+        self.strip = picture(show_label=False, elem_id="strip")
         self.plot = gr.LinePlot(
             x="step",
             y="share",
             color="mask",
-            y_title="%",
+            y_title="% of the image",
             x_title="step",
-            title="Share of the image under each mask",
+            title="Part of the image under each mask",
             color_map={text: "#{:02x}{:02x}{:02x}".format(*COLOURS[name]) for name, text in MASKS.items()},
             height=280,
             elem_id="shares",
         )
+        self.note = gr.Markdown("", elem_id="shares-note")
         with gr.Row():
             self.code = gr.Code(language="python", label="The same in Python", interactive=False, scale=3)
             self.download = gr.DownloadButton("Download pictures, masks and settings", elem_id="download", scale=1)
@@ -163,7 +174,7 @@ class MasksTab:
         ).then(
             with_messages(self.make),
             [self.image, self.id_label, self.ood_label, *settings, self.over, asked],
-            self._outputs(),
+            self.outputs,
             api_name="make_outlier",
             concurrency_limit=1,
             show_progress="hidden",
@@ -186,9 +197,11 @@ class MasksTab:
                 api_visibility="private",
             )
 
-    def _outputs(self) -> list:
+    @property
+    def outputs(self) -> list:
+        """Components that a run changes."""
         run = [self.status, self.before_after, *self.others.values(), self.shown, self.step, *self._pictures()]
-        return [*run, self.strip, self.plot, self.code, self.download]
+        return [*run, self.strip, self.plot, self.note, self.code, self.download]
 
     def _pictures(self) -> list[gr.Image]:
         return [self.denoised, *self.masks.values()]
@@ -240,7 +253,24 @@ class MasksTab:
             **{name: name in (terms or ()) for name in TERMS},
             seed=int(seed),
         )
-        source = fit(opened(path), self.size, self.mode)
+        with tempfile.TemporaryDirectory(prefix="sona-") as folder:  # gone when the page has its copies
+            archive = Path(folder) / "sona.zip"
+            yield from self.made(self.source_of(path), request, is_stopped, archive, compares, over)
+
+    def source_of(self, path: str | None) -> Image.Image:
+        """An uploaded image as the model takes it; raises what `opened` does."""
+        return fit(opened(path), self.size, self.mode)
+
+    def made(
+        self,
+        source: Image.Image,
+        request: Request,
+        is_stopped: IsStopped,
+        archive: Path,
+        compares: bool = True,
+        over: str = OVERS[0],
+    ) -> Iterator[dict]:
+        """The updates of `make` for a request that is checked; the last has all of a run that was not stopped."""
         trace, last = Trace(source, request), 0.0
         for trace in self.runner.trace(source, request, is_stopped):
             if time.monotonic() - last > PAUSE:
@@ -253,8 +283,7 @@ class MasksTab:
         yield {self.status: "Drawing …", **drawn}
         shown = self._shown(trace, is_stopped)
         others = self.runner.compare(source, request, is_stopped) if compares and trace.outlier else {}
-        with tempfile.TemporaryDirectory(prefix="sona-") as folder:  # gone when the page has its copies
-            yield self._outcome(shown, others, over, Path(folder) / "sona.zip")
+        yield self._outcome(shown, others, over, archive)
 
     def _shown(self, trace: Trace, is_stopped: IsStopped) -> Shown:
         """The trace with its latents decoded; if the visitor stops that, the source stands for those left."""
@@ -285,6 +314,7 @@ class MasksTab:
             **self._step_pictures(shown, middle, over),
             self.strip: sheet,
             self.plot: _shares(trace),
+            self.note: note_of(trace.request, self.runner.pipe.vae.config.latent_channels),
             self.code: code,
             self.download: str(archive),
         }
@@ -316,9 +346,43 @@ class MasksTab:
         self.runner.stop(visit.session_hash)
 
 
-def _picture(label: str | None = None, **layout: Any) -> gr.Image:
+def finished(shown: Shown | None) -> Trace:
+    """The run that the page shows, with its outlier.
+
+    Raises:
+        ValueError: there is none, or it was stopped.
+    """
+    if shown is None or shown.trace.outlier is None:
+        raise ValueError("There is no outlier yet: press Run, and wait for its end.")
+    return shown.trace
+
+
+def note_of(request: Request, channels: int) -> str:
+    """What lambda means for the plot of mask shares, in words.
+
+    Args:
+        request: what was asked for.
+        channels: of the latent image.
+    """
+    share = request.mask_threshold
+    percent, most = f"{100 * share:g} %", f"{min(100, 100 * share * channels):g} %"
+    strongest = "where the label matters most (nuisance: least)"
+    if request.mask_granularity == "spatial":
+        what = f"{percent} of the places, {strongest}, for all {channels} channels of the latent image together."
+    else:
+        of = f"each of the {channels} channels" if request.mask_granularity == "channel" else f"all {channels} channels"
+        what = (
+            f"{percent} of the entries of {of} of the latent image, {strongest}. The plot counts a place as soon as one"
+            f" channel has it: {percent} where all channels choose the same places, up to {most} where each chooses"
+            " others."
+        )
+    return f"lambda = {share:g}: a mask takes {what} The filter then takes from the OOD mask what is kept as nuisance."
+
+
+def picture(label: str | None = None, **layout: Any) -> gr.Image:
     """A picture to look at and to take home."""
-    return gr.Image(label=label, interactive=False, format="png", buttons=["download", "fullscreen"], **layout)
+    layout = {"buttons": ["download", "fullscreen"]} | layout
+    return gr.Image(label=label, interactive=False, format="png", **layout)
 
 
 def _reduced(image: Image.Image) -> Image.Image:
@@ -337,8 +401,13 @@ def _progress(trace: Trace) -> str:
     return f'Step {done} of {total} <progress value="{done}" max="{total}" style="width: 60%"></progress>'
 
 
+def labels_of(request: Request) -> str:
+    """Both labels, as HTML."""
+    return f"{html.escape(request.id_label)} → {html.escape(request.ood_label)}"
+
+
 def _end_of(trace: Trace) -> str:
-    labels = f"{html.escape(trace.request.id_label)} → {html.escape(trace.request.ood_label)}"
+    labels = labels_of(trace.request)
     if trace.outlier is None:
         return f"{labels}: stopped after {len(trace)} of {trace.stop_step} steps; the masks up to there are below."
     return f"{labels}, noised up to step {trace.stop_step} of {trace.request.num_inference_steps}."

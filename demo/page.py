@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio as gr
@@ -35,16 +34,23 @@ from .detector_tab import DetectorTab
 from .labels import Suggestions
 from .limits import PIXELS, UPLOAD_BYTES, in_range, refuse_address
 from .masks_tab import MasksTab
+from .outlier_verdict import OutlierVerdict
 from .settings import PageSettings
+from .strengths_row import StrengthsRow
 from .tracing import Runner
+from .worked_example import show_example
+from .worker import Worker
 
 QUEUE, SESSIONS, MINUTE = 20, 50, 60
 DRAWN = 10
 """Examples of the model for colour."""
 INTRO = """# SONA: semantic outliers
 
-An image is noised part-way and denoised with a guidance that works region by region: it **removes what the image
-means**, **keeps what surrounds it**, and **adds the meaning of another label**. The masks below say where."""
+An outlier is an image that a classifier should not know, made from one that it knows. The image is noised part-way and
+denoised with a guidance that works region by region: it **removes what the image means** (the ID label,
+in-distribution), **keeps what surrounds it**, and **adds the meaning of another label** (the OOD label,
+out-of-distribution). The masks say where. Below is an example: pick another, or bring your own image, and press
+Run."""
 
 
 Image.MAX_IMAGE_PIXELS = PIXELS
@@ -53,34 +59,38 @@ for field in (gr.Number, gr.Slider):
     field.preprocess = in_range(field.preprocess)  # type: ignore[method-assign] # for the page, and for what it updates
 
 
-def build(model: str = "tiny", detector: str | None = None, device: str | None = None) -> gr.Blocks:
-    """The page.
+def build(worker: Worker, model: str = "tiny", detector: str | None = None, device: str | None = None) -> gr.Blocks:
+    """The page, with an example in the making.
 
     Args:
+        worker: that models run in.
         model: "tiny" or "cifar", a Hub id or a folder.
         detector: folder or Hub id; by default the embedded one, with "tiny" only.
         device: of both.
     """
-    # One thread for all that torch does: on a CPU, a second one with torch in it slows the first down.
-    worker = ThreadPoolExecutor(1)
     pipe = worker.submit(load_pipeline, model, device).result()
     labels: list[Names] = imagenet_labels()
     if model in EMBEDDED_MODELS:
         labels = [(name,) for name in embedded_labels(model)]
     if model == "tiny":
         detector = detector or str(TINY_DETECTOR)
+    asked = worker.submit(load_detector, detector, device).result() if detector else None
     folder = _own_folder()
     rows = worker.submit(EXAMPLES.get(model, _photographs), folder).result()
+    suggestions = worker.submit(Suggestions, pipe, labels, worker).result()
     with gr.Blocks(title="SONA", analytics_enabled=False, delete_cache=(10 * MINUTE, 60 * MINUTE)) as page:
         gr.Markdown(INTRO)
         with gr.Tab("Outlier and masks"):
-            suggestions = worker.submit(Suggestions, pipe, labels, worker).result()
             tab = MasksTab(Runner(pipe, worker), suggestions, _public_name(model), rows)
-        if detector:
+            with tab.below_outcome:
+                verdict = OutlierVerdict(tab, asked, worker) if asked else None
+            with tab.above_steps:
+                row = StrengthsRow(tab)
+        if asked:
             with gr.Tab("Detector"):
-                asked = worker.submit(load_detector, detector, device).result()
                 DetectorTab(asked, _unknown(folder) if model == "tiny" else [], worker)
         page.unload(tab.leave)
+        show_example(page, tab, row, verdict, rows[0], folder / "example.zip", worker)
     return page.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
 
 
@@ -148,11 +158,12 @@ def serve(settings: PageSettings | None = None) -> None:
     """Serve the page until it is stopped; without settings as a Space does, at the address that gradio is told of."""
     settings = settings or PageSettings(host=None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    build(settings.model, settings.detector, settings.device).launch(
-        server_name=settings.host,
-        server_port=settings.port,
-        max_file_size=UPLOAD_BYTES,
-        state_session_capacity=SESSIONS,
-        footer_links=["api"],
-        ssr_mode=False,
-    )
+    with Worker() as worker:
+        build(worker, settings.model, settings.detector, settings.device).launch(
+            server_name=settings.host,
+            server_port=settings.port,
+            max_file_size=UPLOAD_BYTES,
+            state_session_capacity=SESSIONS,
+            footer_links=["api"],
+            ssr_mode=False,
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from queue import Queue
 from typing import Any
@@ -16,15 +15,20 @@ from PIL import Image
 
 from sona_pipeline import SONAPipeline
 
+from .worker import Worker
+
 MASKS = {
-    "id_semantic_mask": "ID semantics",
-    "id_nuisance_mask": "ID nuisance",
-    "ood_unfiltered_mask": "OOD, before filter",
-    "ood_semantic_mask": "OOD, after filter",
+    "id_semantic_mask": "ID semantics: removed",
+    "id_nuisance_mask": "ID nuisance: kept",
+    "ood_unfiltered_mask": "OOD, before the filter",
+    "ood_semantic_mask": "OOD semantics: added",
 }
 """Callback tensors of the pipeline, and what they are called on the page."""
 PROMPT = "a photo of a {}"
-COMPARISONS = ("global guidance", "text only")
+COMPARISONS = {"global guidance": "Global guidance: no regions", "text only": "Text only: no source"}
+"""What a run is compared with, and what that is called on the page."""
+STRENGTHS = tuple(k / 8 for k in range(1, 9))
+"""Side by side in the row over stop steps."""
 VISITORS, DECODED = 1000, 4
 """Visitors whose stops are remembered, and latents that are decoded together."""
 IsStopped = Callable[[], bool]
@@ -108,7 +112,7 @@ class Runner:
         worker: the one thread that models run in.
     """
 
-    def __init__(self, pipe: SONAPipeline, worker: Executor):
+    def __init__(self, pipe: SONAPipeline, worker: Worker):
         self.pipe, self._worker = pipe, worker
         self._stopped: dict[str | None, float] = {}
 
@@ -164,6 +168,21 @@ class Runner:
         latents = torch.cat([latents, torch.zeros_like(latents)])
         return {"image": latents, "stop_step": [*stop_steps, steps], "generator": [first, second]}
 
+    def over_strengths(self, source: Image.Image, request: Request, is_stopped: IsStopped) -> dict[float, Image.Image]:
+        """The same image, labels and seed at each of `STRENGTHS` that is at least one step, made in one call.
+
+        Returns:
+            An outlier by strength; none if it was stopped.
+        """
+        strengths = [strength for strength in STRENGTHS if int(request.num_inference_steps * strength) >= 1]
+        several = {
+            "image": [source] * len(strengths),
+            "strength": strengths,
+            "generator": [torch.Generator().manual_seed(request.seed) for _ in strengths],
+        }
+        made = list(self._run(is_stopped, request, None, **several))[-1:]
+        return dict(zip(strengths, made[0])) if made and made[0] else {}
+
     def decoded(self, latents: Sequence[torch.Tensor]) -> Iterator[Image.Image]:
         """Pictures of latents `[C, h, w]`; a few are decoded together."""
         for start in range(0, len(latents), DECODED):
@@ -184,7 +203,7 @@ class Runner:
         def record(pipe: SONAPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
             if trace is not None:
                 trace.add(request.num_inference_steps - step, tensors)
-            pipe._interrupt = is_left.is_set() or is_stopped()
+            pipe._interrupt = self._worker.is_ending or is_left.is_set() or is_stopped()
             said.put(None)
             return {}
 
