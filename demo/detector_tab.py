@@ -84,9 +84,9 @@ def histogram(detector: Detector, said: Mapping[str, Detection]) -> Figure:
     if detector.id_quantiles:
         axis.hist(detector.id_quantiles, bins=25, density=True, color="#9ab7d3", label="ID validation images")
     if detector.thresholds is not None:
-        for threshold in {detector.thresholds[detector.classes.index(one.label)] for one in said.values()}:
+        for threshold in sorted({detector.thresholds[detector.classes.index(one.label)] for one in said.values()}):
             axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.2f}")
-    for (name, one), colour in zip(said.items(), ("#d33", "#3a3")):
+    for (name, one), colour in zip(said.items(), ("#3a3", "#d33")[-len(said) :]):
         axis.axvline(one.score, color=colour, linewidth=2, label=f"{name} {one.score:.2f}")
     axis.set(xlabel=f"{detector.score} (higher = more OOD)", ylabel="density")
     axis.legend(fontsize=8)

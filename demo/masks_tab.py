@@ -74,13 +74,14 @@ class MasksTab:
     def _draw_inputs(self, examples: Sequence[tuple[str, str, str]]) -> None:
         path, id_label, ood_label = examples[0]
         self.image = upload(path, label="Image", elem_id="source")
-        self.id_label = gr.Textbox(id_label, label="ID label: what the image shows", elem_id="id-label")
+        self.id_label = gr.Textbox(id_label, label="ID label", info="what the image shows", elem_id="id-label")
         known = [names[0] for names in self.suggestions.labels]
         self.ood_label = gr.Dropdown(
             known[:200],
             value=ood_label,
             allow_custom_value=True,
-            label="OOD label: what it shall mean (free text)",
+            label="OOD label",
+            info="what the outlier shall mean (free text)",
             elem_id="ood-label",
         )
         with gr.Row():

@@ -51,7 +51,8 @@ denoised with a guidance that works region by region: it **removes what the imag
 in-distribution), **keeps what surrounds it**, and **adds the meaning of another label** (the OOD label,
 out-of-distribution). The masks say where. Below is an example: pick another, or bring your own image, and press
 Run."""
-
+STYLE = "#source img, #scored img { width: 100%; height: 100%; object-fit: contain; }"
+"""Small uploads fill their frame."""
 
 Image.MAX_IMAGE_PIXELS = PIXELS
 processing_utils.async_ssrf_protected_download = refuse_address
@@ -165,5 +166,6 @@ def serve(settings: PageSettings | None = None) -> None:
             max_file_size=UPLOAD_BYTES,
             state_session_capacity=SESSIONS,
             footer_links=["api"],
+            css=STYLE,
             ssr_mode=False,
         )

@@ -27,6 +27,7 @@ from sona_pipeline.data import sample
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 MINUTE = 60_000
+NEAREST = Image.Resampling.NEAREST
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +78,54 @@ def page(browser, url):
     assert not errors
 
 
+def pick_trouser(page: Page) -> None:
+    """Pick the second example."""
+    page.locator("#examples tr", has_text="trouser").click()
+    expect(page.locator("#id-label textarea, #id-label input")).to_have_value("trouser")
+
+
 def run_example(page: Page) -> None:
-    """Pick the first example, run it, and wait for its end."""
-    page.get_by_role("button", name="t-shirt → bag").click()
-    expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
+    """Pick an example that is not on the page, run it, and wait for its end."""
+    pick_trouser(page)
     page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator("#status")).to_contain_text("noised up to step 35 of 50", timeout=MINUTE)
+    expect(page.locator("#status")).to_contain_text("trouser → sandal, noised up to step 35 of 50", timeout=MINUTE)
 
 
 def picture(page: Page, name: str) -> np.ndarray:
     """The pixels of an image on the page."""
-    source = page.locator(f"#{name} img").get_attribute("src")
+    source = page.locator(f"#{name} img").last.get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"), dtype=int)
+
+
+def test_page_opens_with_an_example_that_is_what_the_pipeline_makes(page):
+    expect(page.locator("#status")).to_contain_text("t-shirt → bag, noised up to step 35 of 50", timeout=MINUTE)
+    expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
+    expect(page.locator("#ood-label input")).to_have_value("bag")
+    images, detector = sample.id_images("test"), load_detector(TINY_DETECTOR, "cpu")
+    source = images.image(images.labels.index(images.classes.index("t-shirt")))
+    prompts = {"id_prompt": "a photo of a t-shirt", "ood_prompt": "a photo of a bag"}
+    made = load_pipeline("tiny")(source, **prompts, strength=0.7, generator=torch.Generator().manual_seed(0)).images[0]
+    shown = Image.fromarray(picture(page, "before-after").astype(np.uint8)).convert("L").resize((32, 32), NEAREST)
+    assert np.abs(np.asarray(shown, dtype=int) - np.asarray(made, dtype=int)).max() <= 1
+    for side, image in (("source", source), ("outlier", made)):
+        assert f"energy {detector(image).energy:.2f}" in page.locator(f"#verdict-{side}").inner_text()
+    assert all(picture(page, f"strength-{place}").std() > 20 for place in range(1, 9))
+    assert picture(page, "strip").std() > 20
+    expect(page.locator("#shares-note")).to_contain_text(
+        "lambda = 0.2: a mask takes 20 % of the entries of each of the 4"
+    )
+
+    mask = page.locator("#mask-id_semantic_mask img")
+    before = mask.get_attribute("src")
+    page.locator("#step input[type=range]").press("Home")
+    expect(mask).not_to_have_attribute("src", before, timeout=MINUTE)
 
 
 def test_visitor_runs_an_example_and_looks_at_its_masks(page, tmp_path):
     run_example(page)
+    for name in ("strength-1", "verdict-plot"):
+        expect(page.locator(f"#{name} img")).to_have_count(0)
+    expect(page.locator("#verdict-source")).to_have_text("")
     assert page.locator("#before-after img").count() == 2
     for name in ("global-guidance", "text-only"):
         assert picture(page, name).std() > 20
@@ -124,10 +157,17 @@ def test_visitor_runs_an_example_and_looks_at_its_masks(page, tmp_path):
     again, outlier = (np.asarray(Image.open(tmp_path / "run" / f"{name}.png")) for name in ("again", "outlier"))
     assert np.array_equal(again, outlier)
 
+    page.locator("#ask-detector").click()
+    said = load_detector(TINY_DETECTOR, "cpu")(tmp_path / "run" / "outlier.png")
+    expect(page.locator("#verdict-outlier")).to_contain_text(f"energy {said.energy:.2f}", timeout=MINUTE)
+    assert picture(page, "verdict-plot").std() > 20
+    page.locator("#over-strengths").click()
+    expect(page.locator("#status")).to_contain_text("trouser → sandal at 8 strengths", timeout=MINUTE)
+    assert np.abs(picture(page, "strength-1") - picture(page, "strength-8")).max() > 50
+
 
 def test_stop_ends_a_run_after_the_step_it_is_at(page):
-    page.get_by_role("button", name="t-shirt → bag").click()
-    expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
+    pick_trouser(page)
     page.get_by_role("button", name=re.compile("^Settings")).click()
     page.wait_for_timeout(1000)  # the settings take their first values while they unfold
     for label, value in (("Strength", "1"), ("Steps of the full schedule", "100")):
@@ -146,8 +186,7 @@ def test_stop_ends_a_run_after_the_step_it_is_at(page):
 
 
 def test_an_empty_seed_is_answered_by_a_message(page):
-    page.get_by_role("button", name="t-shirt → bag").click()
-    expect(page.locator("#id-label textarea, #id-label input")).to_have_value("t-shirt")
+    pick_trouser(page)
     page.get_by_role("button", name=re.compile("^Settings")).click()
     page.wait_for_timeout(1000)  # the settings take their first values while they unfold
     page.get_by_label("Seed", exact=True).fill("")
@@ -157,6 +196,7 @@ def test_an_empty_seed_is_answered_by_a_message(page):
 
 def test_upload_that_is_no_image_is_answered_by_a_message(page, tmp_path):
     (tmp_path / "notes.png").write_text("this is no picture")
+    page.locator("#source").get_by_role("button", name="Remove Image").click()
     page.locator("#source input[type=file]").set_input_files(tmp_path / "notes.png")
     page.locator("#id-label textarea, #id-label input").fill("cat")
     page.locator("#ood-label input").fill("dog")
@@ -183,8 +223,9 @@ def test_narrow_screen_has_nothing_beside_it(browser, url):
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible(timeout=MINUTE)
     run_example(page)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
-    box = page.locator("#mask-id_semantic_mask").bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    for name in ("mask-id_semantic_mask", "strength-8", "verdict-outlier", "examples"):
+        box = page.locator(f"#{name}").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
     page.close()
 
 
@@ -229,8 +270,41 @@ def test_pictures_are_those_of_the_pipeline(client, source, strength):
     }
     for path, image in wanted.items():
         shown = Image.open(path).convert("L")
-        pixels = np.asarray(shown.resize((32, 32), Image.Resampling.NEAREST), dtype=int)
+        pixels = np.asarray(shown.resize((32, 32), NEAREST), dtype=int)
         assert np.abs(pixels - np.asarray(image, dtype=int)).max() <= 1
+
+
+def test_two_visitors_at_once_have_each_their_own_outlier_verdict_and_row(url, client, source, tmp_path):
+    other, images = Client(url, verbose=False), sample.id_images("test")
+    images.image(0).save(tmp_path / "other.png")
+    files = {client: source, other: tmp_path / "other.png"}
+    for name in ("ask_detector", "over_strengths"):
+        with pytest.raises(AppError, match="There is no outlier yet: press Run"):
+            other.predict(api_name=f"/{name}")
+    settings = {"id_label": "sneaker", "ood_label": "bag", "strength": 0.6, "steps": 6, "compares": False, "seed": 3}
+    jobs = {
+        visitor: visitor.submit(path=handle_file(str(path)), api_name="/make_outlier", **settings)
+        for visitor, path in files.items()
+    }
+    for job in jobs.values():
+        job.result(60)
+    rows = {visitor: visitor.submit(api_name="/over_strengths") for visitor in files}
+    pipe, detector = load_pipeline("tiny"), load_detector(TINY_DETECTOR, "cpu")
+    prompts = {"id_prompt": "a photo of a sneaker", "ood_prompt": "a photo of a bag", "num_inference_steps": 6}
+    for visitor, path in files.items():
+
+        def made(strength, path=path):
+            generator = torch.Generator().manual_seed(3)
+            return pipe(Image.open(path), generator=generator, strength=strength, **prompts).images[0]
+
+        verdicts = visitor.predict(api_name="/ask_detector")[:2]
+        for image, verdict in zip((Image.open(path), made(0.6)), verdicts):
+            assert f"energy {detector(image).energy:.2f}" in verdict
+        _, *row = rows[visitor].result(60)
+        assert row[0] is None  # an eighth of six steps is none
+        for strength, file in zip((0.25, 0.5, 1.0), (row[1], row[3], row[7])):
+            shown = np.asarray(Image.open(file).convert("L").resize((32, 32), NEAREST), dtype=int)
+            assert np.abs(shown - np.asarray(made(strength), dtype=int)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The parts of the page that need no page."""
 
+import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
 from pathlib import Path
 from threading import Event
@@ -14,10 +14,13 @@ import torch
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from PIL import Image
-from sona_pipeline.demo.masks_tab import Shown
+from sona_pipeline.demo import worked_example
+from sona_pipeline.demo.masks_tab import Shown, note_of
 from sona_pipeline.demo.page import build
 from sona_pipeline.demo.pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged, overlay, strip
-from sona_pipeline.demo.tracing import MASKS, Request, Runner, Trace
+from sona_pipeline.demo.tracing import MASKS, STRENGTHS, Request, Runner, Trace
+from sona_pipeline.demo.worked_example import WorkedExample
+from sona_pipeline.demo.worker import Worker
 
 from sona_pipeline import embedded_labels
 from sona_pipeline.data.class_names import imagenet_labels
@@ -87,9 +90,14 @@ def test_share_of_the_image_counts_places_with_the_mask_in_any_channel():
 
 
 @pytest.fixture
-def runner(tiny_pipe):
-    with ThreadPoolExecutor(1) as worker:
-        yield Runner(tiny_pipe, worker)
+def worker():
+    with Worker() as worker:
+        yield worker
+
+
+@pytest.fixture
+def runner(tiny_pipe, worker):
+    return Runner(tiny_pipe, worker)
 
 
 def test_a_stop_is_for_what_its_visitor_asked_for_before(runner):
@@ -133,8 +141,76 @@ def test_errors_of_the_pipeline_come_out_of_the_run(runner):
         list(runner.trace(Image.new("RGB", (32, 32)), Request("a", "b", mask_threshold=0.5), lambda: False))
 
 
-def test_page_of_the_model_for_colour_shows_what_it_drew_and_suggests_labels_it_knows():
-    blocks = build("cifar", device="cpu")
+def test_end_of_the_worker_ends_the_run_it_is_at(tiny_pipe):
+    calls = []
+    tiny_pipe.unet.register_forward_hook(lambda *args: calls.append(1))
+    worker = Worker()
+    request = Request("a", "b", strength=1.0, num_inference_steps=400)
+    steps = Runner(tiny_pipe, worker).trace(Image.new("RGB", (32, 32)), request, lambda: False)
+    next(steps)
+    worker.shutdown()
+    *_, trace = steps
+    assert trace.outlier is None and len(calls) < 400
+
+
+def test_worked_example_makes_room_for_whoever_waits_and_is_made_later(monkeypatch):
+    monkeypatch.setattr(worked_example, "PAUSE", 0.01)
+    begun, tries = Event(), []
+
+    def make(is_stopped):
+        def job():
+            begun.set()
+            while not is_stopped() and not tries:
+                time.sleep(0.001)
+
+        worker.submit(job).result()
+        tries.append(1)
+        return {"tries": len(tries)}
+
+    with Worker() as worker:
+        worked = WorkedExample(make, worker)
+        worked.start()
+        assert begun.wait(60) and not worked.is_over
+        assert worker.submit(lambda: "a visitor's").result(60) == "a visitor's"
+        deadline = time.monotonic() + 60
+        while not worked.is_over:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert worked.outcome == {"tries": 2}
+
+
+def test_worked_example_that_fails_is_over_and_empty(caplog):
+    with Worker() as worker:
+        worked = WorkedExample(lambda is_stopped: 1 / 0, worker)
+        worked._make_in_the_end()
+    assert worked.is_over and worked.outcome == {} and "division by zero" in caplog.text
+
+
+def test_images_over_strengths_are_those_of_single_calls(runner):
+    source, request = Image.new("RGB", (32, 32), "grey"), Request("a", "b", num_inference_steps=7, seed=5)
+    made = runner.over_strengths(source, request, lambda: False)
+    assert list(made) == [strength for strength in STRENGTHS if strength >= 0.25]  # an eighth of seven steps is none
+    for strength in (0.25, 1.0):
+        alone = Request("a", "b", strength, num_inference_steps=7, seed=5)
+        *_, trace = runner.trace(source, alone, lambda: False)
+        difference = np.asarray(made[strength], dtype=int) - np.asarray(trace.outlier, dtype=int)
+        assert np.abs(difference).max() <= 1
+    assert not runner.over_strengths(source, request, lambda: True)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "all", "spatial"])
+def test_shares_of_the_image_lie_where_the_note_below_the_plot_says(runner, granularity):
+    request = Request("a", "b", strength=1.0, num_inference_steps=4, mask_threshold=0.25, mask_granularity=granularity)
+    *_, trace = runner.trace(Image.effect_noise((32, 32), 50).convert("RGB"), request, lambda: False)
+    note = note_of(request, channels=4)
+    low, *high = [float(number) for number in re.findall(r"([\d.]+) %", note)][1:] or [25.0]
+    assert low == 25 and f"lambda = {request.mask_threshold}" in note
+    for share in trace.covered("id_semantic_mask"):
+        assert low <= share <= (high[0] if high else low)
+
+
+def test_page_of_the_model_for_colour_shows_what_it_drew_and_suggests_labels_it_knows(worker):
+    blocks = build(worker, "cifar", device="cpu")
     (examples,) = (block for block in blocks.blocks.values() if isinstance(block, gr.Dataset))
     assert [row[1] for row in examples.raw_samples] == embedded_labels("cifar")[:10]
     drawn = [np.asarray(Image.open(row[0])) for row in examples.raw_samples]
@@ -143,9 +219,9 @@ def test_page_of_the_model_for_colour_shows_what_it_drew_and_suggests_labels_it_
     assert functions["suggest_close"]("cat") in embedded_labels("cifar")
 
 
-def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagenet(tiny_pipe, tmp_path):
+def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagenet(worker, tiny_pipe, tmp_path):
     tiny_pipe.save_pretrained(tmp_path / "model")
-    blocks = build(str(tmp_path / "model"), device="cpu")
+    blocks = build(worker, str(tmp_path / "model"), device="cpu")
     functions = {event.api_name: event.fn for event in blocks.fns.values()}
     assert "score_image" not in functions
     labels = {functions["suggest_close"]("goldfish") for _ in range(5)}
