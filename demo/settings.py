@@ -16,7 +16,7 @@ class PageSettings:
     """Stable Diffusion checkpoint: a Hub id, a folder, or a .safetensors file; 'tiny' (grey, Fashion-MNIST) and 'cifar'
     (colour) are embedded."""
     detector: str | None = None
-    """Detector for the second tab: a folder or a Hub id ('tiny' brings its own)."""
+    """Detector that the page asks: a folder or a Hub id ('tiny' brings its own)."""
     device: str | None = None
     """'cuda', 'mps', 'cpu' (the fastest there is by default)."""
     host: str | None = "127.0.0.1"
