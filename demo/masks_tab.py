@@ -49,7 +49,7 @@ class Shown:
 
 
 class MasksTab:
-    """Layout and events.
+    """Layout and, once `connect` is called, events.
 
     Args:
         runner: of the pipeline.
@@ -69,7 +69,6 @@ class MasksTab:
                 self.below_outcome = gr.Column()
         self.above_steps = gr.Column()
         self._draw_steps()
-        self._connect()
 
     def _draw_inputs(self, examples: Sequence[tuple[str, str, str]]) -> None:
         path, id_label, ood_label = examples[0]
@@ -162,14 +161,19 @@ class MasksTab:
             self.code = gr.Code(language="python", label="The same in Python", interactive=False, scale=3)
             self.download = gr.DownloadButton("Download pictures, masks and settings", elem_id="download", scale=1)
 
-    def _connect(self) -> None:
+    def connect(self, cleared: dict[gr.blocks.Block, Any]) -> None:
+        """Connect the events.
+
+        Args:
+            cleared: components of other parts that a new run outdates, with their new values.
+        """
         settings = [self.is_random, self.strength, self.steps, self.scale, self.threshold, self.granularity]
         settings += [self.terms, self.seed, self.compares]
         asked = gr.State(None)
         self.run.click(
-            lambda: ("Waiting for its turn …", time.monotonic()),
+            lambda: {self.status: "Waiting for its turn …", asked: time.monotonic(), **cleared},
             None,
-            [self.status, asked],
+            [self.status, asked, *cleared],
             queue=False,
             api_visibility="private",
         ).then(

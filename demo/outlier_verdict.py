@@ -39,8 +39,7 @@ class OutlierVerdict:
             api_name="ask_detector",
             concurrency_limit=1,
         )
-        nothing = ["", "", gr.Plot(None, visible=False)]
-        tab.run.click(lambda: nothing, None, self.outputs, queue=False, api_visibility="private")
+        self.cleared = dict(zip(self.outputs, ["", "", gr.Plot(None, visible=False)]))
 
     def said(self, trace: Trace) -> dict:
         """New values of the components: the verdicts on a run, and both scores among those of ID images."""

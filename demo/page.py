@@ -38,7 +38,7 @@ from .outlier_verdict import OutlierVerdict
 from .settings import PageSettings
 from .strengths_row import StrengthsRow
 from .tracing import Runner
-from .worked_example import show_example
+from .worked_example import connect_all
 from .worker import Worker
 
 QUEUE, SESSIONS, MINUTE = 20, 50, 60
@@ -91,7 +91,7 @@ def build(worker: Worker, model: str = "tiny", detector: str | None = None, devi
             with gr.Tab("Detector"):
                 DetectorTab(asked, _unknown(folder) if model == "tiny" else [], worker)
         page.unload(tab.leave)
-        show_example(page, tab, row, verdict, rows[0], folder / "example.zip", worker)
+        connect_all(page, tab, row, verdict, rows[0], folder / "example.zip", worker)
     return page.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
 
 

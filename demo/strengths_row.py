@@ -51,7 +51,7 @@ class StrengthsRow:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        tab.run.click(lambda: [None] * len(STRENGTHS), None, self.outputs, queue=False, api_visibility="private")
+        self.cleared = dict.fromkeys(self.outputs)
 
     def make(self, shown: Shown | None, asked: float | None, visit: gr.Request) -> Iterator[dict]:
         """Make the row of the run that is shown.
@@ -68,10 +68,15 @@ class StrengthsRow:
         is_stopped = self._tab.runner.stops(visit.session_hash, asked or time.monotonic())
         yield {self._tab.status: f"Making {len(STRENGTHS)} strengths in one batch …"}
         row = self.row(trace, is_stopped)
-        said = f"{labels_of(trace.request)} at {len(row)} strengths: see below." if row else "Stopped before the end."
+        said = (
+            f"{labels_of(trace.request)} at {len(STRENGTHS)} strengths: see below."
+            if row
+            else "Stopped before the end."
+        )
         yield row | {self._tab.status: said}
 
     def row(self, trace: Trace, is_stopped: IsStopped) -> dict:
         """New pictures for the source and the request of a run; none if it was stopped."""
         made = self._tab.runner.over_strengths(trace.source, trace.request, is_stopped)
-        return {self.pictures[strength]: enlarged(image) for strength, image in made.items()}
+        shown = {self.pictures[strength]: enlarged(image) for strength, image in made.items()}
+        return self.cleared | shown if made else {}

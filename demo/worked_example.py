@@ -65,7 +65,7 @@ class WorkedExample:
         return not made_room.is_set()
 
 
-def show_example(
+def connect_all(
     page: gr.Blocks,
     tab: MasksTab,
     row: StrengthsRow,
@@ -74,7 +74,7 @@ def show_example(
     archive: Path,
     worker: Worker,
 ) -> None:
-    """Have an example made, and shown on the page to those who do not run anything before it is there.
+    """Connect the parts of the page, and have an example made, for those who run nothing before it is there.
 
     Args:
         page: that is being built.
@@ -104,5 +104,5 @@ def show_example(
     outputs = [timer, *tab.outputs, *row.outputs, *(verdict.outputs if verdict else ())]
     for event in (page.load, timer.tick):
         event(look, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
-    tab.run.click(lambda: gr.Timer(active=False), None, timer, queue=False, api_visibility="private")
+    tab.connect({timer: gr.Timer(active=False), **row.cleared, **(verdict.cleared if verdict else {})})
     worked.start()
