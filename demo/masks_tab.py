@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from gradio.blocks import Block
 from PIL import Image
 
 from sona_pipeline import MASK_GRANULARITIES, fit, image_form
@@ -124,16 +125,17 @@ class MasksTab:
         )
         with gr.Row():
             self.others = {
-                name: picture(text, height=200, min_width=140, elem_id=name.replace(" ", "-"))
-                for name, text in COMPARISONS.items()
+                name: picture(name.capitalize(), height=200, min_width=140, elem_id=name.replace(" ", "-"))
+                for name in COMPARISONS
             }
+        gr.Markdown("For comparison: the same seed with the OOD label everywhere, and from noise without the image.")
 
     def _draw_steps(self) -> None:
         self.shown = gr.State(None, time_to_live=3600)
         gr.Markdown(
             "### Masks of every step\n"
             "Where the guidance removes the ID meaning (red), keeps what surrounds it (blue: nuisance), and adds the"
-            " OOD meaning (green: what is left of orange when places that are kept are taken out)."
+            " OOD meaning (green: orange, without what the filter takes out because it is kept)."
         )
         with gr.Row():
             self.step = gr.Slider(1, 50, 1, step=1, label="Step, from noise to image", elem_id="step", scale=3)
@@ -161,7 +163,7 @@ class MasksTab:
             self.code = gr.Code(language="python", label="The same in Python", interactive=False, scale=3)
             self.download = gr.DownloadButton("Download pictures, masks and settings", elem_id="download", scale=1)
 
-    def connect(self, cleared: dict[gr.blocks.Block, Any]) -> None:
+    def connect(self, cleared: dict[Block, Any]) -> None:
         """Connect the events.
 
         Args:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 from sona_pipeline import Detector
 
@@ -39,12 +41,12 @@ class OutlierVerdict:
             api_name="ask_detector",
             concurrency_limit=1,
         )
-        self.cleared = dict(zip(self.outputs, ["", "", gr.Plot(None, visible=False)]))
+        self.cleared: dict[Block, Any] = dict(zip(self.outputs, ["", "", gr.Plot(None, visible=False)]))
 
     def said(self, trace: Trace) -> dict:
         """New values of the components: the verdicts on a run, and both scores among those of ID images."""
         images = zip(SIDES, (trace.source, trace.outlier))
-        said = {side: self._worker.submit(self._detector, image).result() for side, image in images}
+        said = {side: self._worker.submit(self._detector, image).result() for side, image in images if image}
         texts = [f"{side.capitalize()}: {verdict(one)}" for side, one in said.items()]
         plot = gr.Plot(histogram(self._detector, said), visible=True)
         return dict(zip(self.outputs, [*texts, plot]))

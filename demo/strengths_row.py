@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 from .limits import with_messages
 from .masks_tab import MasksTab, Shown, finished, labels_of, picture
@@ -24,8 +26,8 @@ class StrengthsRow:
         self._tab = tab
         gr.Markdown(
             "### Over stop steps\n"
-            "The same image, labels and seed at other strengths. The strength says how far the image is noised: at 0.5"
-            " half of the steps, the *stop step*, and so many steps the guidance has."
+            "The same image, labels and seed at other strengths. The strength says how far the image is noised, and how"
+            " many steps of guidance it has from there: the *stop step*, half of all steps at 0.5."
         )
         self.ask = gr.Button(f"Show this image at {len(STRENGTHS)} strengths", size="sm", elem_id="over-strengths")
         with gr.Row():
@@ -51,7 +53,7 @@ class StrengthsRow:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        self.cleared = dict.fromkeys(self.outputs)
+        self.cleared: dict[Block, Any] = dict.fromkeys(self.outputs)
 
     def make(self, shown: Shown | None, asked: float | None, visit: gr.Request) -> Iterator[dict]:
         """Make the row of the run that is shown.

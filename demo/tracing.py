@@ -18,15 +18,14 @@ from sona_pipeline import SONAPipeline
 from .worker import Worker
 
 MASKS = {
-    "id_semantic_mask": "ID semantics: removed",
-    "id_nuisance_mask": "ID nuisance: kept",
-    "ood_unfiltered_mask": "OOD, before the filter",
-    "ood_semantic_mask": "OOD semantics: added",
+    "id_semantic_mask": "ID semantics",
+    "id_nuisance_mask": "ID nuisance",
+    "ood_unfiltered_mask": "OOD, before filter",
+    "ood_semantic_mask": "OOD, after filter",
 }
 """Callback tensors of the pipeline, and what they are called on the page."""
 PROMPT = "a photo of a {}"
-COMPARISONS = {"global guidance": "Global guidance: no regions", "text only": "Text only: no source"}
-"""What a run is compared with, and what that is called on the page."""
+COMPARISONS = ("global guidance", "text only")
 STRENGTHS = tuple(k / 8 for k in range(1, 9))
 """Side by side in the row over stop steps."""
 VISITORS, DECODED = 1000, 4

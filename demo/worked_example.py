@@ -83,11 +83,11 @@ def connect_all(
         archive: where the archive of the run shall be.
         worker: the one thread that models run in.
     """
-    path, *labels = example
+    path, id_label, ood_label = example
 
     def make(is_stopped: IsStopped) -> dict:
         outcome: dict = {}
-        request = Request(*labels, strength=STRENGTH)
+        request = Request(id_label, ood_label, strength=STRENGTH)
         for update in tab.made(tab.source_of(path), request, is_stopped, archive):
             if is_stopped():
                 return {}
