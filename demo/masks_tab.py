@@ -329,7 +329,7 @@ class MasksTab:
     def show_step(self, shown: Shown | None, step: int, over: str) -> dict:
         """The pictures of one step of the last run, counted from 1."""
         if shown is None:
-            return {}
+            return {self.denoised: gr.skip()}
         return self._step_pictures(shown, min(max(1, int(step)), len(shown.trace)), over)
 
     def _step_pictures(self, shown: Shown, step: int, over: str) -> dict:

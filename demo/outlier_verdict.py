@@ -29,7 +29,7 @@ class OutlierVerdict:
 
     def __init__(self, tab: MasksTab, detector: Detector, worker: Executor):
         self._detector, self._worker = detector, worker
-        self.ask = gr.Button("Ask the detector about both", size="sm", elem_id="ask-detector")
+        self.ask = gr.Button("Ask the detector about source and outlier", size="sm", elem_id="ask-detector")
         with gr.Row():
             self.verdicts = [gr.HTML("", min_width=140, elem_id=f"verdict-{side}") for side in SIDES]
         self.plot = gr.Plot(show_label=False, visible=False, elem_id="verdict-plot")

@@ -99,7 +99,9 @@ def connect_all(
     timer = gr.Timer(1)
 
     def look() -> dict:
-        return {timer: gr.Timer(active=False), tab.status: "", **worked.outcome} if worked.is_over else {}
+        if not worked.is_over:
+            return {timer: gr.skip()}
+        return {timer: gr.Timer(active=False), tab.status: "", **worked.outcome}
 
     outputs = [timer, *tab.outputs, *row.outputs, *(verdict.outputs if verdict else ())]
     for event in (page.load, timer.tick):

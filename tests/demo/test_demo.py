@@ -67,9 +67,10 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
-    """The page in a window of a desktop; an error in its scripts fails the test."""
+    """The page in a window of a desktop; an error in its scripts, or of the server, fails the test."""
     page, errors = browser.new_page(viewport={"width": 1280, "height": 1000}), []
     page.on("pageerror", lambda error: errors.append(error))
+    page.on("response", lambda response: errors.append(response.url) if response.status >= 500 else None)
     page.set_default_timeout(MINUTE)
     page.goto(url)
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_visible(timeout=MINUTE)
