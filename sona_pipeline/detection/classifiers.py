@@ -228,13 +228,14 @@ def _three(values: Sequence[float]) -> Channels:
 def _config_of(folder: Path, place: str) -> dict:
     if not folder.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
         raise FileNotFoundError(f"{place} does not exist: give the folder of a detector or classifier, or a Hub id")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{place} holds no detector or other classifier: there is no config.json in it")
     try:
-        file = folder / "config.json" if Path(folder).exists() else Path(hf_hub_download(place, "config.json"))
+        file = folder / "config.json" if folder.exists() else Path(hf_hub_download(place, "config.json"))
         config = json.loads(read_text(file))
     except (OSError, EntryNotFoundError, HFValidationError, ValueError) as error:
         raise FileNotFoundError(
-            f"{place} is neither a folder with the config.json of a classifier, nor one on the Hub that can be had:"
-            f" {brief(error)}"
+            f"{place} is no classifier here or on the Hub whose config.json can be had and read: {brief(error)}"
         ) from error
     return config if isinstance(config, dict) else {}
 

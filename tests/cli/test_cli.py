@@ -138,7 +138,7 @@ BAD = {
     "train --data {root}/id --recipe mine": 'Invalid value "mine" for --recipe. Choose from: "imagenet200"',
     "train --data {root}/id --outliers {root} --real-outliers {root}": "exclude each other",
     "train --data {root}/id --network resnet9": "no network named 'resnet9'",
-    "train --data {root}/id --classifier {root}": "neither a folder with the config.json of a classifier",
+    "train --data {root}/id --classifier {root}": "holds no detector or other classifier",
     "train --data {root}/id --real-outliers {root}/near --mi-weight 1": "between an image and its own outlier",
     "train --data {root}/id --validation-share 0 --id-rate 0.9": "needs validation images",
     "train --data {root}/id --validation {root}/near": "validation images have no classes",

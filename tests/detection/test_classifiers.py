@@ -270,7 +270,7 @@ def test_what_is_no_classifier_is_refused_in_a_sentence(tmp_path):
     refused("do not exist", FileNotFoundError, classifier=f"timm:resnet18={tmp_path / 'x.safetensors'}")
     torch.save({"a": torch.zeros(1)}, tmp_path / "net.pth")
     refused(r"a pickle is not loaded: convert it by safetensors", classifier=f"timm:resnet18={tmp_path / 'net.pth'}")
-    refused("neither a folder with the config.json", FileNotFoundError, classifier=str(tmp_path))
+    refused("holds no detector or other classifier", FileNotFoundError, classifier=str(tmp_path))
     (tmp_path / "config.json").write_text('{"other": 1}')
     refused("is no classifier that is known", classifier=str(tmp_path))
     vit(tmp_path / "vit")

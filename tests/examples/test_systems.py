@@ -57,7 +57,7 @@ def test_full_size_and_small_runs_agree(bench):
         options = [part for key, value in row.training.items() for part in (f"--{key.replace('_', '-')}", str(value))]
         expected = (outliers, row.score, options)
         assert full[title.removesuffix(", real outliers").casefold()] == expected
-    assert len(full) == len(rows) + 2  # LEDITS++ and Fake-it, which need another model
+    assert len(full) == len(rows) + 1  # LEDITS++, which needs another model
 
 
 def test_claims_stand_beside_what_was_found(bench):

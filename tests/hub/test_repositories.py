@@ -230,7 +230,8 @@ def test_space_builds_its_page_with_the_package_beside_it(pushed, tmp_path):
     folder = repository(pushed, "demo", "space").folder
     assert not [path for path in folder.rglob("*") if "__pycache__" in path.parts]
     copy = shutil.copytree(folder, tmp_path / "space")
-    code = "from sona_pipeline.demo import page; print(len(page.build().fns), page.__file__)"
+    code = "from sona_pipeline.demo import page, worker\n"
+    code += "with worker.Worker() as one: print(len(page.build(one).fns), page.__file__)"
     environment = {"PATH": "", "HOME": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
