@@ -185,6 +185,8 @@ class MasksTab:
             api_name="make_outlier",
             concurrency_limit=1,
             show_progress="hidden",
+        ).then(  # what was on its way to the page when the button was pressed may have come after it was cleared
+            lambda: cleared, None, [*cleared], queue=False, show_progress="hidden", api_visibility="private"
         )
         self.stop.click(self.end, None, self.status, queue=False, api_name="stop")
         for rule, button in self.suggest.items():
