@@ -211,6 +211,7 @@ def test_image_is_scored_by_the_detector(page):
     panel = page.get_by_role("tabpanel").filter(has_text="The detector knows")
     expect(panel).to_contain_text("t-shirt, trouser, pullover, dress, shirt, sneaker")
     panel.locator(".gallery-item").nth(2).click()  # an ankle boot
+    expect(page.locator("#scored img")).to_be_visible(timeout=MINUTE)
     page.locator("#score").click()
     said = load_detector(TINY_DETECTOR, "cpu")(sample.near_ood()["ankle boot"].image(40))
     assert said.is_ood
