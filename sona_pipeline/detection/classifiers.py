@@ -24,10 +24,18 @@ from sona_pipeline.detection import foreign
 from sona_pipeline.detection.detector import Detector, load_detector
 from sona_pipeline.detection.heads import OTHER_HEADS, Whole, found_head
 from sona_pipeline.detection.networks import OWN, TIMM, TRANSFORMERS, Network
-from sona_pipeline.detection.preprocessing import CHANNELS, Channels, Preprocessing, of_timm_settings, of_transformers
+from sona_pipeline.detection.preprocessing import (
+    CHANNELS,
+    Channels,
+    Preprocessing,
+    of_timm_settings,
+    of_transformers,
+    three,
+)
 from sona_pipeline.detection.settings import ClassifierSettings
 
 NO_NAMES = re.compile(r"LABEL_\d+")
+WEIGHTS = "model.safetensors"
 CONVERT = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
 
 
@@ -75,8 +83,8 @@ def as_detector(
         OWN,
         image_size,
         crop_pct,
-        _three(mean),
-        _three(std),
+        three(mean),
+        three(std),
         channel_order=channel_order,
         network_config=config,
         module=module,
@@ -211,18 +219,11 @@ def _names(found: list[str], asked: ClassifierSettings, place: str) -> list[str]
 
 def _numbers(name: str, text: str) -> Channels:
     try:
-        return _three([float(part) for part in text.split(",")])
+        return three([float(part) for part in text.split(",")])
     except ValueError:
         raise ValueError(
             f"`{name}` is {text!r}, but has to be one number, or three such as 0.485,0.456,0.406"
         ) from None
-
-
-def _three(values: Sequence[float]) -> Channels:
-    if len(values) not in (1, 3):
-        raise ValueError(f"{tuple(values)} are {len(values)} numbers, but there have to be one, or three")
-    red, green, blue = map(float, [*values] * (3 // len(values)))
-    return red, green, blue
 
 
 def _config_of(folder: Path, place: str) -> dict:
@@ -241,13 +242,16 @@ def _config_of(folder: Path, place: str) -> dict:
 
 
 def _weights_of(folder: Path, place: str) -> Path:
-    if Path(folder).exists():
-        return Path(folder) / "model.safetensors"
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
     try:
-        return Path(hf_hub_download(place, "model.safetensors"))
+        if folder.exists():
+            raise FileNotFoundError(f"there is no {WEIGHTS} in it")
+        return Path(hf_hub_download(place, WEIGHTS))
     except (OSError, EntryNotFoundError) as error:
         raise ValueError(
-            f"{place} has no weights in safetensors, and a pickle is not loaded: {brief(error)}"
+            f"{place} has no weights in safetensors, and a pickle is not loaded: convert it by {CONVERT}"
+            f" ({brief(error)})"
         ) from error
 
 

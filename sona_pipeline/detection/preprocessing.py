@@ -86,7 +86,7 @@ def of_timm_settings(settings: dict, name: str) -> Preprocessing:
             f"the weights of {name} are for images of {channels} channels and {width} x {height} pixels: choose a"
             " network of one, three or four channels and square images"
         )
-    return Preprocessing(_three(found["mean"]), _three(found["std"]), orders[channels], height, found["crop_pct"])
+    return Preprocessing(three(found["mean"]), three(found["std"]), orders[channels], height, found["crop_pct"])
 
 
 def of_transformers(name: str) -> Preprocessing:
@@ -157,8 +157,14 @@ def _digits(values: torch.Tensor) -> Channels:
     return red, green, blue
 
 
-def _three(values: float | Sequence[float]) -> Channels:
-    """A number a channel, where there may be one for all."""
+def three(values: float | Sequence[float]) -> Channels:
+    """A number for each of red, green and blue, where there may be one for all.
+
+    Raises:
+        ValueError: there are two of them, or more than three.
+    """
     given = [values] if isinstance(values, (int, float)) else list(values)
-    red, green, blue = given * 3 if len(given) == 1 else given
+    if len(given) not in (1, 3):
+        raise ValueError(f"{given} are {len(given)} numbers, but there have to be one, or three")
+    red, green, blue = map(float, given * (3 // len(given)))
     return red, green, blue

@@ -28,6 +28,7 @@ from sona_pipeline import (
     open_outlier_set,
     sample,
 )
+from sona_pipeline.detection.detector import load_detector
 from sona_pipeline.detection.scores.of_logits import energy
 from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted
 
@@ -257,6 +258,25 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     rows = first[(first["test"] == "validation") & (first["method"] == "with") & (first["metric"] == "auroc")]
     near = rows[(rows["group"] == "near_ood") & (rows["set"] == "mean")]["mean"].iloc[0]
     assert aurocs.loc["with, near mean", "as they are"] == pytest.approx(near, abs=0.06)
+
+
+def test_kept_rows_start_from_the_judge_and_are_calibrated_on_images_left_out_of_the_test(
+    bench, data, tmp_path, fresh_accelerator, fewer, monkeypatch
+):
+    monkeypatch.setattr(bench.kept, "CALIBRATION_PER_CLASS", 1)
+    opened = bench.data.open_data(data, 2)
+    benchmark = bench.kept.KeptBenchmark(opened, tmp_path, 2, judge_weights(tmp_path / "judge.th", 3))
+    parts = benchmark.data.validation.keys, benchmark.data.test.keys
+    assert sorted(parts[0] + parts[1]) == sorted(opened.test.keys) and len(parts[0]) == 10
+    pixels = torch.rand(3, 3, 32, 32)
+    for training in ({"epochs": 0}, {"epochs": 1, "learning_rate": 1e-9}):
+        folder = benchmark.detector(bench.rows.Row(None, training), 0)
+        found = load_detector(folder, "cpu", benchmark.net)
+        assert found.threshold is not None and (folder / "seconds.txt").exists()
+        with torch.no_grad():
+            torch.testing.assert_close(found(pixels), benchmark.net(pixels), rtol=1e-3, atol=1e-3)
+    with pytest.raises(SystemExit, match="'kept' is of a classifier that others trained: give its weights as --judge"):
+        bench.run.app(["table", "kept", "--data", str(data)], exit_on_error=False, result_action="return_value")
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,14 @@ from sets import SECONDS, make_set
 from sona_pipeline import (
     POST_HOC,
     RECIPES,
+    Detector,
     GenerationSettings,
     ImageSet,
     OutlierPairs,
     Running,
     SONAPipeline,
     TestSets,
+    TrainingSettings,
     compare,
     evaluate_detectors,
     load_detector,
@@ -52,6 +54,9 @@ class Benchmark:
         per_class: ID training images of each class.
     """
 
+    place = "detectors"
+    """Folder of the detectors."""
+
     def __init__(self, data: Data, output: Path, per_class: int):
         self.data, self.per_class, self.model = data, per_class, output / "model"
         self.pretrained = output / "pretrained"
@@ -63,38 +68,40 @@ class Benchmark:
         for name, row in table.rows.items():
             try:
                 found += [(name, str(self.detector(row, seed))) for seed in range(seeds)]
-            except FileNotFoundError as error:
+            except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
                 if row.outliers not in DISPENSABLE:
                     raise
-                failed[name] = str(error)
-            except (ValueError, RuntimeError, IndexError) as error:
-                if row.outliers not in DISPENSABLE:
-                    raise
-                failed[name] = f"{type(error).__name__}: {error}"
+                kind = "" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: "
+                failed[name] = f"{kind}{error}"
         return found, failed
 
     def detector(self, row: Row, seed: int) -> Path:
         """Folder of a trained detector."""
         named = "".join(f",{key}={value}" for key, value in sorted(row.training.items()))
         kind = f"{row.outliers}{'' if row.round_trips else ',alone'}{',fine-tuned' if row.is_fine_tuned else ''}{named}"
-        folder = self.folder / "detectors" / f"{kind}-{seed}"
-        if (folder / SECONDS).exists():
-            return folder
+        folder = self.folder / self.place / f"{kind}-{seed}"
+        if not (folder / SECONDS).exists():
+            started = time.monotonic()
+            self._make_detector(row, seed, folder)
+            write_text(folder / SECONDS, f"{time.monotonic() - started:.0f}\n")
+        return folder
+
+    def _make_detector(self, row: Row, seed: int, folder: Path) -> None:
         changes, start = (FINE_TUNING, load_detector(self.pretrained, "cpu")) if row.is_fine_tuned else ({}, None)
-        images, outliers = self._training_sets(row, seed)
-        started = time.monotonic()
+        self._train(row, replace(RECIPE, seed=seed, **changes | row.training), start, folder)
+
+    def _train(self, row: Row, settings: TrainingSettings, start: Detector | None, folder: Path) -> None:
+        images, outliers = self._training_sets(row, settings.seed)
         train_detector(
             images,
-            replace(RECIPE, seed=seed, **changes | row.training),
+            settings,
             classifier=start,
             validation=self.data.validation,
             outliers=outliers,
             output=folder,
             running=RUNNING,
-            title=f"{kind}, seed {seed}",
+            title=folder.name,
         )
-        write_text(folder / SECONDS, f"{time.monotonic() - started:.0f}\n")
-        return folder
 
     def _training_sets(self, row: Row, seed: int) -> tuple[ImageSet, OutlierPairs | ImageSet | None]:
         images = self.data.train

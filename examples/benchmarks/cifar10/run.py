@@ -101,7 +101,7 @@ def table(
         per_class: ID training images of each class, and as many outliers; at least 2.
         seeds: Seeds of each row, at least 1; those of the table by default.
     """
-    names = list(ALL_TABLES) if "all" in names else names
+    names = [name for name in ALL_TABLES if judge or name != KEPT] if "all" in names else names
     if KEPT in names and judge is None:
         raise SystemExit(f"the table {KEPT!r} is of a classifier that others trained: give its weights as --judge")
     opened, weights = open_data(data, per_class), judge and Judge(judge)
