@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shapes import beside, shapes
+from shapes import shapes
+from stopped_training import stop_after
 from torch import nn
 
 from sona_pipeline.common.files import read_json_lines
@@ -27,21 +28,6 @@ class Bars(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> dict:
         return {"scores": self.last(self.norm(self.convolution(pixels)).relu().amax(dim=(2, 3)))}
-
-
-@pytest.fixture(scope="module")
-def id_images():
-    return shapes(["horizontal", "vertical"], 160, seed=0)
-
-
-@pytest.fixture(scope="module")
-def validation():
-    return shapes(["horizontal", "vertical"], 100, seed=1)
-
-
-@pytest.fixture(scope="module")
-def pairs(id_images):
-    return beside(id_images, shapes(["diagonal"], 160, seed=2, labelled=False))
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +152,9 @@ def test_a_stopped_training_watches_the_same_accuracy(classifier, id_images, val
     options = {"classifier": classifier, "validation": validation, "outliers": pairs}
     settings = replace(SETTINGS, learning_rate=0.01)
     whole = train_detector(id_images, settings, **options, output=tmp_path / "whole")
-    close = Training._close_epoch
-
-    def close_and_stop(self, *arguments):
-        close(self, *arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Training, "_close_epoch", close_and_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(1, patch)
         train_detector(id_images, settings, **options, output=tmp_path / "stopped")
-    monkeypatch.setattr(Training, "_close_epoch", close)
     resumed = train_detector(id_images, settings, **options, output=tmp_path / "stopped")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

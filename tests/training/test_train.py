@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from shapes import beside, damaged, shapes
+from stopped_training import stop_after
 from torch import nn
 
 from sona_pipeline.common.files import read_json_lines
@@ -21,26 +22,6 @@ from sona_pipeline.training.start import new_detector
 from sona_pipeline.training.train import check_training, train_detector
 
 SETTINGS = replace(RECIPES["small"], image_size=16, epochs=4, batch_size=16, flip=False)
-
-
-@pytest.fixture(scope="module")
-def id_images():
-    return shapes(["horizontal", "vertical"], 160, seed=0)
-
-
-@pytest.fixture(scope="module")
-def validation():
-    return shapes(["horizontal", "vertical"], 100, seed=1)
-
-
-@pytest.fixture(scope="module")
-def outliers():
-    return shapes(["diagonal"], 160, seed=2, labelled=False)
-
-
-@pytest.fixture(scope="module")
-def pairs(id_images, outliers):
-    return beside(id_images, outliers)
 
 
 @torch.no_grad()
@@ -200,19 +181,6 @@ def test_stopped_training_goes_on_to_the_same_weights(id_images, validation, pai
         assert torch.equal(weights_of(whole), weights_of(again)) and whole.threshold == again.threshold
         logs = [(tmp_path / folder / "log.jsonl").read_text() for folder in (name, f"{name}-whole")]
         assert logs[0] == logs[1]
-
-
-def stop_after(epoch: int, monkeypatch) -> None:
-    """Make trainings end in the middle of the epoch after `epoch`."""
-    train_epoch = Training._train_epoch
-
-    def stopped(self, track):
-        if self.epoch < epoch:
-            return train_epoch(self, track)
-        self._losses(next(iter(self.loader)), 0.0)["loss"].backward()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Training, "_train_epoch", stopped)
 
 
 def test_finished_training_is_only_loaded(id_images, validation, tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from shapes import beside, shapes
+from shapes import shapes
+from stopped_training import stop_after
 from torch.utils.data import get_worker_info
 
 from sona_pipeline.detection.detector import load_detector
@@ -29,21 +30,6 @@ CHANGES = {
 }
 SCORES = {"mcd": "mcd", "cider": "knn", "npos": "knn"}
 NAMES = ["horizontal", "vertical"]
-
-
-@pytest.fixture(scope="module")
-def id_images():
-    return shapes(NAMES, 160, seed=0)
-
-
-@pytest.fixture(scope="module")
-def validation():
-    return shapes(NAMES, 100, seed=1)
-
-
-@pytest.fixture(scope="module")
-def pairs(id_images):
-    return beside(id_images, shapes(["diagonal"], 160, seed=2, labelled=False))
 
 
 @pytest.fixture(autouse=True)
@@ -79,17 +65,9 @@ def test_stopped_training_goes_on_to_the_same_weights(method, id_images, validat
     settings, options = arguments(method, validation, pairs)
     settings = replace(settings, epochs=3)
     whole = train_detector(id_images, settings, **options, output=tmp_path / "whole")
-    close, stop = Training._close_epoch, KeyboardInterrupt()
-
-    def close_and_stop(self, *args):
-        close(self, *args)
-        if self.epoch == 2:
-            raise stop
-
-    monkeypatch.setattr(Training, "_close_epoch", close_and_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(2, patch)
         train_detector(id_images, settings, **options, output=tmp_path / "stopped")
-    monkeypatch.setattr(Training, "_close_epoch", close)
     resumed = train_detector(id_images, settings, **options, output=tmp_path / "stopped")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
