@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from benchmark import Benchmark
+from benchmark import RECIPE, Benchmark
 from data import Data, of_each_class
 from judge import CLASSES, Judge
-from pretrained import SMALL_SIZE
+from pretrained import FINE_TUNING, SMALL_SIZE
 from rows import Row
 
 from sona_pipeline import (
@@ -38,15 +38,16 @@ class KeptBenchmark(Benchmark):
         self, data: Data, output: Path, per_class: int, classifier: Detector | None, place: str = "kept-efficientnet"
     ):
         super().__init__(data, output, per_class)
+        self.place = place
         if classifier is None:
-            start = self.detector(Row(None, {"image_size": SMALL_SIZE}, is_fine_tuned=True), 0)
-            classifier = load_detector(start, "cpu")
-        self.classifier, self.place = classifier, place
+            classifier = load_detector(self.detector(Row(None, is_fine_tuned=True), 0), "cpu")
+        self.classifier = classifier
 
     def _make_detector(self, row: Row, seed: int, folder: Path) -> None:
         """Fine-tune the classifier, or only give it a threshold."""
         if row.is_fine_tuned:
-            super()._make_detector(row, seed, folder)
+            start = load_detector(self.pretrained, "cpu").with_settings(image_size=SMALL_SIZE)
+            self._train(row, replace(RECIPE, seed=seed, **FINE_TUNING), start, folder)
         elif row.training == AS_IT_IS:
             calibrate_detector(self.classifier, self.data.validation, output=folder)
         else:
