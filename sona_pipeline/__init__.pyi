@@ -106,11 +106,11 @@ from .hub.repositories import (
     write_pipeline_repository as write_pipeline_repository,
     write_space as write_space,
 )
-from .pipeline import (
+from .pipelines.core import SONAPipelineOutput as SONAPipelineOutput
+from .pipelines.families.stable_diffusion import SONAPipeline as SONAPipeline
+from .pipelines.guidance import (
     MASK_GRANULARITIES as MASK_GRANULARITIES,
     SONAGuidance as SONAGuidance,
-    SONAPipeline as SONAPipeline,
-    SONAPipelineOutput as SONAPipelineOutput,
     sona_guidance as sona_guidance,
 )
 from .training.items import TrainingSets as TrainingSets

@@ -28,7 +28,7 @@ from sona_pipeline.generation.generate import settled_model
 from sona_pipeline.generation.masks_figure import masks_figure
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import DEFAULT_PRESET, PRESETS, GenerationSettings, ModelSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 from sona_pipeline.training.settings import RECIPES, Running
 
 PAIRS, MASK_SHEETS = 24, 3

@@ -16,7 +16,7 @@ from sona_pipeline.fitting.check_classes import Checks, check_classes, held_out_
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.checkpoint import identity
 from sona_pipeline.generation.generate import generate_outliers
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 from sona_pipeline.training.start import digest_of_weights
 
 RECORD, GENERATED, CHECKS = "fit.json", "generated", "checks"

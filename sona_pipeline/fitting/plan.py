@@ -22,7 +22,7 @@ from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.estimate import Estimate, estimate
 from sona_pipeline.generation.generate import make_plan, settled_batch_size
 from sona_pipeline.generation.make import image_form
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 from sona_pipeline.training.devices import new_accelerator
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.loop import Training

@@ -19,7 +19,7 @@ from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.generation.make import FinishedBatch, OutlierMaker, Work, image_form
 from sona_pipeline.generation.plan import Batch
 from sona_pipeline.generation.settings import GenerationSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 DEPTH = 2
 """Batches that reading and writing may be ahead of or behind what makes them."""

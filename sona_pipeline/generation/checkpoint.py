@@ -25,7 +25,8 @@ from sona_pipeline.common.quiet import without_warnings
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.generation.model_files import ModelPlace, find_model
 from sona_pipeline.generation.settings import DTYPES, SCHEDULERS, ModelSettings
-from sona_pipeline.pipeline import SONAPipeline, prompt_length, prompt_width, usable_scheduler
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.schedules import usable_scheduler
 
 logger = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
@@ -70,16 +71,16 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     with without_warnings() if embedded else nullcontext():  # an autoencoder that is none of diffusers' own
         pipe = _loaded(found, settings, torch.float32 if is_bfloat16 else dtype)
     if is_bfloat16:
-        pipe.unet.type(dtype)
+        pipe.denoiser.type(dtype)
     pipe = pipe if on_cpu else pipe.to(place)
     pipe.scheduler = usable_scheduler(SCHEDULERS[settings.scheduler].from_config(pipe.scheduler.config))
     if settings.channels_last if settings.channels_last is not None else not (on_cpu and is_bfloat16):
-        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.denoiser.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     if settings.vae_slicing if settings.vae_slicing is not None else not on_cpu:
         pipe.vae.enable_slicing()
     if settings.compile:
-        pipe.unet.compile(dynamic=True)
+        pipe.denoiser.compile(dynamic=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -140,7 +141,7 @@ def identity(pipe: SONAPipeline) -> dict[str, str]:
     if Path(name).exists():
         name, version = Path(name).resolve().name, _fingerprint(Path(name))
     else:
-        commit = re.search(r"snapshots/([0-9a-f]{40})", Path(str(pipe.unet.config.get("_name_or_path"))).as_posix())
+        commit = re.search(r"snapshots/([0-9a-f]{40})", Path(str(pipe.denoiser.config.get("_name_or_path"))).as_posix())
         version = commit[1] if commit else "unknown"
     return {"model": name, "model_revision": version, "scheduler": type(pipe.scheduler).__name__}
 
@@ -186,17 +187,15 @@ def find_batch_size(pipe: SONAPipeline, size: int, most: int = 256, gain: float 
 
 def _seconds_of_step(pipe: SONAPipeline, batch_size: int, size: int) -> float:
     """Median time of three UNet calls for a batch, after the VAE has taken the batch both ways."""
-    dtype, device = pipe.unet.dtype, pipe.device
-    pixels = torch.zeros(batch_size, pipe.vae.config.in_channels, size, size, dtype=pipe.vae.dtype, device=device)
+    device = pipe.device
+    pixels = torch.zeros(batch_size, pipe.image_channels, size, size, dtype=pipe.vae.dtype, device=device)
     latents = pipe.encode_image(pixels, device, None)
     pipe.decode(latents, "pt")
-    rows = latents.repeat(3, 1, 1, 1).to(dtype)
-    prompts = torch.zeros(
-        len(rows), prompt_length(pipe.tokenizer, pipe.text_encoder), prompt_width(pipe.unet), dtype=dtype, device=device
-    )
-    times = []
+    prompts = dict.fromkeys(("id_prompt", "ood_prompt"), "a photo")
+    conditions = pipe.encode_prompts(batch_size, prompts, {"uncond_prompt": None, **dict.fromkeys(prompts)}, device)
+    t, times = pipe.schedule_of(50, latents.shape).set(pipe.scheduler, device)[0], []
     for _ in range(4):
         started = time.perf_counter()
-        pipe.unet(rows, 1, encoder_hidden_states=prompts)[0].sum().item()
+        pipe.predict_noise(latents, t, conditions)[0].sum().item()
         times.append(time.perf_counter() - started)
     return sorted(times[1:])[1]

@@ -24,7 +24,7 @@ from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_f
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 
 @dataclass(frozen=True)

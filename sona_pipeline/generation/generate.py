@@ -45,7 +45,8 @@ from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outl
 from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.schedules import check_scheduler
 
 logger = logging.getLogger(__name__)
 PREPARED = "way.safetensors"
@@ -125,7 +126,7 @@ def generate_outliers(
                 (writer.folder / PREPARED).unlink(missing_ok=True)
             fixed, notes = _recorded(pipe, settings, writing, form)
             settle_settings(writer.folder / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
-            _note_dtype(writer.folder / SETTINGS, str(pipe.unet.dtype))
+            _note_dtype(writer.folder / SETTINGS, str(pipe.denoiser.dtype))
 
         _on_main_process(state, settle)
         prepared = _on_main_process(state, lambda: _prepared(maker, writer.folder))
@@ -195,8 +196,8 @@ def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings
         raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
     size, mode = image_form(pipe, settings.size)
     kept_form(size, writing)
-    pipe.preprocess_image(Image.new(mode, (size, size)))
-    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
+    pixels = pipe.preprocess_image(Image.new(mode, (size, size)))
+    check_scheduler(pipe.scheduler, pipe.schedule_of(settings.num_inference_steps, pipe.latent_shape(pixels)))
     check_prompts(images.classes, pipe, settings)
 
 
@@ -310,7 +311,7 @@ def _recorded(
         "reconstructions": writing.reconstructions,
         "classifier": writing.classifier,
     }
-    notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
+    notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.denoiser.dtype)}
     notes |= {"model_size": form.model_size} | ({"ood_embeddings": embeddings.name} if embeddings else {})
     return fixed, notes | {"versions": versions()}
 

@@ -19,7 +19,7 @@ from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
 from sona_pipeline.generation.embeddings import embedding_names
 from sona_pipeline.generation.settings import LabelSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 IMAGENET = "imagenet"
 

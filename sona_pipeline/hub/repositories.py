@@ -21,7 +21,7 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 
-from sona_pipeline.common.assets import EMBEDDED_MODELS, PACKAGE
+from sona_pipeline.common.assets import CUSTOM_PIPELINE, EMBEDDED_MODELS, PACKAGE
 from sona_pipeline.common.disk import disk_explained, loosen, make_folder
 from sona_pipeline.common.files import read_json, write_text
 from sona_pipeline.detection.settings import ONNX_FILE
@@ -77,7 +77,7 @@ def write_pipeline_repository(
     licence = licence or ("apache-2.0" if embedded else None)
     with laid_out(folder) as partial:
         if pointer:
-            shutil.copyfile(PACKAGE / "pipeline.py", partial / "pipeline.py")
+            shutil.copyfile(CUSTOM_PIPELINE, partial / "pipeline.py")
         else:
             _save_weights(partial, str(embedded or model), None if embedded or is_local else model, bool(embedded))
         card = cards.pipeline_card(repo_id, name, pointer=pointer, licence=licence, notes=notes, runs=runs)
@@ -357,7 +357,7 @@ def laid_out(folder: str | Path) -> Iterator[Path]:
 
 def _save_weights(folder: Path, model: str, hub_id: str | None, is_trusted: bool) -> None:
     """Save a checkpoint with the pipeline's code, in the number format that its UNet is stored in."""
-    from sona_pipeline.pipeline import SONAPipeline
+    from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
     place = Path(model) if hub_id is None else Path(SONAPipeline.download(model, use_safetensors=True))
     dtype = _stored_dtype(place / "unet")

@@ -13,7 +13,7 @@ from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.make import OutlierMaker, PromptCache, image_form
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 SETTINGS = GenerationSettings(ood_labels=("bag", "sandal"), num_inference_steps=4, prompt="an image of a {}")
 

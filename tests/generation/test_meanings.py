@@ -92,7 +92,7 @@ def test_blends_that_cannot_be_are_refused(images):
 @pytest.fixture
 def file(pipe, tmp_path):
     """A whole prompt, and a vector."""
-    whole = pipe.encode_prompts(1, {"id_prompt": "a photo of a sandal"}, {"id_prompt": None}, pipe.device)[0][0]
+    whole = pipe.encode_texts(["a photo of a sandal"], pipe.device)["prompt_embeds"][0]
     path = tmp_path / "embeddings.safetensors"
     save_file({"whole": whole.contiguous(), "vector": torch.full((whole.shape[1],), 0.5)}, path)
     return path

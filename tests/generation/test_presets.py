@@ -12,6 +12,7 @@ from sona_pipeline.cli.app import main
 from sona_pipeline.cli.options import add_command
 from sona_pipeline.common.settings import check_ranges, settings_of
 from sona_pipeline.generation.settings import DEFAULT_PRESET, GENERATE, SCHEDULERS, ModelSettings, settings_in
+from sona_pipeline.pipelines.schedules import Schedule, check_scheduler
 
 NEEDED = ["--data", "photos", "--output", "out"]
 RECORD = {
@@ -59,7 +60,7 @@ def test_every_preset_is_complete_and_can_be_used(name):
     check_ranges(settings)
     pipe = load_pipeline("tiny", "cpu", **PRESETS[name].model)
     assert type(pipe.scheduler) is SCHEDULERS[PRESETS[name].model["scheduler"]]
-    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
+    check_scheduler(pipe.scheduler, Schedule(settings.num_inference_steps))
     assert values_of(name).keys() == values_of("paper").keys()
 
 

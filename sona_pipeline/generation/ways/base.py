@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils._pytree import tree_map
 
 from sona_pipeline.common.quiet import without_warnings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work

@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
 from sona_pipeline.generation.ways.base import Way, in_groups, peer, taking_float32
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from diffusers import DDIMScheduler
 
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 
 class Level(NamedTuple):

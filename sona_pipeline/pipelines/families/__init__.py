@@ -1,0 +1,1 @@
+"""Pipelines, a file for each family of models."""
