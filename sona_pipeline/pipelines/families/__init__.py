@@ -1,1 +1,6 @@
-"""Pipelines, a file for each family of models."""
+"""Pipelines, a file for each family of models; to add one, write a file like these and a line here."""
+
+FAMILIES = {
+    "stable_diffusion": "SONAPipeline",
+}
+"""Names of the files, and of the pipeline in each."""
