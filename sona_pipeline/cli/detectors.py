@@ -74,6 +74,8 @@ def train(given: Given) -> None:
         say(warning(f"{left_out} of {left_out + len(sets.images)} images have no outlier, and are left out"))
     if sets.validation is None and "id_rate" not in given:
         settings = replace(settings, id_rate=None)
+    if sets.outliers is None and "outlier_weight" not in given:
+        settings = replace(settings, outlier_weight=None)
     with ends_explained(job.output, settings.batch_size):
         detector = train_detector(
             sets.images,
@@ -112,7 +114,7 @@ def score(given: Given) -> None:
         if asked.json:
             print(json.dumps(as_row(verdict), ensure_ascii=not has_all_letters(sys.stdout)), flush=True)
     if not asked.json and not asked.summary:
-        say(table_of(found))
+        say(table_of(found, detector.score))
     check_some_read(found)
     if asked.summary:
         summary = summary_of(found, detector)

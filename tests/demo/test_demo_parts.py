@@ -15,6 +15,7 @@ from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from PIL import Image
 from sona_pipeline.demo import worked_example
+from sona_pipeline.demo.detector_tab import verdict
 from sona_pipeline.demo.masks_tab import Shown, note_of
 from sona_pipeline.demo.page import build
 from sona_pipeline.demo.pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged, overlay, strip
@@ -22,7 +23,7 @@ from sona_pipeline.demo.tracing import MASKS, STRENGTHS, Request, Runner, Trace
 from sona_pipeline.demo.worked_example import WorkedExample
 from sona_pipeline.demo.worker import Worker
 
-from sona_pipeline import embedded_labels
+from sona_pipeline import TINY_DETECTOR, Detection, embedded_labels, keep_neighbours, load_detector, sample
 from sona_pipeline.data.class_names import imagenet_labels
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -234,3 +235,15 @@ def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagen
     (shown,) = (value for value in last.values() if isinstance(value, Shown))
     assert len(shown.trace) == 3 and shown.trace.source.size == (32, 32) and shown.trace.source.mode == "RGB"
     assert not shown.trace.request.remove_id_semantics and shown.trace.request.add_ood_semantics
+
+
+@pytest.mark.parametrize("score", ["energy", "msp", "energy+knn"])
+def test_verdict_names_the_score_that_the_threshold_is_for(score):
+    detector = load_detector(TINY_DETECTOR, "cpu")
+    if score == "energy+knn":
+        known = sample.id_images("validation")
+        detector = keep_neighbours(detector, known.take(range(20)), known.take(range(20, 30)), shown=False)
+    said = Detection("<shirt>", 0.5, -9.25, 1.75, True)
+    assert verdict(detector.with_settings(score=score), said) == (
+        f"<b>never seen the like (OOD)</b>: &lt;shirt&gt; with confidence 50.0%, {score} 1.75"
+    )
