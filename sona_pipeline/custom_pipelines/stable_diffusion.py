@@ -24,7 +24,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -370,6 +370,13 @@ class Schedule:
         return scheduler.timesteps
 
 
+def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
+    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
+    if schedule.timesteps is None and schedule.sigmas is None:
+        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
+    return replace(schedule, mu=mu)
+
+
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: "epsilon", "v_prediction", "sample" or, for flow models, "flow_prediction"."""
     return (
@@ -671,7 +678,7 @@ class ImagesMixin(Family):
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=vae.config.latent_channels if vae is not None else 4,
+            vae_latent_channels=self.latent_channels if vae is not None else 4,
             do_convert_rgb=not is_grey,
             do_convert_grayscale=is_grey,
         )
@@ -714,15 +721,14 @@ class ImagesMixin(Family):
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             raise ValueError(f"Image {finite.tolist().index(False)} holds NaN or infinite values.")
-        if tensor.shape[1] == channels and channels != latent_channels:
-            height, width = tensor.shape[-2:]
-            factor = self.latent_side * self.patch_size
-            if height % factor or width % factor or not height or not width:
-                raise ValueError(
-                    f"Images are {width} x {height} pixels, but the model takes multiples of {factor}: resize them."
-                )
-            if tensor.abs().max() > 1:
-                raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
+        is_image = tensor.shape[1] == channels and channels != latent_channels
+        what, factor = ("Images", self.latent_side * self.patch_size) if is_image else ("Latents", self.patch_size)
+        height, width = tensor.shape[-2:]
+        if height % factor or width % factor or not height or not width:
+            sides = f"{width} x {height} pixels" if is_image else f"{width} x {height}"
+            raise ValueError(f"{what} are {sides}, but the model takes multiples of {factor}: resize them.")
+        if is_image and tensor.abs().max() > 1:
+            raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
         return tensor
 
     def encode_image(

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,13 @@ class Schedule:
         if begin is not None and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
         return scheduler.timesteps
+
+
+def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
+    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
+    if schedule.timesteps is None and schedule.sigmas is None:
+        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
+    return replace(schedule, mu=mu)
 
 
 def prediction_type(scheduler: Any) -> str:
