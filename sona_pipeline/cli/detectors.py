@@ -74,8 +74,6 @@ def train(given: Given) -> None:
         say(warning(f"{left_out} of {left_out + len(sets.images)} images have no outlier, and are left out"))
     if sets.validation is None and "id_rate" not in given:
         settings = replace(settings, id_rate=None)
-    if sets.outliers is None and "outlier_weight" not in given:
-        settings = replace(settings, outlier_weight=None)
     with ends_explained(job.output, settings.batch_size):
         detector = train_detector(
             sets.images,

@@ -121,7 +121,7 @@ ANY_STRENGTH = {"min_strength": 0.0}
 SHIPPED_RECIPE = {"outlier_augmentation": "strong"}
 KEPT_ROWS = {
     "as it is": Row(None, {"epochs": 0}),
-    "fine-tuned without outliers": Row(None, {"outlier_weight": None}),
+    "fine-tuned without outliers": Row(None),
     "fine-tuned with real outliers": Row("real"),
     "fine-tuned with SONA": Row("unipc-12"),
 }
