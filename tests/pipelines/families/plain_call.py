@@ -1,5 +1,6 @@
 """What every family is held to: algorithm 2 written apart, step by step and prompt by prompt, and the rows it costs."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def flow_outlier(predict: Predict, source, noise, sigmas, stop_step, id_text, oo
     """
     sigmas = sigmas[-stop_step - 1 :]
     x, masks = (1 - sigmas[0]) * source + sigmas[0] * noise, []
-    for now, after in zip(sigmas[:-1], sigmas[1:]):
+    for now, after in itertools.pairwise(sigmas):
         velocity, found = guided(predict, x, now * train_steps, id_text, ood_text)
         x = x + (after - now) * velocity
         masks.append(found)
