@@ -106,7 +106,10 @@ from .hub.repositories import (
     write_pipeline_repository as write_pipeline_repository,
     write_space as write_space,
 )
-from .pipelines.core import SONAPipelineOutput as SONAPipelineOutput
+from .pipelines.core import (
+    SONAMixin as SONAMixin,
+    SONAPipelineOutput as SONAPipelineOutput,
+)
 from .pipelines.families.stable_diffusion import SONAPipeline as SONAPipeline
 from .pipelines.guidance import (
     MASK_GRANULARITIES as MASK_GRANULARITIES,

@@ -22,7 +22,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -551,7 +551,7 @@ def _fault_of_run(scheduler: Any, schedule: Schedule, stop_step: int) -> str | N
 
 
 if TYPE_CHECKING:
-    Base = DiffusionPipeline
+    from diffusers import DiffusionPipeline as Base
 else:
     Base = object  # a file that diffusers loads may have one subclass of its pipelines only
 
@@ -599,8 +599,8 @@ class Family(Base):
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
-        own = (None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas))
-        return Schedule(steps, *own)
+        own = [None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas)]
+        return Schedule(steps, own[0], own[1])
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -751,8 +751,8 @@ class ImagesMixin(Family):
         latents = self._finite_from_vae(encode)
         if isinstance(latent_dist := getattr(encoded, "latent_dist", None), DiagonalGaussianDistribution):
             latent_dist = DiagonalGaussianDistribution(latent_dist.parameters.to(dtype), latent_dist.deterministic)
-        is_drawn = sample and self.draws_latents and latent_dist is not None
-        latents = latent_dist.sample(generator) if is_drawn else latents
+        if sample and self.draws_latents and latent_dist is not None:
+            latents = latent_dist.sample(generator)
         return self.scaled(latents.to(dtype))
 
     def _finite_from_vae(self, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
@@ -799,8 +799,8 @@ class ImagesMixin(Family):
         return self.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
 
 
-Prompts = dict[str, str | list[str] | None]
-Embeds = dict[str, torch.Tensor | Conditions | None]
+Prompts = Mapping[str, str | list[str] | None]
+Embeds = Mapping[str, torch.Tensor | Conditions | None]
 
 
 class PromptsMixin(Family):

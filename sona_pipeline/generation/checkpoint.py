@@ -25,6 +25,7 @@ from sona_pipeline.common.quiet import without_warnings
 from sona_pipeline.common.settings import check_ranges
 from sona_pipeline.generation.model_files import ModelPlace, find_model
 from sona_pipeline.generation.settings import DTYPES, SCHEDULERS, ModelSettings
+from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 from sona_pipeline.pipelines.schedules import usable_scheduler
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
-def load_pipeline(model: str, device: str | torch.device | None = None, **options: Any) -> SONAPipeline:
+def load_pipeline(model: str, device: str | torch.device | None = None, **options: Any) -> SONAMixin:
     """The pipeline of a Stable Diffusion checkpoint, ready to generate.
 
     Args:
@@ -48,7 +49,7 @@ def load_pipeline(model: str, device: str | torch.device | None = None, **option
     return load_model(ModelSettings(model, device=None if device is None else str(device), **options))
 
 
-def load_model(settings: ModelSettings, device: torch.device | None = None) -> SONAPipeline:
+def load_model(settings: ModelSettings, device: torch.device | None = None) -> SONAMixin:
     """The pipeline that settings name, on `device` if they leave it open; see `load_pipeline`.
 
     With bfloat16 only the UNet computes in it: in the VAE it would leave a trace that detectors find, as
@@ -85,7 +86,7 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     return pipe
 
 
-def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> SONAPipeline:
+def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> SONAMixin:
     """The pipeline of the files that were found, on the CPU.
 
     Raises:
@@ -132,7 +133,7 @@ def _config_place(settings: ModelSettings) -> str | None:
     return str(expanded(settings.model_config)) if settings.model_config else None
 
 
-def identity(pipe: SONAPipeline) -> dict[str, str]:
+def identity(pipe: SONAMixin) -> dict[str, str]:
     """What tells a loaded checkpoint from others: name, commit on the Hub or fingerprint of the files, scheduler.
 
     A pipeline that was put together in memory has neither, and is called so.
@@ -161,7 +162,7 @@ def _fingerprint(place: Path) -> str:
 
 
 @torch.no_grad()
-def find_batch_size(pipe: SONAPipeline, size: int, most: int = 256, gain: float = 0.03) -> int:
+def find_batch_size(pipe: SONAMixin, size: int, most: int = 256, gain: float = 0.03) -> int:
     """The smallest batch size that the pipeline runs at nearly full speed with, and that fits into memory.
 
     Doubles the batch as long as images a second in the UNet grow by `gain`.
@@ -185,7 +186,7 @@ def find_batch_size(pipe: SONAPipeline, size: int, most: int = 256, gain: float 
     return best
 
 
-def _seconds_of_step(pipe: SONAPipeline, batch_size: int, size: int) -> float:
+def _seconds_of_step(pipe: SONAMixin, batch_size: int, size: int) -> float:
     """Median time of three UNet calls for a batch, after the VAE has taken the batch both ways."""
     device = pipe.device
     pixels = torch.zeros(batch_size, pipe.image_channels, size, size, dtype=pipe.vae.dtype, device=device)

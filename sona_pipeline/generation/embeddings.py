@@ -12,7 +12,7 @@ from sona_pipeline.common.messages import brief
 from sona_pipeline.generation.prompts import word_in
 from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.pipelines.batch import Conditions
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 WORD = "x"
 """What stands in the prompt where a vector comes."""
@@ -52,7 +52,7 @@ class GivenEmbeddings:
         ValueError: a label has no embedding, or one of another shape, or one that is not finite.
     """
 
-    def __init__(self, pipe: SONAPipeline, path: Path, settings: GenerationSettings):
+    def __init__(self, pipe: SONAMixin, path: Path, settings: GenerationSettings):
         self.pipe, self.template = pipe, settings.ood_prompt or settings.prompt
         if missing := set(settings.ood_labels) - set(embedding_names(path)):
             raise ValueError(
@@ -84,5 +84,5 @@ class GivenEmbeddings:
 
 
 @torch.no_grad()
-def _encoded(pipe: SONAPipeline, prompt: str) -> torch.Tensor:
+def _encoded(pipe: SONAMixin, prompt: str) -> torch.Tensor:
     return pipe.encode_texts([prompt], pipe.device)["prompt_embeds"][0].to(pipe.denoiser.dtype)

@@ -24,7 +24,7 @@ from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_f
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, pipe: SONAPipeline, output: Path, batch_size: int, writing: OutputSettings | None = None
+    plan: Plan, pipe: SONAMixin, output: Path, batch_size: int, writing: OutputSettings | None = None
 ) -> Estimate:
     """Make part of one batch to see what the whole plan would cost; nothing is written.
 

@@ -45,7 +45,7 @@ from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outl
 from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.pipelines.schedules import check_scheduler
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ Result = TypeVar("Result")
 
 def generate_outliers(
     images: ImageSet,
-    pipe: SONAPipeline,
+    pipe: SONAMixin,
     output: str | Path,
     settings: GenerationSettings,
     writing: OutputSettings | None = None,
@@ -161,7 +161,7 @@ def _prepared(maker: OutlierMaker, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def make_plan(
-    images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings | None = None
+    images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings | None = None
 ) -> Plan:
     """The plan of a run, or of its part, with the similarities of labels where the label choice needs them."""
     writing = writing or OutputSettings()
@@ -172,7 +172,7 @@ def make_plan(
     return share_of(plan, Part.parse(writing.part), int(writing.batch_size or default_batch_size(pipe, settings)))
 
 
-def _whole_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> Plan:
+def _whole_plan(images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings) -> Plan:
     suffix = CODECS[writing.codec].suffix
     if settings.label_choice == "random":
         return plan_outliers(images, settings, suffix=suffix)
@@ -187,7 +187,7 @@ def _whole_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettin
     return plan_outliers(images, settings, _on_main_process(process_state(), compare), suffix)
 
 
-def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> None:
+def check_run(images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings) -> None:
     """Raise ValueError if images, pipeline and settings do not go together; nothing is written and no model run."""
     check_settings(images, settings)
     check_output(settings, writing)
@@ -219,7 +219,7 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
 
 
 def settled_batch_size(
-    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: str | Path
+    pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings, output: str | Path
 ) -> int:
     """The batch size, the same in all processes; "auto": that of an earlier run into the folder, or found by trying."""
     if writing.batch_size is None:
@@ -296,7 +296,7 @@ def _check_made(plan: Plan, folder: Path, tried: np.ndarray) -> None:
 
 
 def _recorded(
-    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, form: KeptForm
+    pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings, form: KeptForm
 ) -> tuple[dict, dict]:
     """What has to be equal in all runs into one folder, and what is only noted."""
     fixed = identity(pipe) | asdict(settings)

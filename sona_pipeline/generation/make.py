@@ -23,7 +23,7 @@ from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
 from sona_pipeline.pipelines.batch import Conditions
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 PASSING = (FileNotFoundError, PermissionError)
 """Errors of images that are no fault of theirs."""
@@ -90,7 +90,7 @@ class OutlierMaker:
 
     def __init__(
         self,
-        pipe: SONAPipeline,
+        pipe: SONAMixin,
         plan: Plan,
         *,
         form: KeptForm | None = None,
@@ -308,7 +308,7 @@ class PromptCache:
         room: how many texts to keep; those not used for longest go first.
     """
 
-    def __init__(self, pipe: SONAPipeline, room: int = 4096):
+    def __init__(self, pipe: SONAMixin, room: int = 4096):
         self.pipe, self.room = pipe, room
         self._kept: dict[str, Conditions] = {}
 
@@ -327,7 +327,7 @@ class PromptCache:
         return found
 
 
-def image_form(pipe: SONAPipeline, size: int | None) -> tuple[int, str]:
+def image_form(pipe: SONAMixin, size: int | None) -> tuple[int, str]:
     """Side in pixels, and mode, of the images that a pipeline takes; the model's own side for None."""
     return size or pipe.image_size, "L" if is_grey_model(pipe) else "RGB"
 
@@ -346,7 +346,7 @@ def kept_form(size: int, writing: OutputSettings) -> KeptForm:
     return KeptForm(size, writing.save_size or size, writing.codec, settled_quality(writing.codec, writing.quality))
 
 
-def is_grey_model(pipe: SONAPipeline) -> bool:
+def is_grey_model(pipe: SONAMixin) -> bool:
     """Whether the pipeline makes grey images."""
     return pipe.image_channels == 1
 

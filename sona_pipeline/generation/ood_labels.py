@@ -19,7 +19,7 @@ from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
 from sona_pipeline.generation.embeddings import embedding_names
 from sona_pipeline.generation.settings import LabelSettings
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 IMAGENET = "imagenet"
 
@@ -156,7 +156,7 @@ def similarities(encode: Encode, id_texts: Sequence[str], ood_texts: Sequence[st
     return (one @ other.T).cpu().numpy()
 
 
-def pipeline_encoder(pipe: SONAPipeline) -> Encode:
+def pipeline_encoder(pipe: SONAMixin) -> Encode:
     """The pipeline's own text encoder with its pooled output, in float32 on the CPU, the same for all devices."""
     model = copy.deepcopy(pipe.text_encoder).float().cpu()
     return _encoder(pipe.tokenizer, model, lambda outputs, mask: outputs.pooler_output)

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 
 from sona_pipeline.generation.settings import GenerationSettings
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 _NO_WORD = re.compile(r"[\W\d_]*|n\d{8}")
 """Names without a letter, and WordNet ids that ImageNet does not know."""
 
 
-def check_prompts(classes: Sequence[str], pipe: SONAPipeline, settings: GenerationSettings) -> None:
+def check_prompts(classes: Sequence[str], pipe: SONAMixin, settings: GenerationSettings) -> None:
     """Raise ValueError if an OOD prompt is the prompt of an ID class for the text encoder, which reads its beginning.
 
     Args:
@@ -32,7 +32,7 @@ def check_prompts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
             )
 
 
-def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: GenerationSettings) -> list[str]:
+def prompt_doubts(classes: Sequence[str], pipe: SONAMixin, settings: GenerationSettings) -> list[str]:
     """What is to be said of prompts that may be used, but hardly mean what they should; a sentence each.
 
     Args:
@@ -63,14 +63,14 @@ def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
     return doubts
 
 
-def word_in(pipe: SONAPipeline, template: str, label: str) -> slice:
+def word_in(pipe: SONAMixin, template: str, label: str) -> slice:
     """Where the tokens of a label stand in its prompt."""
     before, _ = template.split("{}")
     start = len(pipe.tokenizer(before.rstrip()).input_ids) - 1
     return slice(start, start + len(pipe.tokenizer(label).input_ids) - 2)
 
 
-def _as_read(pipe: SONAPipeline, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+def _as_read(pipe: SONAMixin, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens of each prompt that the text encoder reads; the last one of those that are cut is the end."""
     if not prompts:
         return []

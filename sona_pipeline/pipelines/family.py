@@ -6,14 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.schedules import Schedule
 
 if TYPE_CHECKING:
-    Base = DiffusionPipeline
+    from diffusers import DiffusionPipeline as Base
 else:
     Base = object  # a file that diffusers loads may have one subclass of its pipelines only
 
@@ -61,8 +60,8 @@ class Family(Base):
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
-        own = (None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas))
-        return Schedule(steps, *own)
+        own = [None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas)]
+        return Schedule(steps, own[0], own[1])
 
     @property
     def text_encoders(self) -> list[Any]:

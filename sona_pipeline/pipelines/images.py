@@ -103,8 +103,8 @@ class ImagesMixin(Family):
         latents = self._finite_from_vae(encode)
         if isinstance(latent_dist := getattr(encoded, "latent_dist", None), DiagonalGaussianDistribution):
             latent_dist = DiagonalGaussianDistribution(latent_dist.parameters.to(dtype), latent_dist.deterministic)
-        is_drawn = sample and self.draws_latents and latent_dist is not None
-        latents = latent_dist.sample(generator) if is_drawn else latents
+        if sample and self.draws_latents and latent_dist is not None:
+            latents = latent_dist.sample(generator)
         return self.scaled(latents.to(dtype))
 
     def _finite_from_vae(self, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:

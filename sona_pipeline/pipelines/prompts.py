@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.family import Family
 
 logger = logging.get_logger(__name__)
-Prompts = dict[str, str | list[str] | None]
-Embeds = dict[str, torch.Tensor | Conditions | None]
+Prompts = Mapping[str, str | list[str] | None]
+Embeds = Mapping[str, torch.Tensor | Conditions | None]
 
 
 class PromptsMixin(Family):

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils._pytree import tree_map
 
 from sona_pipeline.common.quiet import without_warnings
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -48,7 +48,7 @@ class Way:
     needs_classifier: bool = False
     looks_at_all: bool = False
 
-    def __init__(self, pipe: SONAPipeline, settings: GenerationSettings):
+    def __init__(self, pipe: SONAMixin, settings: GenerationSettings):
         self.pipe, self.settings = pipe, settings
 
     @classmethod
@@ -86,7 +86,7 @@ class Way:
         raise NotImplementedError
 
 
-def peer(kind: Callable[..., Any], pipe: SONAPipeline, **others: Any) -> Any:
+def peer(kind: Callable[..., Any], pipe: SONAMixin, **others: Any) -> Any:
     """A pipeline of diffusers of the class `kind` with the parts of ours, without safety checker or progress bar."""
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
