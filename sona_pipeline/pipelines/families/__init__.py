@@ -2,5 +2,6 @@
 
 FAMILIES = {
     "stable_diffusion": "SONAPipeline",
+    "stable_diffusion_xl": "SONAXLPipeline",
 }
 """Names of the files, and of the pipeline in each."""
