@@ -22,7 +22,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -375,6 +375,16 @@ def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
     return replace(schedule, mu=mu)
 
 
+def shift_of_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return least + (tokens - few) * (most - least) / (many - few)
+
+
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: "epsilon", "v_prediction", "sample" or, for flow models, "flow_prediction"."""
     return (
@@ -549,7 +559,7 @@ def _fault_of_run(scheduler: Any, schedule: Schedule, stop_step: int) -> str | N
 
 
 if TYPE_CHECKING:
-    Base = DiffusionPipeline
+    from diffusers import DiffusionPipeline as Base
 else:
     Base = object  # a file that diffusers loads may have one subclass of its pipelines only
 
@@ -558,7 +568,8 @@ class Family(Base):
     """A family of models: its components, and how they are called.
 
     What has no default is a family's own to say. The others are as in Stable Diffusion: an `AutoencoderKL`, latents
-    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which only the number of steps is told.
+    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which the number of steps is told, and the
+    shift for the size of the images where the scheduler wants one.
     """
 
     vae: Any
@@ -597,8 +608,9 @@ class Family(Base):
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
-        own = (None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas))
-        return Schedule(steps, *own)
+        own = [None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas)]
+        tokens = (latents[-2] // self.patch_size) * (latents[-1] // self.patch_size)
+        return Schedule(steps, own[0], own[1], mu=shift_of_size(self.scheduler, tokens))
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -614,6 +626,11 @@ class Family(Base):
     def prompt_length(self) -> int:
         """Tokens of a prompt that are read."""
         raise NotImplementedError
+
+    @property
+    def encoded_length(self) -> int:
+        """Length of the conditions that `encode_texts` gives."""
+        return self.prompt_length
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, all of them, for the text encoder that reads most."""
@@ -749,8 +766,8 @@ class ImagesMixin(Family):
         latents = self._finite_from_vae(encode)
         if isinstance(latent_dist := getattr(encoded, "latent_dist", None), DiagonalGaussianDistribution):
             latent_dist = DiagonalGaussianDistribution(latent_dist.parameters.to(dtype), latent_dist.deterministic)
-        is_drawn = sample and self.draws_latents and latent_dist is not None
-        latents = latent_dist.sample(generator) if is_drawn else latents
+        if sample and self.draws_latents and latent_dist is not None:
+            latents = latent_dist.sample(generator)
         return self.scaled(latents.to(dtype))
 
     def _finite_from_vae(self, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
@@ -797,8 +814,8 @@ class ImagesMixin(Family):
         return self.image_processor.postprocess(image, output_type=output_type, do_denormalize=denormalize), flags
 
 
-Prompts = dict[str, str | list[str] | None]
-Embeds = dict[str, torch.Tensor | Conditions | None]
+Prompts = Mapping[str, str | list[str] | None]
+Embeds = Mapping[str, torch.Tensor | Conditions | None]
 
 
 class PromptsMixin(Family):
@@ -824,8 +841,11 @@ class PromptsMixin(Family):
         for name, conditions in given.items():
             self._check_embeds(name, conditions, batch_size)
         lengths = {some["prompt_embeds"].shape[1] for some in given.values()}
+        if len(given) < len(embeds) and not self.text_encoders:
+            missing = [f"`{name}_embeds`" for name in embeds if f"{name}_embeds" not in given]
+            raise ValueError(f"The pipeline has no text encoder: load one, or give {' and '.join(missing)}, too.")
         if given and len(given) < len(embeds):
-            lengths.add(self.prompt_length)
+            lengths.add(self.encoded_length)
         if len(lengths) > 1:
             raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
@@ -1324,6 +1344,28 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
             " prompt may be: set `model_max_length` in tokenizer_config.json."
         )
     return int(length)
+
+
+def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
+    """Tokens `[N, length]` of texts, which are padded or cut."""
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def states_before(hidden_states: tuple[torch.Tensor, ...], layers: int, clip_skip: int | None) -> torch.Tensor:
+    """Hidden states before the last layers, and before `clip_skip` more; ValueError if there are fewer."""
+    most = len(hidden_states) - 1 - layers
+    if clip_skip is not None and clip_skip > most:
+        raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {most} layers only to skip.")
+    return hidden_states[most - (clip_skip or 0)]
+
+
+def states_and_outputs(
+    texts: list[str], tokenizer: Any, text_encoder: Any, device: torch.device, clip_skip: int | None
+) -> tuple[torch.Tensor, Any]:
+    """Hidden states `[N, L, D]` before the last layer, as Stable Diffusion XL and 3 take them, and all outputs."""
+    tokens = padded_tokens(texts, tokenizer, prompt_length(tokenizer, text_encoder))
+    outputs = text_encoder(tokens.input_ids.to(device), output_hidden_states=True)
+    return states_before(outputs.hidden_states, 1, clip_skip), outputs
 
 
 class SONAFluxPipeline(

@@ -377,6 +377,16 @@ def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
     return replace(schedule, mu=mu)
 
 
+def shift_of_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return least + (tokens - few) * (most - least) / (many - few)
+
+
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: "epsilon", "v_prediction", "sample" or, for flow models, "flow_prediction"."""
     return (
@@ -560,7 +570,8 @@ class Family(Base):
     """A family of models: its components, and how they are called.
 
     What has no default is a family's own to say. The others are as in Stable Diffusion: an `AutoencoderKL`, latents
-    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which only the number of steps is told.
+    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which the number of steps is told, and the
+    shift for the size of the images where the scheduler wants one.
     """
 
     vae: Any
@@ -600,7 +611,8 @@ class Family(Base):
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
         own = [None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas)]
-        return Schedule(steps, own[0], own[1])
+        tokens = (latents[-2] // self.patch_size) * (latents[-1] // self.patch_size)
+        return Schedule(steps, own[0], own[1], mu=shift_of_size(self.scheduler, tokens))
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -616,6 +628,11 @@ class Family(Base):
     def prompt_length(self) -> int:
         """Tokens of a prompt that are read."""
         raise NotImplementedError
+
+    @property
+    def encoded_length(self) -> int:
+        """Length of the conditions that `encode_texts` gives."""
+        return self.prompt_length
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, all of them, for the text encoder that reads most."""
@@ -826,8 +843,11 @@ class PromptsMixin(Family):
         for name, conditions in given.items():
             self._check_embeds(name, conditions, batch_size)
         lengths = {some["prompt_embeds"].shape[1] for some in given.values()}
+        if len(given) < len(embeds) and not self.text_encoders:
+            missing = [f"`{name}_embeds`" for name in embeds if f"{name}_embeds" not in given]
+            raise ValueError(f"The pipeline has no text encoder: load one, or give {' and '.join(missing)}, too.")
         if given and len(given) < len(embeds):
-            lengths.add(self.prompt_length)
+            lengths.add(self.encoded_length)
         if len(lengths) > 1:
             raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
@@ -1240,6 +1260,65 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
+    """Tokens `[N, length]` of texts, which are padded or cut."""
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def states_before(hidden_states: tuple[torch.Tensor, ...], layers: int, clip_skip: int | None) -> torch.Tensor:
+    """Hidden states before the last layers, and before `clip_skip` more; ValueError if there are fewer."""
+    most = len(hidden_states) - 1 - layers
+    if clip_skip is not None and clip_skip > most:
+        raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {most} layers only to skip.")
+    return hidden_states[most - (clip_skip or 0)]
+
+
+def states_and_outputs(
+    texts: list[str], tokenizer: Any, text_encoder: Any, device: torch.device, clip_skip: int | None
+) -> tuple[torch.Tensor, Any]:
+    """Hidden states `[N, L, D]` before the last layer, as Stable Diffusion XL and 3 take them, and all outputs."""
+    tokens = padded_tokens(texts, tokenizer, prompt_length(tokenizer, text_encoder))
+    outputs = text_encoder(tokens.input_ids.to(device), output_hidden_states=True)
+    return states_before(outputs.hidden_states, 1, clip_skip), outputs
+
+
+SIZE_NUMBERS = 6
+"""What UNets of Stable Diffusion XL are told of an image: original size, top and left of a crop, target size."""
+
+
+class UNetMixin(Family):
+    """A family with a UNet, and a CLIP text encoder that reads most."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the UNet was made for.
+
+        Raises ValueError where its configuration does not say it, or gives two sides.
+        """
+        given = self.unet.config.sample_size
+        sides = {given} if isinstance(given, int) else set(given or ())
+        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+            raise ValueError(
+                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
+                " size of the images."
+            )
+        return side * self.vae_scale_factor
+
+    @property
+    def prompt_length(self) -> int:
+        """See `text_encoders.prompt_length`."""
+        return prompt_length(self.tokenizer, self.text_encoder)
+
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of texts, all of them."""
+        return self.tokenizer(self.maybe_convert_prompt(texts, self.tokenizer), verbose=False).input_ids
+
+
 def before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
     """The modules of a UNet that work before its first cross-attention, and so without the prompt.
 
@@ -1296,16 +1375,18 @@ _OTHER_KINDS = {
 }
 
 
-def check_unet(unet: Any) -> None:
-    """Raise ValueError for a UNet that is none of Stable Diffusion 1.x or 2.x for text and images."""
+_BY_ADDITION = {None: "Stable Diffusion 1.x or 2.x", "text_time": "Stable Diffusion XL or its kin"}
+
+
+def check_unet(unet: Any, addition: str | None = None) -> None:
+    """Raise ValueError for a UNet that is none for text and images of the kind with an `addition_embed_type`."""
     config = unet.config
-    taken = "take the plain text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+    taken = f"take the plain text-to-image checkpoint of {_BY_ADDITION[addition]}"
     if missing := [name for name in ("in_channels", "out_channels", "cross_attention_dim") if not config.get(name)]:
         raise ValueError(f"`unet` is a {type(unet).__name__} without {missing[0]!r}, and takes no prompts: {taken}.")
-    if config.get("addition_embed_type") is not None:
-        is_xl = config.addition_embed_type == "text_time"
-        name = "Stable Diffusion XL or its kin" if is_xl else "another family"
-        raise ValueError(f"The UNet is of {name} (addition_embed_type {config.addition_embed_type!r}): {taken}.")
+    if (own := config.get("addition_embed_type")) != addition:
+        name = _BY_ADDITION.get(own, "another family")
+        raise ValueError(f"The UNet is of {name} (addition_embed_type {own!r}): {taken}.")
     if config.get("time_cond_proj_dim") is not None:
         raise ValueError(
             f"The UNet is distilled to take the guidance scale (time_cond_proj_dim {config.time_cond_proj_dim}, as in"
@@ -1332,8 +1413,13 @@ def prompt_width(unet: Any) -> int:
     return widths.pop()
 
 
-def check_vae(vae: Any, unet: Any) -> None:
-    """Raise ValueError for a VAE that does not go with a UNet, which may be None."""
+def pooled_width(unet: Any) -> int:
+    """Width of the pooled prompt embeddings that a UNet of Stable Diffusion XL takes."""
+    return unet.config.projection_class_embeddings_input_dim - SIZE_NUMBERS * unet.config.addition_time_embed_dim
+
+
+def check_vae(vae: Any, denoiser: Any, called: str = "UNet") -> None:
+    """Raise ValueError for a VAE that does not go with a denoiser, which may be None."""
     config = vae.config
     for name in ("in_channels", "latent_channels", "scaling_factor", "block_out_channels"):
         if not config.get(name):
@@ -1344,14 +1430,15 @@ def check_vae(vae: Any, unet: Any) -> None:
             f"The VAE takes images of {config.in_channels} channels and gives {given}: take one that gives back what it"
             " takes."
         )
-    if unet is not None and config.latent_channels != unet.config.in_channels:
+    if denoiser is not None and config.latent_channels != denoiser.config.in_channels:
         raise ValueError(
-            f"The VAE makes latents of {config.latent_channels} channels and the UNet takes {unet.config.in_channels}:"
-            " take both from one checkpoint."
+            f"The VAE makes latents of {config.latent_channels} channels and the {called} takes"
+            f" {denoiser.config.in_channels}: take both from one checkpoint."
         )
 
 
 class SONAPipeline(
+    UNetMixin,
     SONAMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
@@ -1407,26 +1494,6 @@ class SONAPipeline(
         self.register_to_config(requires_safety_checker=requires_safety_checker)
         self._set_up_images(vae)
 
-    @property
-    def denoiser(self) -> Any:
-        """The UNet."""
-        return self.unet
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the images that the UNet was made for.
-
-        Raises ValueError where its configuration does not say it, or gives two sides.
-        """
-        given = self.unet.config.sample_size
-        sides = {given} if isinstance(given, int) else set(given or ())
-        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-            raise ValueError(
-                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
-                " size of the images."
-            )
-        return side * self.vae_scale_factor
-
     def check_parts(self) -> None:
         """See `check_components`."""
         check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
@@ -1434,27 +1501,17 @@ class SONAPipeline(
     @property
     def text_encoders(self) -> list[Any]:
         """The one."""
-        return [self.text_encoder]
+        return [] if self.text_encoder is None else [self.text_encoder]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The last hidden states."""
         return {"prompt_embeds": (None, prompt_width(self.unet))}
 
-    @property
-    def prompt_length(self) -> int:
-        """See `text_encoders.prompt_length`."""
-        return prompt_length(self.tokenizer, self.text_encoder)
-
-    def token_ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of texts, all of them."""
-        return self.tokenizer(self.maybe_convert_prompt(texts, self.tokenizer), verbose=False).input_ids
-
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, D]` of the last layer, or of the one `clip_skip` layers before it."""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
-        length = self.prompt_length
-        inputs = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        inputs = padded_tokens(texts, self.tokenizer, self.prompt_length)
         use_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
         outputs = self.text_encoder(
             inputs.input_ids.to(device),
@@ -1463,11 +1520,8 @@ class SONAPipeline(
         )
         if clip_skip is None:
             return {"prompt_embeds": outputs[0]}
-        if clip_skip >= len(outputs.hidden_states):
-            layers = len(outputs.hidden_states) - 1
-            raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {layers} layers only.")
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
-        return {"prompt_embeds": encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])}
+        return {"prompt_embeds": encoder.final_layer_norm(states_before(outputs.hidden_states, 0, clip_skip))}
 
     def sharing(self, rows: int) -> AbstractContextManager:
         """Up to the first cross-attention the three rows of an image are alike, and computed once."""

@@ -67,6 +67,16 @@ def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
     return replace(schedule, mu=mu)
 
 
+def shift_of_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return least + (tokens - few) * (most - least) / (many - few)
+
+
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: "epsilon", "v_prediction", "sample" or, for flow models, "flow_prediction"."""
     return (

@@ -3,5 +3,6 @@
 FAMILIES = {
     "flux": "SONAFluxPipeline",
     "stable_diffusion": "SONAPipeline",
+    "stable_diffusion_xl": "SONAXLPipeline",
 }
 """Names of the files, and of the pipeline in each."""
