@@ -24,7 +24,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -370,6 +370,23 @@ class Schedule:
         return scheduler.timesteps
 
 
+def shift_of_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return least + (tokens - few) * (most - least) / (many - few)
+
+
+def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
+    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
+    if schedule.timesteps is None and schedule.sigmas is None:
+        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
+    return replace(schedule, mu=mu)
+
+
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: "epsilon", "v_prediction", "sample" or, for flow models, "flow_prediction"."""
     return (
@@ -553,7 +570,8 @@ class Family(Base):
     """A family of models: its components, and how they are called.
 
     What has no default is a family's own to say. The others are as in Stable Diffusion: an `AutoencoderKL`, latents
-    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which only the number of steps is told.
+    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which the number of steps is told, and the
+    shift for the size of the images where the scheduler wants one.
     """
 
     vae: Any
@@ -592,8 +610,9 @@ class Family(Base):
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
-        own = (None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas))
-        return Schedule(steps, *own)
+        timesteps, sigmas = (None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas))
+        tokens = (latents[-2] // self.patch_size) * (latents[-1] // self.patch_size)
+        return Schedule(steps, timesteps, sigmas, mu=shift_of_size(self.scheduler, tokens))
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -609,6 +628,11 @@ class Family(Base):
     def prompt_length(self) -> int:
         """Tokens of a prompt that are read."""
         raise NotImplementedError
+
+    @property
+    def encoded_length(self) -> int:
+        """Length of the conditions that `encode_texts` gives."""
+        return self.prompt_length
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, all of them, for the text encoder that reads most."""
@@ -645,6 +669,11 @@ class Family(Base):
         """The opposite of `scaled`."""
         return latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
 
+    @property
+    def vae_side(self) -> int:
+        """Pixels a side that one latent of the autoencoder stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def vae_encode(self, vae: Any, pixels: torch.Tensor) -> Any:
         """What an autoencoder makes of images `[B, C, H, W]` in [-1, 1]."""
         return vae.encode(pixels)
@@ -666,12 +695,12 @@ class ImagesMixin(Family):
 
     def _set_up_images(self, vae: Any) -> None:
         """The processor of the images that an autoencoder takes; of the usual ones where it comes later."""
-        is_grey = vae is not None and vae.config.in_channels == 1
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        is_grey = vae is not None and self.image_channels == 1
+        self.vae_scale_factor = self.vae_side if vae is not None else 8
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=vae.config.latent_channels if vae is not None else 4,
+            vae_latent_channels=self.latent_channels if vae is not None else 4,
             do_convert_rgb=not is_grey,
             do_convert_grayscale=is_grey,
         )
@@ -714,15 +743,14 @@ class ImagesMixin(Family):
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             raise ValueError(f"Image {finite.tolist().index(False)} holds NaN or infinite values.")
-        if tensor.shape[1] == channels and channels != latent_channels:
-            height, width = tensor.shape[-2:]
-            factor = self.latent_side * self.patch_size
-            if height % factor or width % factor or not height or not width:
-                raise ValueError(
-                    f"Images are {width} x {height} pixels, but the model takes multiples of {factor}: resize them."
-                )
-            if tensor.abs().max() > 1:
-                raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
+        is_image = tensor.shape[1] == channels and channels != latent_channels
+        what, factor = ("Images", self.latent_side * self.patch_size) if is_image else ("Latents", self.patch_size)
+        height, width = tensor.shape[-2:]
+        if height % factor or width % factor or not height or not width:
+            sides = f"{width} x {height} pixels" if is_image else f"{width} x {height}"
+            raise ValueError(f"{what} are {sides}, but the model takes multiples of {factor}: resize them.")
+        if is_image and tensor.abs().max() > 1:
+            raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
         return tensor
 
     def encode_image(
@@ -820,8 +848,11 @@ class PromptsMixin(Family):
         for name, conditions in given.items():
             self._check_embeds(name, conditions, batch_size)
         lengths = {some["prompt_embeds"].shape[1] for some in given.values()}
+        if len(given) < len(embeds) and not self.text_encoders:
+            missing = [f"`{name}_embeds`" for name in embeds if f"{name}_embeds" not in given]
+            raise ValueError(f"The pipeline has no text encoder: load one, or give {' and '.join(missing)}, too.")
         if given and len(given) < len(embeds):
-            lengths.add(self.prompt_length)
+            lengths.add(self.encoded_length)
         if len(lengths) > 1:
             raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
@@ -895,10 +926,10 @@ class PromptsMixin(Family):
         return found
 
     def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
-        """Conditions of all images; numbers have the dtype of the denoiser, and masks and lengths their own."""
+        """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value
+            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved
 

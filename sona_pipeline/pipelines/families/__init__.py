@@ -2,5 +2,6 @@
 
 FAMILIES = {
     "stable_diffusion": "SONAPipeline",
+    "z_image": "SONAZImagePipeline",
 }
 """Names of the files, and of the pipeline in each."""
