@@ -2,7 +2,9 @@
 
 FAMILIES = {
     "flux": "SONAFluxPipeline",
+    "qwen_image": "SONAQwenImagePipeline",
     "stable_diffusion": "SONAPipeline",
     "stable_diffusion_xl": "SONAXLPipeline",
+    "z_image": "SONAZImagePipeline",
 }
 """Names of the files, and of the pipeline in each."""
