@@ -2,6 +2,7 @@
 
 FAMILIES = {
     "flux": "SONAFluxPipeline",
+    "flux_2": "SONAFlux2Pipeline",
     "stable_diffusion": "SONAPipeline",
 }
 """Names of the files, and of the pipeline in each."""
