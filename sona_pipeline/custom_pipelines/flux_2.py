@@ -1426,15 +1426,15 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
 
     def denoise(self, rows: torch.Tensor, t: torch.Tensor, conditions: Conditions, attention: dict | None) -> Any:
         """Velocities; positions are time, row, column and place in the prompt."""
-        image = pad(image_positions(*rows.shape[2:], rows.device), (0, 1))
+        height, width = rows.shape[2:]
         words = torch.arange(conditions["prompt_embeds"].shape[1], device=rows.device)
         predicted = self.transformer(
             hidden_states=rows.flatten(2).transpose(1, 2),
             encoder_hidden_states=conditions["prompt_embeds"],
             timestep=(t / self.scheduler.config.num_train_timesteps).expand(len(rows)),
-            img_ids=image,
+            img_ids=pad(image_positions(height, width, rows.device), (0, 1)),
             txt_ids=pad(words[:, None], (3, 0)),
             joint_attention_kwargs=attention,
             return_dict=False,
         )[0]
-        return predicted.transpose(1, 2).unflatten(2, rows.shape[2:])
+        return predicted.transpose(1, 2).unflatten(2, (height, width))

@@ -65,7 +65,7 @@ def qwen_tokenizer():
 def parts(dtype=torch.float64, layers=28, vae_channels=4, scheduler=SCHEDULER, **transformer):
     """Components of a random pipeline, the same at each call."""
     tokenizer = qwen_tokenizer()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         vae = AutoencoderKLFlux2(
             down_block_types=["DownEncoderBlock2D"] * 3,
@@ -88,6 +88,9 @@ def parts(dtype=torch.float64, layers=28, vae_channels=4, scheduler=SCHEDULER, *
             )
         )
         flux = Flux2Transformer2DModel(**TRANSFORMER | transformer)
+        for name, parameter in flux.named_parameters():  # initial weights hardly listen to the prompt
+            if name.endswith(("attn.to_out.0.weight", "attn.add_v_proj.weight", "attn.to_out.weight")):
+                parameter.mul_(5)
     models = {"vae": vae, "text_encoder": qwen, "transformer": flux}
     return {
         **{name: model.to(dtype).eval().requires_grad_(False) for name, model in models.items()},
