@@ -2,6 +2,7 @@
 
 FAMILIES = {
     "flux": "SONAFluxPipeline",
+    "flux_2": "SONAFlux2Pipeline",
     "qwen_image": "SONAQwenImagePipeline",
     "stable_diffusion": "SONAPipeline",
     "stable_diffusion_xl": "SONAXLPipeline",
