@@ -234,7 +234,7 @@ def test_a_single_file_is_told_apart_by_its_content(tmp_path):
     def told(content: bytes) -> dict:
         (tmp_path / "sd.safetensors").write_bytes(content)
         unet = SimpleNamespace(config={})
-        return identity(SimpleNamespace(name_or_path=str(tmp_path / "sd.safetensors"), unet=unet, scheduler=None))
+        return identity(SimpleNamespace(name_or_path=str(tmp_path / "sd.safetensors"), denoiser=unet, scheduler=None))
 
     one, other = told(b"one"), told(b"two")
     assert one["model"] == other["model"] == "sd.safetensors"
