@@ -115,7 +115,7 @@ def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> S
     parts = {"vae": torch.float32, "default": dtype} if is_flow(found.family) else torch.float32
     pipe = _from_files(found, settings, torch.float32 if found.is_file else parts)
     for part in (pipe.denoiser, *(pipe.text_encoders if is_flow(found.family) else ())):
-        part.type(dtype)
+        part.to(dtype)
     return pipe
 
 
