@@ -51,6 +51,9 @@ class SONAPipeline(
         requires_safety_checker (`bool`): kept for checkpoints that carry the setting.
     """
 
+    title = "Stable Diffusion 1.x and 2.x"
+    checkpoints = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    file_parts = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
