@@ -574,6 +574,12 @@ class Family(Base):
     shift for the size of the images where the scheduler wants one.
     """
 
+    title = ""
+    """What its models are called."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of the pipelines of diffusers whose checkpoints it takes."""
+    file_parts: Mapping[str, str] = {}
+    """How weights of single files are named at the beginning, by what they are of; empty if there are no such files."""
     vae: Any
     scheduler: Any
     image_processor: VaeImageProcessor
@@ -1468,6 +1474,9 @@ class SONAPipeline(
         requires_safety_checker (`bool`): kept for checkpoints that carry the setting.
     """
 
+    title = "Stable Diffusion 1.x and 2.x"
+    checkpoints = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    file_parts = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]

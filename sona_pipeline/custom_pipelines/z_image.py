@@ -572,6 +572,12 @@ class Family(Base):
     shift for the size of the images where the scheduler wants one.
     """
 
+    title = ""
+    """What its models are called."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of the pipelines of diffusers whose checkpoints it takes."""
+    file_parts: Mapping[str, str] = {}
+    """How weights of single files are named at the beginning, by what they are of; empty if there are no such files."""
     vae: Any
     scheduler: Any
     image_processor: VaeImageProcessor
