@@ -62,7 +62,7 @@ class DetectorTab:
             cam, remark = self._worker.submit(draw_cam, self.detector, image).result(), ""
         except ValueError as error:
             cam, remark = None, f"<br>{html.escape(str(error))}"
-        return verdict(said) + remark, histogram(self.detector, {"this image": said}), cam
+        return verdict(self.detector, said) + remark, histogram(self.detector, {"this image": said}), cam
 
 
 def _some(names: list[str], most: int = 50) -> str:
@@ -71,10 +71,11 @@ def _some(names: list[str], most: int = 50) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def verdict(said: Detection) -> str:
-    """What a detector said, as HTML."""
+def verdict(detector: Detector, said: Detection) -> str:
+    """What a detector said, as HTML, with the score that its threshold is for."""
     word = {True: "<b>never seen the like (OOD)</b>", False: "<b>known</b>", None: "no threshold"}[said.is_ood]
-    return f"{word}: {html.escape(said.label)} with confidence {said.confidence:.1%}, energy {said.energy:.2f}"
+    label, score = html.escape(said.label), f"{detector.score} {said.score:.2f}"
+    return f"{word}: {label} with confidence {said.confidence:.1%}, {score}"
 
 
 def histogram(detector: Detector, said: Mapping[str, Detection]) -> Figure:

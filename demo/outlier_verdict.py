@@ -47,6 +47,6 @@ class OutlierVerdict:
         """New values of the components: the verdicts on a run, and both scores among those of ID images."""
         images = zip(SIDES, (trace.source, trace.outlier))
         said = {side: self._worker.submit(self._detector, image).result() for side, image in images if image}
-        texts = [f"{side.capitalize()}: {verdict(one)}" for side, one in said.items()]
+        texts = [f"{side.capitalize()}: {verdict(self._detector, one)}" for side, one in said.items()]
         plot = gr.Plot(histogram(self._detector, said), visible=True)
         return dict(zip(self.outputs, [*texts, plot]))

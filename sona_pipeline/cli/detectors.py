@@ -112,7 +112,7 @@ def score(given: Given) -> None:
         if asked.json:
             print(json.dumps(as_row(verdict), ensure_ascii=not has_all_letters(sys.stdout)), flush=True)
     if not asked.json and not asked.summary:
-        say(table_of(found))
+        say(table_of(found, detector.score))
     check_some_read(found)
     if asked.summary:
         summary = summary_of(found, detector)

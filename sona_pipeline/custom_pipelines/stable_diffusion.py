@@ -24,7 +24,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -370,6 +370,23 @@ class Schedule:
         return scheduler.timesteps
 
 
+def shift_of_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return least + (tokens - few) * (most - least) / (many - few)
+
+
+def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
+    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
+    if schedule.timesteps is None and schedule.sigmas is None:
+        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
+    return replace(schedule, mu=mu)
+
+
 def prediction_type(scheduler: Any) -> str:
     """What the model predicts: "epsilon", "v_prediction", "sample" or, for flow models, "flow_prediction"."""
     return (
@@ -553,9 +570,16 @@ class Family(Base):
     """A family of models: its components, and how they are called.
 
     What has no default is a family's own to say. The others are as in Stable Diffusion: an `AutoencoderKL`, latents
-    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which only the number of steps is told.
+    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which the number of steps is told, and the
+    shift for the size of the images where the scheduler wants one.
     """
 
+    title = ""
+    """What its models are called."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of the pipelines of diffusers whose checkpoints it takes."""
+    file_parts: Mapping[str, str] = {}
+    """How weights of single files are named at the beginning, by what they are of; empty if there are no such files."""
     vae: Any
     scheduler: Any
     image_processor: VaeImageProcessor
@@ -593,7 +617,8 @@ class Family(Base):
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
         own = [None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas)]
-        return Schedule(steps, own[0], own[1])
+        tokens = (latents[-2] // self.patch_size) * (latents[-1] // self.patch_size)
+        return Schedule(steps, own[0], own[1], mu=shift_of_size(self.scheduler, tokens))
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -609,6 +634,11 @@ class Family(Base):
     def prompt_length(self) -> int:
         """Tokens of a prompt that are read."""
         raise NotImplementedError
+
+    @property
+    def encoded_length(self) -> int:
+        """Length of the conditions that `encode_texts` gives."""
+        return self.prompt_length
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, all of them, for the text encoder that reads most."""
@@ -645,6 +675,11 @@ class Family(Base):
         """The opposite of `scaled`."""
         return latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
 
+    @property
+    def vae_side(self) -> int:
+        """Pixels a side that one latent of the autoencoder stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def vae_encode(self, vae: Any, pixels: torch.Tensor) -> Any:
         """What an autoencoder makes of images `[B, C, H, W]` in [-1, 1]."""
         return vae.encode(pixels)
@@ -666,12 +701,12 @@ class ImagesMixin(Family):
 
     def _set_up_images(self, vae: Any) -> None:
         """The processor of the images that an autoencoder takes; of the usual ones where it comes later."""
-        is_grey = vae is not None and vae.config.in_channels == 1
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        is_grey = vae is not None and self.image_channels == 1
+        self.vae_scale_factor = self.vae_side if vae is not None else 8
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=vae.config.latent_channels if vae is not None else 4,
+            vae_latent_channels=self.latent_channels if vae is not None else 4,
             do_convert_rgb=not is_grey,
             do_convert_grayscale=is_grey,
         )
@@ -714,15 +749,14 @@ class ImagesMixin(Family):
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             raise ValueError(f"Image {finite.tolist().index(False)} holds NaN or infinite values.")
-        if tensor.shape[1] == channels and channels != latent_channels:
-            height, width = tensor.shape[-2:]
-            factor = self.latent_side * self.patch_size
-            if height % factor or width % factor or not height or not width:
-                raise ValueError(
-                    f"Images are {width} x {height} pixels, but the model takes multiples of {factor}: resize them."
-                )
-            if tensor.abs().max() > 1:
-                raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
+        is_image = tensor.shape[1] == channels and channels != latent_channels
+        what, factor = ("Images", self.latent_side * self.patch_size) if is_image else ("Latents", self.patch_size)
+        height, width = tensor.shape[-2:]
+        if height % factor or width % factor or not height or not width:
+            sides = f"{width} x {height} pixels" if is_image else f"{width} x {height}"
+            raise ValueError(f"{what} are {sides}, but the model takes multiples of {factor}: resize them.")
+        if is_image and tensor.abs().max() > 1:
+            raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
         return tensor
 
     def encode_image(
@@ -820,8 +854,11 @@ class PromptsMixin(Family):
         for name, conditions in given.items():
             self._check_embeds(name, conditions, batch_size)
         lengths = {some["prompt_embeds"].shape[1] for some in given.values()}
+        if len(given) < len(embeds) and not self.text_encoders:
+            missing = [f"`{name}_embeds`" for name in embeds if f"{name}_embeds" not in given]
+            raise ValueError(f"The pipeline has no text encoder: load one, or give {' and '.join(missing)}, too.")
         if given and len(given) < len(embeds):
-            lengths.add(self.prompt_length)
+            lengths.add(self.encoded_length)
         if len(lengths) > 1:
             raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
@@ -895,10 +932,10 @@ class PromptsMixin(Family):
         return found
 
     def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
-        """Conditions of all images; numbers have the dtype of the denoiser, and masks and lengths their own."""
+        """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value
+            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved
 
@@ -1234,6 +1271,65 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
+    """Tokens `[N, length]` of texts, which are padded or cut."""
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def states_before(hidden_states: tuple[torch.Tensor, ...], layers: int, clip_skip: int | None) -> torch.Tensor:
+    """Hidden states before the last layers, and before `clip_skip` more; ValueError if there are fewer."""
+    most = len(hidden_states) - 1 - layers
+    if clip_skip is not None and clip_skip > most:
+        raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {most} layers only to skip.")
+    return hidden_states[most - (clip_skip or 0)]
+
+
+def states_and_outputs(
+    texts: list[str], tokenizer: Any, text_encoder: Any, device: torch.device, clip_skip: int | None
+) -> tuple[torch.Tensor, Any]:
+    """Hidden states `[N, L, D]` before the last layer, as Stable Diffusion XL and 3 take them, and all outputs."""
+    tokens = padded_tokens(texts, tokenizer, prompt_length(tokenizer, text_encoder))
+    outputs = text_encoder(tokens.input_ids.to(device), output_hidden_states=True)
+    return states_before(outputs.hidden_states, 1, clip_skip), outputs
+
+
+SIZE_NUMBERS = 6
+"""What UNets of Stable Diffusion XL are told of an image: original size, top and left of a crop, target size."""
+
+
+class UNetMixin(Family):
+    """A family with a UNet, and a CLIP text encoder that reads most."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the UNet was made for.
+
+        Raises ValueError where its configuration does not say it, or gives two sides.
+        """
+        given = self.unet.config.sample_size
+        sides = {given} if isinstance(given, int) else set(given or ())
+        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+            raise ValueError(
+                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
+                " size of the images."
+            )
+        return side * self.vae_scale_factor
+
+    @property
+    def prompt_length(self) -> int:
+        """See `text_encoders.prompt_length`."""
+        return prompt_length(self.tokenizer, self.text_encoder)
+
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of texts, all of them."""
+        return self.tokenizer(self.maybe_convert_prompt(texts, self.tokenizer), verbose=False).input_ids
+
+
 def before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
     """The modules of a UNet that work before its first cross-attention, and so without the prompt.
 
@@ -1290,16 +1386,18 @@ _OTHER_KINDS = {
 }
 
 
-def check_unet(unet: Any) -> None:
-    """Raise ValueError for a UNet that is none of Stable Diffusion 1.x or 2.x for text and images."""
+_BY_ADDITION = {None: "Stable Diffusion 1.x or 2.x", "text_time": "Stable Diffusion XL or its kin"}
+
+
+def check_unet(unet: Any, addition: str | None = None) -> None:
+    """Raise ValueError for a UNet that is none for text and images of the kind with an `addition_embed_type`."""
     config = unet.config
-    taken = "take the plain text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+    taken = f"take the plain text-to-image checkpoint of {_BY_ADDITION[addition]}"
     if missing := [name for name in ("in_channels", "out_channels", "cross_attention_dim") if not config.get(name)]:
         raise ValueError(f"`unet` is a {type(unet).__name__} without {missing[0]!r}, and takes no prompts: {taken}.")
-    if config.get("addition_embed_type") is not None:
-        is_xl = config.addition_embed_type == "text_time"
-        name = "Stable Diffusion XL or its kin" if is_xl else "another family"
-        raise ValueError(f"The UNet is of {name} (addition_embed_type {config.addition_embed_type!r}): {taken}.")
+    if (own := config.get("addition_embed_type")) != addition:
+        name = _BY_ADDITION.get(own, "another family")
+        raise ValueError(f"The UNet is of {name} (addition_embed_type {own!r}): {taken}.")
     if config.get("time_cond_proj_dim") is not None:
         raise ValueError(
             f"The UNet is distilled to take the guidance scale (time_cond_proj_dim {config.time_cond_proj_dim}, as in"
@@ -1326,8 +1424,13 @@ def prompt_width(unet: Any) -> int:
     return widths.pop()
 
 
-def check_vae(vae: Any, unet: Any) -> None:
-    """Raise ValueError for a VAE that does not go with a UNet, which may be None."""
+def pooled_width(unet: Any) -> int:
+    """Width of the pooled prompt embeddings that a UNet of Stable Diffusion XL takes."""
+    return unet.config.projection_class_embeddings_input_dim - SIZE_NUMBERS * unet.config.addition_time_embed_dim
+
+
+def check_vae(vae: Any, denoiser: Any, called: str = "UNet") -> None:
+    """Raise ValueError for a VAE that does not go with a denoiser, which may be None."""
     config = vae.config
     for name in ("in_channels", "latent_channels", "scaling_factor", "block_out_channels"):
         if not config.get(name):
@@ -1338,14 +1441,15 @@ def check_vae(vae: Any, unet: Any) -> None:
             f"The VAE takes images of {config.in_channels} channels and gives {given}: take one that gives back what it"
             " takes."
         )
-    if unet is not None and config.latent_channels != unet.config.in_channels:
+    if denoiser is not None and config.latent_channels != denoiser.config.in_channels:
         raise ValueError(
-            f"The VAE makes latents of {config.latent_channels} channels and the UNet takes {unet.config.in_channels}:"
-            " take both from one checkpoint."
+            f"The VAE makes latents of {config.latent_channels} channels and the {called} takes"
+            f" {denoiser.config.in_channels}: take both from one checkpoint."
         )
 
 
 class SONAPipeline(
+    UNetMixin,
     SONAMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
@@ -1370,6 +1474,9 @@ class SONAPipeline(
         requires_safety_checker (`bool`): kept for checkpoints that carry the setting.
     """
 
+    title = "Stable Diffusion 1.x and 2.x"
+    checkpoints = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    file_parts = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
@@ -1401,26 +1508,6 @@ class SONAPipeline(
         self.register_to_config(requires_safety_checker=requires_safety_checker)
         self._set_up_images(vae)
 
-    @property
-    def denoiser(self) -> Any:
-        """The UNet."""
-        return self.unet
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the images that the UNet was made for.
-
-        Raises ValueError where its configuration does not say it, or gives two sides.
-        """
-        given = self.unet.config.sample_size
-        sides = {given} if isinstance(given, int) else set(given or ())
-        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-            raise ValueError(
-                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
-                " size of the images."
-            )
-        return side * self.vae_scale_factor
-
     def check_parts(self) -> None:
         """See `check_components`."""
         check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
@@ -1428,27 +1515,17 @@ class SONAPipeline(
     @property
     def text_encoders(self) -> list[Any]:
         """The one."""
-        return [self.text_encoder]
+        return [] if self.text_encoder is None else [self.text_encoder]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The last hidden states."""
         return {"prompt_embeds": (None, prompt_width(self.unet))}
 
-    @property
-    def prompt_length(self) -> int:
-        """See `text_encoders.prompt_length`."""
-        return prompt_length(self.tokenizer, self.text_encoder)
-
-    def token_ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of texts, all of them."""
-        return self.tokenizer(self.maybe_convert_prompt(texts, self.tokenizer), verbose=False).input_ids
-
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, D]` of the last layer, or of the one `clip_skip` layers before it."""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
-        length = self.prompt_length
-        inputs = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        inputs = padded_tokens(texts, self.tokenizer, self.prompt_length)
         use_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
         outputs = self.text_encoder(
             inputs.input_ids.to(device),
@@ -1457,11 +1534,8 @@ class SONAPipeline(
         )
         if clip_skip is None:
             return {"prompt_embeds": outputs[0]}
-        if clip_skip >= len(outputs.hidden_states):
-            layers = len(outputs.hidden_states) - 1
-            raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {layers} layers only.")
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
-        return {"prompt_embeds": encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])}
+        return {"prompt_embeds": encoder.final_layer_norm(states_before(outputs.hidden_states, 0, clip_skip))}
 
     def sharing(self, rows: int) -> AbstractContextManager:
         """Up to the first cross-attention the three rows of an image are alike, and computed once."""

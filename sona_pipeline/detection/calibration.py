@@ -111,6 +111,18 @@ def calibrate_detector(
     return Calibration(found, place, loaded.threshold, len(scores), unreadable, too_few)
 
 
+def calibrated_on(detector: Detector, images: ImageSet, id_rate: float, batch_size: int = 64) -> Detector:
+    """The same network with the threshold that accepts a share of ID images; nothing is written.
+
+    Args:
+        detector, images, id_rate, batch_size: see `calibrate_detector`.
+
+    Raises:
+        ValueError: the rate is out of its range, no image can be read, or a score is not finite.
+    """
+    return detector.calibrated(_scored(detector, images, batch_size)[0], id_rate)
+
+
 def _loaded(detector: str | Path | Detector, device: str | torch.device | None) -> Detector:
     if isinstance(detector, Detector):
         return detector

@@ -56,7 +56,7 @@ class Graph(nn.Module):
 
     Args:
         detector: copied, and computed on the CPU.
-        dtype: of weights and computation; the outputs are float32 in any case.
+        dtype: of weights and computation; the outputs are float32, and the neighbours float16, in any case.
         is_ood: whether there is a fourth output, which takes a threshold.
     """
 
@@ -65,6 +65,8 @@ class Graph(nn.Module):
     def __init__(self, detector: Detector, dtype: torch.dtype, is_ood: bool):
         super().__init__()
         self.detector = copy.deepcopy(detector).to("cpu", dtype).to(memory_format=torch.contiguous_format)
+        if self.detector.neighbours is not None:
+            self.detector.neighbours = self.detector.neighbours.half()  # as a detector keeps them
         self.eval().requires_grad_(False)
         limits = detector.thresholds if is_ood else None
         self.dtype = dtype

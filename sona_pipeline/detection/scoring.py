@@ -96,16 +96,16 @@ def as_row(verdict: Verdict) -> dict:
     return {"image": _printable(path), **({"error": said} if isinstance(said, str) else asdict(said))}
 
 
-def table_of(found: Iterable[Verdict]) -> Table:
-    """Verdicts as a table for the console."""
-    table = Table(*(Column(name, overflow="fold") for name in ("image", "label", "confidence", "energy", "verdict")))
+def table_of(found: Iterable[Verdict], score: str) -> Table:
+    """Verdicts as a table for the console; `score` is what the detector's own is called."""
+    table = Table(*(Column(name, overflow="fold") for name in ("image", "label", "confidence", score, "verdict")))
     for path, said in found:
         name = escape(_printable(path))
         if isinstance(said, str):
             table.add_row(name, "", "", "", f"[red]{escape(said)}[/]")
         else:
             word = {True: "[yellow]OOD[/]", False: "ID", None: "no threshold"}[said.is_ood]
-            table.add_row(name, escape(said.label), f"{said.confidence:.3f}", f"{said.energy:.3f}", word)
+            table.add_row(name, escape(said.label), f"{said.confidence:.3f}", f"{said.score:.3f}", word)
     return table
 
 

@@ -1,7 +1,8 @@
-"""Two detectors of the same images, with their outliers and without: trained, and judged by the same test images."""
+"""Detectors of the same images, with outliers and without, and a classifier that both start from: all are judged."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,26 +10,30 @@ import pandas as pd
 
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
-from sona_pipeline.detection.detector import Detector
+from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.evaluation.evaluate import evaluate_detectors
 from sona_pipeline.evaluation.score_table import ScoreTable, TestSets, read_scores
+from sona_pipeline.fitting.scores import rescored
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings
+from sona_pipeline.training.start import classes_of, new_detector
 from sona_pipeline.training.train import train_detector
 
-SONA, BASELINE = "SONA", "cross-entropy"
-"""What the detectors with and without outliers are called."""
-FOLDERS = {SONA: "detector", BASELINE: "baseline"}
+SONA, BASELINE, ORIGINAL = "SONA", "cross-entropy", "original"
+"""What the detectors with and without outliers are called, and the classifier as it was before, if one is kept."""
+FOLDERS = {SONA: "detector", BASELINE: "baseline", ORIGINAL: "original"}
 """Where they lie."""
+TRAINED = (SONA, BASELINE)
+"""Those that a run trains."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What both detectors say of test images; theirs come in the order of `FOLDERS`.
+    """What detectors say of test images; theirs come in the order of `FOLDERS`, whose last is not always there.
 
     Attributes:
         sets: the test images.
-        detectors: the two.
+        detectors: two or three.
         tables: their scores.
         differences: of the first from the second, as of `comparison.compare`, if they were asked for.
     """
@@ -86,17 +91,17 @@ def train_both(
     classifier: Detector | None = None,
     note: str = "",
 ) -> tuple[Detector, ...]:
-    """Train, calibrate and keep both detectors, which it gives in the order of `FOLDERS`.
+    """Train, calibrate and keep the detectors, which it gives in the order of `FOLDERS`.
 
     Args:
         pairs: images and their outliers.
         validation: labelled images that threshold and best epoch are found by.
         output: folder for `FOLDERS`.
         settings, running: how they are trained.
-        classifier: that both start from, and keep.
+        classifier: that both start from, and keep; it is calibrated, too.
         note: what their progress bars say besides.
     """
-    return tuple(
+    trained = [
         train_detector(
             pairs.images,
             how,
@@ -108,12 +113,43 @@ def train_both(
             title=FOLDERS[name] + note,
         )
         for name, outliers, how in ((SONA, pairs, settings), (BASELINE, None, without_outliers(settings)))
-    )
+    ]
+    if classifier is not None:
+        start = classifier.with_settings().to(trained[0].device)
+        trained.append(_as_it_was(start, pairs.images, validation, output / FOLDERS[ORIGINAL], settings))
+    return tuple(trained)
 
 
-def judge_both(detectors: tuple[Detector, ...], sets: TestSets, output: Path, *, is_compared: bool = False) -> Judged:
-    """What both detectors say of test images; tables land in `output`, see `evaluate_detectors`."""
-    evaluate_detectors(list(zip(FOLDERS, detectors)), sets, output, baseline=BASELINE if is_compared else None)
-    tables = tuple(read_scores(output / "scores" / f"{name}-0.parquet") for name in FOLDERS)
-    differences = pd.read_csv(output / "differences.csv", keep_default_na=False) if is_compared else None
-    return Judged(sets, detectors, tables, differences)
+def _as_it_was(
+    classifier: Detector, images: ImageSet, validation: ImageSet, folder: Path, settings: TrainingSettings
+) -> Detector:
+    """The classifier that a training starts from, with the score of the others and a threshold, kept in a folder."""
+    if not (folder / "config.json").exists():
+        start = new_detector(classes_of(classifier, images.classes), settings, classifier).eval()
+        save_detector(rescored(start, settings.score, images, validation, settings), folder)
+    return load_detector(folder, classifier.device, classifier.network.own_module())
+
+
+def judge_both(
+    detectors: tuple[Detector, ...],
+    sets: TestSets,
+    output: Path,
+    scores: Sequence[str] = (),
+    *,
+    is_compared: bool = False,
+) -> Judged:
+    """What the detectors say of test images, by their own score or by `scores`.
+
+    Tables land in `output`, see `evaluate_detectors`; those of a detector that has another score since are made anew.
+    """
+    named = list(zip(FOLDERS, detectors))
+    paths = [output / "scores" / f"{name}-0.parquet" for name, _ in named]
+    for path, detector in zip(paths, detectors):
+        if path.exists() and detector.score not in read_scores(path):
+            path.unlink()
+    evaluate_detectors(named, sets, output, scores, baseline=BASELINE if is_compared else None)
+    differences = None
+    if is_compared:
+        differences = pd.read_csv(output / "differences.csv", keep_default_na=False)
+        differences = differences[differences["method"] == SONA]
+    return Judged(sets, detectors, tuple(map(read_scores, paths)), differences)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from sona_pipeline.data.outlier_set import OutlierPairs, open_outlier_set, read_
 from sona_pipeline.evaluation.comparison import compare_folds
 from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.fitting.both import Judged, judge_both, train_both
+from sona_pipeline.fitting.scores import TRIED, Choice, choose_score, rescored
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.ood_labels import find_collisions
+from sona_pipeline.training.settings import TrainingSettings
 
 HELD_OUT = "held out"
 """What the test set of a held-out class is called."""
@@ -42,10 +45,17 @@ class Fold:
 
 @dataclass(frozen=True)
 class Checks:
-    """What came of the held-out classes: both detectors by class, and `differences` as of `compare_folds`."""
+    """What came of the held-out classes.
+
+    Attributes:
+        folds: both detectors by class.
+        differences: of them, as of `compare_folds`.
+        choice: of the score of all detectors, if it was left to these classes.
+    """
 
     folds: Mapping[str, Judged]
     differences: pd.DataFrame
+    choice: Choice | None = None
 
 
 def held_out_classes(classes: Sequence[str], count: int, seed: int) -> list[str]:
@@ -87,21 +97,34 @@ def _together(parts: Mapping[str, ImageSet]) -> ImageSet:
 
 
 def check_classes(names: Sequence[str], sources: FitSources, generated: Path, output: Path) -> Checks:
-    """Train both detectors without each of the classes, and test them on it.
+    """Train both detectors without each of the classes, and test them on it; and choose the score, if it is left open.
 
     Args:
         names: of the classes.
         sources: images, and how detectors are trained.
         generated: the outlier set of the training images.
-        output: for a folder a class, with both detectors and their results, and for `differences.csv`.
+        output: for a folder a class, with both detectors and their results, for `differences.csv` and `score.json`.
     """
-    folders, folds = unique_names(names), {}
-    for name in names:
-        fold, folder = fold_without(name, sources, generated), output / folders[name]
-        trained = train_both(
-            fold.pairs, fold.validation, folder, sources.training, sources.running, note=f" without {name}"
-        )
-        folds[name] = judge_both(trained, fold.sets, folder / "results")
-    differences = compare_folds({name: one.tables for name, one in folds.items()}, sources.training.score)
+    scores = TRIED if sources.chooses_score else (sources.training.score,)
+    settings, folders = replace(sources.training, score=scores[-1]), unique_names(names)
+    folds, judged = [fold_without(name, sources, generated) for name in names], {}
+    for fold in folds:
+        folder, note = output / folders[fold.name], f" without {fold.name}"
+        trained = train_both(fold.pairs, fold.validation, folder, settings, sources.running, note=note)
+        judged[fold.name] = judge_both(trained, fold.sets, folder / "results", scores)
+    choice = choose_score({name: one.tables[0] for name, one in judged.items()}) if sources.chooses_score else None
+    if choice:
+        settings = replace(settings, score=choice.score)
+        judged = {fold.name: _judged_by(judged[fold.name], fold, settings) for fold in folds}
+        write_text(output / "score.json", json.dumps(asdict(choice), indent=2) + "\n")
+    differences = compare_folds({name: one.tables for name, one in judged.items()}, settings.score)
     write_text(output / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
-    return Checks(folds, differences)
+    return Checks(judged, differences, choice)
+
+
+def _judged_by(judged: Judged, fold: Fold, settings: TrainingSettings) -> Judged:
+    """What the detectors say by the score of the settings; those on the disk stay as they are."""
+    if judged.score == settings.score:
+        return judged
+    found = [rescored(one, settings.score, fold.pairs.images, fold.validation, settings) for one in judged.detectors]
+    return replace(judged, detectors=tuple(found))

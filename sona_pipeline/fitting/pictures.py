@@ -66,7 +66,7 @@ def _uri(content: bytes, form: str) -> str:
 
 
 def curves(named: Mapping[str, Judged]) -> Iterator[list[Picture]]:
-    """For each name a histogram of each detector, and ROC curves of both.
+    """For each name a histogram of each detector, and ROC curves of all.
 
     Args:
         named: by name of a held-out class; or under "" what is drawn by near- and far-OOD.
@@ -81,7 +81,7 @@ def curves(named: Mapping[str, Judged]) -> Iterator[list[Picture]]:
         for group, title in groups.items():
             if judged.has(group):
                 lines = {method: _sides(table, judged, group) for method, table in zip(FOLDERS, judged.tables)}
-                found.append(figure(figures.roc_figure({title: lines}), f"ROC curves of both detectors: {title}"))
+                found.append(figure(figures.roc_figure({title: lines}), f"ROC curves of the detectors: {title}"))
         yield found
 
 

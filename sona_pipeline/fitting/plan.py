@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.filesize import decimal
 from rich.markup import escape
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from sona_pipeline.common.names import expanded, unique_names
 from sona_pipeline.data.outlier_set import OutlierPairs, read_rejects, read_rows
-from sona_pipeline.fitting.both import FOLDERS, SONA, without_outliers
+from sona_pipeline.fitting.both import FOLDERS, ORIGINAL, SONA, TRAINED, without_outliers
 from sona_pipeline.fitting.check_classes import held_out_classes
 from sona_pipeline.fitting.job import CHECKS, GENERATED, check_folder
 from sona_pipeline.fitting.sources import FitSources
@@ -46,6 +47,19 @@ class Step:
     seconds: float
     bytes: int = 0
     is_done: bool = False
+
+
+class Costs(NamedTuple):
+    """Seconds of an image in an epoch with outliers and in one without, and the bytes of the weights."""
+
+    with_outliers: float
+    plain: float
+    weights: int
+
+    @property
+    def forward(self) -> float:
+        """Seconds of an image on its way through the network."""
+        return self.plain / (1 + BACKWARD)
 
 
 @dataclass(frozen=True)
@@ -114,34 +128,49 @@ def plan_fit(sources: FitSources, pipe: SONAMixin, output: str | Path, check_cla
     """
     output = expanded(output)
     check_folder(sources, pipe, output)
-    with_outliers, plain, parameters = _training_costs(sources)
-    share = _share_left(sources, output / GENERATED)
+    costs, share = _training_costs(sources), _share_left(sources, output / GENERATED)
     made = _cost_of_outliers(sources, pipe, output / GENERATED)
     names = held_out_classes(sources.train.classes, check_classes, sources.training.seed)
-    epochs, weights = sources.training.epochs, 4 * parameters
-    count, held = len(sources.train), len(sources.validation)
-    forward = plain / (1 + BACKWARD)
-    steps = [Step("generate", f"{count} outliers", share * made.seconds, made.bytes, share == 0)]
-    for name, folder in FOLDERS.items():
-        seconds = epochs * (count * (with_outliers if name == SONA else plain) + held * forward)
-        what = f"{epochs} epochs {'with' if name == SONA else 'without'} outliers"
-        is_done = (output / folder / "config.json").exists()
-        steps.append(Step(f"train {folder}", what, 0 if is_done else seconds, KEPT * weights, is_done))
+    steps = [Step("generate", f"{len(sources.train)} outliers", share * made.seconds, made.bytes, share == 0)]
+    steps += [_checks_step(names, sources, costs, output / CHECKS)] if names else []
+    steps += _detector_steps(sources, costs, output)
     tested = sum(len(images) for _, _, images in sources.sets)
-    steps.append(Step("evaluate", f"{tested} test images", 2 * tested * forward))
-    if names:
-        left = sum(label not in names for label in map(sources.train.label_name, range(count))) / count
-        share_of_fold = 1 - (1 - left) / len(names)
-        both = epochs * (count * (with_outliers + plain) + 2 * held * forward) * share_of_fold
-        what = f"without {', '.join(names)} in turn, {2 * len(names)} trainings"
-        open_ones = sum(not _is_trained(output / CHECKS / folder) for folder in unique_names(names).values())
-        steps.append(Step("check classes", what, open_ones * both, 2 * len(names) * weights, not open_ones))
+    judged = len(FOLDERS) if sources.classifier else len(TRAINED)
+    steps.append(Step("evaluate", f"{tested} test images", judged * tested * costs.forward))
     return FitPlan(steps, made.free_bytes, pipe.device.type)
+
+
+def _checks_step(names: Sequence[str], sources: FitSources, costs: Costs, folder: Path) -> Step:
+    """All trainings without a class."""
+    count, held, epochs = len(sources.train), len(sources.validation), sources.training.epochs
+    left = sum(label not in names for label in map(sources.train.label_name, range(count))) / count
+    share_of_fold = 1 - (1 - left) / len(names)
+    both = epochs * (count * (costs.with_outliers + costs.plain) + 2 * held * costs.forward) * share_of_fold
+    what = f"without {', '.join(names)} in turn, {2 * len(names)} trainings"
+    open_ones = sum(not _is_trained(folder / name) for name in unique_names(names).values())
+    return Step("check classes", what, open_ones * both, 2 * len(names) * costs.weights, not open_ones)
+
+
+def _detector_steps(sources: FitSources, costs: Costs, output: Path) -> Iterator[Step]:
+    """The trainings on all classes, and what a classifier that is kept takes besides."""
+    count, held, epochs = len(sources.train), len(sources.validation), sources.training.epochs
+    for name in TRAINED:
+        seconds = epochs * (count * (costs.with_outliers if name == SONA else costs.plain) + held * costs.forward)
+        what = f"{epochs} epochs {'with' if name == SONA else 'without'} outliers"
+        yield _detector_step("train", name, what, seconds, KEPT * costs.weights, output)
+    if sources.classifier:
+        what = "the classifier as it is"
+        yield _detector_step("calibrate", ORIGINAL, what, held * costs.forward, costs.weights, output)
+
+
+def _detector_step(verb: str, name: str, what: str, seconds: float, size: int, output: Path) -> Step:
+    is_done = (output / FOLDERS[name] / "config.json").exists()
+    return Step(f"{verb} {FOLDERS[name]}", what, 0 if is_done else seconds, size, is_done)
 
 
 def _is_trained(folder: Path) -> bool:
     """Whether both detectors are in a folder."""
-    return all((folder / name / "config.json").exists() for name in FOLDERS.values())
+    return all((folder / FOLDERS[name] / "config.json").exists() for name in TRAINED)
 
 
 def _share_left(sources: FitSources, folder: Path) -> float:
@@ -161,8 +190,8 @@ def _cost_of_outliers(sources: FitSources, pipe: SONAMixin, folder: Path) -> Est
     return estimate(plan, pipe, folder, batch_size, sources.writing)
 
 
-def _training_costs(sources: FitSources) -> tuple[float, float, int]:
-    """Seconds an image and epoch with outliers and without, and the number of weights.
+def _training_costs(sources: FitSources) -> Costs:
+    """Costs by a few steps of both trainings.
 
     The images themselves stand for their outliers and round trips.
     """
@@ -181,7 +210,7 @@ def _training_costs(sources: FitSources) -> tuple[float, float, int]:
         training = Training(sets, how, accelerator, classifier=sources.classifier)
         costs.append(_seconds_of_image(training))
         parameters = sum(one.numel() for one in training.detector.parameters())
-    return costs[0], costs[1], parameters
+    return Costs(costs[0], costs[1], 4 * parameters)
 
 
 def _seconds_of_image(training: Training) -> float:

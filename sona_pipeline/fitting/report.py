@@ -16,7 +16,7 @@ from sona_pipeline.common.files import read_json, versions, write_bytes
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.evaluation.report import GROUPS
 from sona_pipeline.evaluation.score_table import by_set
-from sona_pipeline.fitting.both import Judged
+from sona_pipeline.fitting.both import FOLDERS, Judged
 from sona_pipeline.fitting.pictures import curves, outliers_by_strength, surest_and_wrong
 from sona_pipeline.fitting.verdict import headline, mean_flagged, percent, sentences
 from sona_pipeline.generation.inspection import MEANING, QUANTILES, find_shortcuts, in_words, inspect_outliers
@@ -29,9 +29,8 @@ MOST_CLASSES = 200
 """Rows that the table by class has at most; the classes that are named worst come first."""
 
 METRICS = {"auroc": "AUROC", "fpr95": "FPR@95"}
-FLAGGED = ["flagged, SONA", "flagged, plain"]
-COMPARED = [f"{metric}, {what}" for metric in METRICS.values() for what in ("SONA", "plain", "difference")]
-"""Heads of the columns that compare both detectors."""
+NAMES = ("SONA", "plain", "as it was")
+"""What the detectors are called in the heads of columns, in the order of `FOLDERS`."""
 
 
 class Table(NamedTuple):
@@ -73,6 +72,7 @@ def shown(fitted: Fitted, command: str) -> dict:
         "checks": check_table(checks) if checks else None,
         "curves": [*curves(drawn), *curves(folds)],
         "sets": set_table(judged),
+        "has_original": len(judged.detectors) == len(FOLDERS),
         "classes": class_table(judged),
         "kinds": surest_and_wrong(judged, folds),
         **_of_outliers(fitted, output / "generated"),
@@ -97,6 +97,16 @@ def _of_outliers(fitted: Fitted, folder: Path) -> dict:
     }
 
 
+def _heads(what: str, judged: Judged) -> list[str]:
+    """Heads of columns that say the same of each detector."""
+    return [f"{what}, {name}" for name, _ in zip(NAMES, judged.detectors)]
+
+
+def _compared(judged: Judged) -> list[str]:
+    """Heads of the columns that compare the detectors."""
+    return [head for metric in METRICS.values() for head in (*_heads(metric, judged), f"{metric}, difference")]
+
+
 def check_table(checks: Checks) -> Table:
     """A row for each class that was held out, and for their mean."""
     rows = []
@@ -108,14 +118,15 @@ def check_table(checks: Checks) -> Table:
             row = found.loc[metric]
             cells += [f"{row['ours']:.1f}", f"{row['theirs']:.1f}", _gap(row)]
         rows.append(cells)
-    return Table(["held-out class", *FLAGGED, *COMPARED], 1, rows)
+    judged = next(iter(checks.folds.values()))
+    return Table(["held-out class", *_heads("flagged", judged), *_compared(judged)], 1, rows)
 
 
 def set_table(judged: Judged) -> Table:
     """A row for each test set."""
     assert judged.differences is not None
     gaps = judged.differences.set_index(["group", "set", "metric"])
-    heads, rows = ["test set", *FLAGGED], []
+    heads, compared, rows = ["test set", *_heads("flagged", judged)], _compared(judged), []
     for group in ("near_ood", "far_ood"):
         known, unknown = ([by_set(table, judged.score, one) for table in judged.tables] for one in ("id", group))
         for name in judged.names(group):
@@ -127,7 +138,7 @@ def set_table(judged: Judged) -> Table:
     own = ["your own images", *map(percent, judged.flagged("id"))]
     if not rows:
         return Table(heads, 1, [own])
-    return Table([*heads, *COMPARED], 1, [*rows, [*own, *[""] * len(COMPARED)]])
+    return Table([*heads, *compared], 1, [*rows, [*own, *[""] * len(compared)]])
 
 
 def _gap(row: pd.Series) -> str:
@@ -146,7 +157,7 @@ def class_table(judged: Judged) -> Table:
         ]
         rows.append((right[0], [classes[label], str(len(parts[0])), *map(percent, [*right, *flagged])]))
     rows.sort(key=lambda row: row[0])
-    heads = ["class", "test images", "right, SONA", "right, plain", *FLAGGED]
+    heads = ["class", "test images", *_heads("right", judged), *_heads("flagged", judged)]
     note = f"The {MOST_CLASSES} of {len(rows)} classes that are named worst." if len(rows) > MOST_CLASSES else ""
     return Table(heads, 1, [cells for _, cells in rows[:MOST_CLASSES]], note)
 

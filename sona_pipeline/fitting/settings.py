@@ -26,7 +26,8 @@ class FitJob:
     """Stop after the plan if it takes longer."""
     check_classes: Annotated[int, Ge(0)] | None = None
     """Hold so many of the classes out in turn, as near-OOD images that no training knew, to see whether outliers help:
-    two more trainings each. By default 3, or as many as leave two classes, of up to 3,000 images, and else 0."""
+    two more trainings each. They also choose the detectors' score, unless --train-config names one. By default 3, or as
+    many as leave two classes, of up to 3,000 images, and else 0."""
     seed: int = 0
     """Of outliers, detectors, and what is held out."""
 

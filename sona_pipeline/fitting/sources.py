@@ -70,6 +70,7 @@ class FitSources:
         training, running: how detectors are trained.
         classifier: that both start from, and keep.
         id_names: all names of the ID classes; by default what they are called in prompts.
+        chooses_score: whether classes that are held out choose the detectors' score, and not `training`.
     """
 
     train: ImageSet
@@ -81,6 +82,7 @@ class FitSources:
     running: Running = field(default_factory=Running)
     classifier: Detector | None = None
     id_names: Mapping[str, Names] = field(default_factory=dict)
+    chooses_score: bool = False
 
     @property
     def names(self) -> dict[str, Names]:
@@ -131,8 +133,9 @@ def open_fit(job: FitJob, source: FitImages, models: FitModels, asked: Classifie
     sets, running = TestSets(test, *open_named(_named(source))[:2]), trained.of(Running)
     check_running(running, None)
     settings = _training(models, trained, train, classifier, job.seed)
+    chooses_score = "score" not in trained and classifier is None
     sources = FitSources(
-        train, validation, sets, found.settings, settings, writing, running, classifier, found.id_names
+        train, validation, sets, found.settings, settings, writing, running, classifier, found.id_names, chooses_score
     )
     count = number_of_checks(job.check_classes, train, validation, test, has_classifier=bool(classifier))
     return Opened(sources, loading, count, found.left_out())

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from sona_pipeline.fitting.both import Judged
     from sona_pipeline.fitting.check_classes import Checks
     from sona_pipeline.fitting.job import Fitted
+    from sona_pipeline.fitting.scores import Choice
 
 MOST_NAMES = 4
 """Names that a sentence has at most."""
+OTHERS = ("the plain classifier", "the classifier as it was")
+"""The detectors without outliers, in the order of `FOLDERS`."""
 VERDICTS = {
     "better": "Outliers help here",
     "worse": "Outliers do harm here",
@@ -32,9 +35,16 @@ def headline(fitted: Fitted) -> str:
     own = percent(fitted.judged.flagged("id")[0])
     if (found := _of_others(fitted)) is None:
         return f"The detector flags {own} of your own images as never seen. {NOTHING}."
-    what, (ours, theirs) = found
-    of_others = f"of {what} it flags {percent(ours)}, the plain classifier {percent(theirs)}"
-    return f"The detector flags {own} of your own images as never seen; {of_others}."
+    what, flagged = found
+    return (
+        f"The detector flags {own} of your own images as never seen; of {what} it flags {percent(flagged[0])},"
+        f" {_others(flagged)}."
+    )
+
+
+def _others(shares: Sequence[float]) -> str:
+    """Shares of all detectors but the first, in words."""
+    return ", ".join(f"{name} {percent(share)}" for name, share in zip(OTHERS, shares[1:]))
 
 
 def _of_others(fitted: Fitted) -> tuple[str, list[float]] | None:
@@ -55,21 +65,21 @@ def mean_flagged(checks: Checks) -> list[float]:
 def sentences(fitted: Fitted) -> list[str]:
     """What else there is to say: accuracy, false alarms, and each kind of unknown images."""
     judged = fitted.judged
-    (ours, theirs), (_, flagged) = map(accuracy, judged.tables), judged.flagged("id")
+    right, alarms = [*map(accuracy, judged.tables)], judged.flagged("id")
     aim = 100 * (1 - (fitted.sources.training.id_rate or 1))
     said = [
-        f"It names {percent(ours)} of your test images rightly, the plain classifier {percent(theirs)}. The plain"
-        f" classifier flags {percent(flagged)} of them; the thresholds of both were set to flag {percent(aim)} of your"
-        " validation images."
+        f"It names {percent(right[0])} of your test images rightly, {_others(right)}. False alarms among them:"
+        f" {_others(alarms)}; all thresholds were set to flag {percent(aim)} of your validation images."
     ]
     if fitted.checks:
         said += _of_checks(fitted.checks)
+        said += _of_choice(fitted.checks.choice) if fitted.checks.choice else []
     for group, what in (("near_ood", "near-OOD images"), ("far_ood", "far-OOD images")):
         if judged.has(group):
-            ours, theirs = judged.flagged(group)
+            flagged = judged.flagged(group)
             said.append(
-                f"Of your {what} ({listed(judged.names(group))}) it flags {percent(ours)}, the plain classifier"
-                f" {percent(theirs)}.{_of_sets(judged, group)}"
+                f"Of your {what} ({listed(judged.names(group))}) it flags {percent(flagged[0])},"
+                f" {_others(flagged)}.{_of_sets(judged, group)}"
             )
     if _of_others(fitted) is None:
         said.append("Give images of other things (--near, --far), or hold classes out (--check-classes), to see more.")
@@ -87,6 +97,15 @@ def _of_checks(checks: Checks) -> list[str]:
         f" {auroc['low']:+.1f} to {auroc['high']:+.1f}), and FPR@95 {fpr['difference']:+.1f} ({fpr['low']:+.1f} to"
         f" {fpr['high']:+.1f}; less is better).{_sorted(by_class['held_out'], by_class['verdict'])}"
         + (" Of so few classes the interval says little about others." if len(checks.folds) < 10 else "")
+    ]
+
+
+def _of_choice(choice: Choice) -> list[str]:
+    return [
+        f"These classes also chose the score, {choice.score}: of the detectors with outliers, energy+knn has a mean"
+        f" AUROC of {choice.auroc['energy+knn']:.1f} and energy of {choice.auroc['energy']:.1f} (difference"
+        f" {choice.difference:+.1f}, 95 % interval {choice.low:+.1f} to {choice.high:+.1f}, which has to be above 0 for"
+        " energy+knn), and for having chosen, what is told of them is slightly optimistic."
     ]
 
 

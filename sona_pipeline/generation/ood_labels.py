@@ -198,6 +198,7 @@ def _mean_of_prompt(conditions: Conditions) -> torch.Tensor:
     weights, places = states.new_ones(states.shape[:2]), torch.arange(states.shape[1], device=states.device)
     for value in conditions.values():
         if not value.is_floating_point() and value.shape in (states.shape[:1], states.shape[:2]):
+            value = value.to(states.device)
             weights = value if value.dim() == 2 else places < value[:, None]
     return _weighted(states, weights)
 

@@ -10,7 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from sona_pipeline.pipelines.batch import Conditions
-from sona_pipeline.pipelines.schedules import Schedule
+from sona_pipeline.pipelines.schedules import Schedule, shift_of_size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Base
@@ -22,7 +22,8 @@ class Family(Base):
     """A family of models: its components, and how they are called.
 
     What has no default is a family's own to say. The others are as in Stable Diffusion: an `AutoencoderKL`, latents
-    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which only the number of steps is told.
+    `[B, C, H, W]` that the denoiser takes as they are, and schedules of which the number of steps is told, and the
+    shift for the size of the images where the scheduler wants one.
     """
 
     title = ""
@@ -68,7 +69,8 @@ class Family(Base):
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """The full schedule for latents of a shape `[B, C, H, W]`."""
         own = [None if one is None else tuple(map(float, one)) for one in (timesteps, sigmas)]
-        return Schedule(steps, own[0], own[1])
+        tokens = (latents[-2] // self.patch_size) * (latents[-1] // self.patch_size)
+        return Schedule(steps, own[0], own[1], mu=shift_of_size(self.scheduler, tokens))
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -84,6 +86,11 @@ class Family(Base):
     def prompt_length(self) -> int:
         """Tokens of a prompt that are read."""
         raise NotImplementedError
+
+    @property
+    def encoded_length(self) -> int:
+        """Length of the conditions that `encode_texts` gives."""
+        return self.prompt_length
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, all of them, for the text encoder that reads most."""
@@ -119,6 +126,11 @@ class Family(Base):
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """The opposite of `scaled`."""
         return latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+
+    @property
+    def vae_side(self) -> int:
+        """Pixels a side that one latent of the autoencoder stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def vae_encode(self, vae: Any, pixels: torch.Tensor) -> Any:
         """What an autoencoder makes of images `[B, C, H, W]` in [-1, 1]."""

@@ -25,12 +25,12 @@ class ImagesMixin(Family):
 
     def _set_up_images(self, vae: Any) -> None:
         """The processor of the images that an autoencoder takes; of the usual ones where it comes later."""
-        is_grey = vae is not None and vae.config.in_channels == 1
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        is_grey = vae is not None and self.image_channels == 1
+        self.vae_scale_factor = self.vae_side if vae is not None else 8
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=vae.config.latent_channels if vae is not None else 4,
+            vae_latent_channels=self.latent_channels if vae is not None else 4,
             do_convert_rgb=not is_grey,
             do_convert_grayscale=is_grey,
         )
@@ -73,15 +73,14 @@ class ImagesMixin(Family):
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             raise ValueError(f"Image {finite.tolist().index(False)} holds NaN or infinite values.")
-        if tensor.shape[1] == channels and channels != latent_channels:
-            height, width = tensor.shape[-2:]
-            factor = self.latent_side * self.patch_size
-            if height % factor or width % factor or not height or not width:
-                raise ValueError(
-                    f"Images are {width} x {height} pixels, but the model takes multiples of {factor}: resize them."
-                )
-            if tensor.abs().max() > 1:
-                raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
+        is_image = tensor.shape[1] == channels and channels != latent_channels
+        what, factor = ("Images", self.latent_side * self.patch_size) if is_image else ("Latents", self.patch_size)
+        height, width = tensor.shape[-2:]
+        if height % factor or width % factor or not height or not width:
+            sides = f"{width} x {height} pixels" if is_image else f"{width} x {height}"
+            raise ValueError(f"{what} are {sides}, but the model takes multiples of {factor}: resize them.")
+        if is_image and tensor.abs().max() > 1:
+            raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
         return tensor
 
     def encode_image(

@@ -39,8 +39,11 @@ class PromptsMixin(Family):
         for name, conditions in given.items():
             self._check_embeds(name, conditions, batch_size)
         lengths = {some["prompt_embeds"].shape[1] for some in given.values()}
+        if len(given) < len(embeds) and not self.text_encoders:
+            missing = [f"`{name}_embeds`" for name in embeds if f"{name}_embeds" not in given]
+            raise ValueError(f"The pipeline has no text encoder: load one, or give {' and '.join(missing)}, too.")
         if given and len(given) < len(embeds):
-            lengths.add(self.prompt_length)
+            lengths.add(self.encoded_length)
         if len(lengths) > 1:
             raise ValueError(f"Prompt embeddings of different lengths {sorted(lengths)} cannot be used in one call.")
 
@@ -114,9 +117,9 @@ class PromptsMixin(Family):
         return found
 
     def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
-        """Conditions of all images; numbers have the dtype of the denoiser, and masks and lengths their own."""
+        """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value
+            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,23 @@ class Schedule:
         if begin is not None and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
         return scheduler.timesteps
+
+
+def shift_of_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return least + (tokens - few) * (most - least) / (many - few)
+
+
+def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
+    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
+    if schedule.timesteps is None and schedule.sigmas is None:
+        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
+    return replace(schedule, mu=mu)
 
 
 def prediction_type(scheduler: Any) -> str:

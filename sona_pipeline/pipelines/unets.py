@@ -1,4 +1,4 @@
-"""UNets of Stable Diffusion: which can be used, and what of three rows is alike and computed once."""
+"""UNets of Stable Diffusion: which can be used with which VAE, and what of three rows is alike and computed once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,45 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch.utils._pytree import tree_map
+
+from sona_pipeline.pipelines.family import Family
+from sona_pipeline.pipelines.text_encoders import prompt_length
+
+SIZE_NUMBERS = 6
+"""What UNets of Stable Diffusion XL are told of an image: original size, top and left of a crop, target size."""
+
+
+class UNetMixin(Family):
+    """A family with a UNet, and a CLIP text encoder that reads most."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the UNet was made for.
+
+        Raises ValueError where its configuration does not say it, or gives two sides.
+        """
+        given = self.unet.config.sample_size
+        sides = {given} if isinstance(given, int) else set(given or ())
+        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+            raise ValueError(
+                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
+                " size of the images."
+            )
+        return side * self.vae_scale_factor
+
+    @property
+    def prompt_length(self) -> int:
+        """See `text_encoders.prompt_length`."""
+        return prompt_length(self.tokenizer, self.text_encoder)
+
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of texts, all of them."""
+        return self.tokenizer(self.maybe_convert_prompt(texts, self.tokenizer), verbose=False).input_ids
 
 
 def before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
@@ -68,16 +107,18 @@ _OTHER_KINDS = {
 }
 
 
-def check_unet(unet: Any) -> None:
-    """Raise ValueError for a UNet that is none of Stable Diffusion 1.x or 2.x for text and images."""
+_BY_ADDITION = {None: "Stable Diffusion 1.x or 2.x", "text_time": "Stable Diffusion XL or its kin"}
+
+
+def check_unet(unet: Any, addition: str | None = None) -> None:
+    """Raise ValueError for a UNet that is none for text and images of the kind with an `addition_embed_type`."""
     config = unet.config
-    taken = "take the plain text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+    taken = f"take the plain text-to-image checkpoint of {_BY_ADDITION[addition]}"
     if missing := [name for name in ("in_channels", "out_channels", "cross_attention_dim") if not config.get(name)]:
         raise ValueError(f"`unet` is a {type(unet).__name__} without {missing[0]!r}, and takes no prompts: {taken}.")
-    if config.get("addition_embed_type") is not None:
-        is_xl = config.addition_embed_type == "text_time"
-        name = "Stable Diffusion XL or its kin" if is_xl else "another family"
-        raise ValueError(f"The UNet is of {name} (addition_embed_type {config.addition_embed_type!r}): {taken}.")
+    if (own := config.get("addition_embed_type")) != addition:
+        name = _BY_ADDITION.get(own, "another family")
+        raise ValueError(f"The UNet is of {name} (addition_embed_type {own!r}): {taken}.")
     if config.get("time_cond_proj_dim") is not None:
         raise ValueError(
             f"The UNet is distilled to take the guidance scale (time_cond_proj_dim {config.time_cond_proj_dim}, as in"
@@ -104,8 +145,13 @@ def prompt_width(unet: Any) -> int:
     return widths.pop()
 
 
-def check_vae(vae: Any, unet: Any) -> None:
-    """Raise ValueError for a VAE that does not go with a UNet, which may be None."""
+def pooled_width(unet: Any) -> int:
+    """Width of the pooled prompt embeddings that a UNet of Stable Diffusion XL takes."""
+    return unet.config.projection_class_embeddings_input_dim - SIZE_NUMBERS * unet.config.addition_time_embed_dim
+
+
+def check_vae(vae: Any, denoiser: Any, called: str = "UNet") -> None:
+    """Raise ValueError for a VAE that does not go with a denoiser, which may be None."""
     config = vae.config
     for name in ("in_channels", "latent_channels", "scaling_factor", "block_out_channels"):
         if not config.get(name):
@@ -116,8 +162,8 @@ def check_vae(vae: Any, unet: Any) -> None:
             f"The VAE takes images of {config.in_channels} channels and gives {given}: take one that gives back what it"
             " takes."
         )
-    if unet is not None and config.latent_channels != unet.config.in_channels:
+    if denoiser is not None and config.latent_channels != denoiser.config.in_channels:
         raise ValueError(
-            f"The VAE makes latents of {config.latent_channels} channels and the UNet takes {unet.config.in_channels}:"
-            " take both from one checkpoint."
+            f"The VAE makes latents of {config.latent_channels} channels and the {called} takes"
+            f" {denoiser.config.in_channels}: take both from one checkpoint."
         )

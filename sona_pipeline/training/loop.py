@@ -51,6 +51,8 @@ from sona_pipeline.training.state import load_state, save_state
 
 MI_STEPS, MI_RATE = 5, 1e-3
 """Steps of q's own optimizer (Adam) a training step, and its learning rate."""
+SHARES = (0.75, 0.5, 0.25, 0.0)
+"""Of the change of a kept classifier's weights, tried in this order until its accuracy is what was asked for."""
 VALIDATION_BATCH = 256
 CHECKPOINT = "checkpoint.safetensors"
 """The file in the folder of a detector that a stopped run goes on from."""
@@ -102,6 +104,8 @@ class Training:
         self.validation = [DataLoader(one, VALIDATION_BATCH, collate_fn=readable) for one in held_out]
         self.epoch, self.best_accuracy, self.floor = 0, -1.0, -1.0
         self.best: dict[str, torch.Tensor] | None = None
+        is_watched = settings.max_accuracy_drop is not None
+        self.start = self._weights() if is_watched else None  # a run that goes on is given the same classifier
         self.log: list[dict] = []
         self.rejects: dict[str, str] = {}
 
@@ -149,8 +153,8 @@ class Training:
         """Train from the first epoch, or from the checkpoint, to the last one; then calibrate."""
         if self.folder and (self.folder / CHECKPOINT).exists():
             self._restore(load_state(self.folder / CHECKPOINT))
-        elif self.settings.max_accuracy_drop is not None:
-            self._begin_watch()
+        elif self.start is not None:
+            self.floor = self._validate(self.detector)[0] - (self.settings.max_accuracy_drop or 0)
         total = self.settings.epochs * len(self.loader)
         with Track(title, total, shown=self.accelerator.is_main_process) as track:
             track.reach(self.epoch * len(self.loader))
@@ -160,6 +164,8 @@ class Training:
                 self._close_epoch(losses, track, title)
         if self.best is not None:
             self.detector.load_state_dict(self.best)
+        if self.start is not None:
+            self._go_back()
         detector = self.detector.with_settings().eval()  # a copy, without what mixed precision has wrapped around it
         if self.settings.score in FEATURE_SCORES:
             is_shown, sets = self.accelerator.is_main_process, self.sets
@@ -323,8 +329,6 @@ class Training:
             row["validation_accuracy"] = self._validate(self.detector)[0]
             if self._is_to_keep(row["validation_accuracy"]):
                 self._keep(row["validation_accuracy"])
-            if row["validation_accuracy"] < self.floor and self.accelerator.is_main_process:
-                say(warning(self._too_low(row["validation_accuracy"])))
             track.say(f"{title}, accuracy {row['validation_accuracy']:.1f} %")
         self.log.append(row)
         self.accelerator.log(row, step=self.epoch)
@@ -337,28 +341,33 @@ class Training:
                 write_text(self.folder / "rejects.jsonl", json_lines(rows))
 
     def _is_to_keep(self, accuracy: float) -> bool:
-        """Whether the weights of an epoch are better than those that are kept, or just later with `keep` 'last'."""
+        """Whether the weights of an epoch are better than those that are kept; never with `keep` 'last'."""
         is_begun = not self.uses_method or self.epoch / self.settings.epochs > self.plain_method.start
-        if self.settings.keep == "last":
-            return self.settings.max_accuracy_drop is not None and accuracy >= self.floor
-        return is_begun and accuracy >= max(self.best_accuracy, self.floor)
+        return self.settings.keep == "best" and is_begun and accuracy >= self.best_accuracy
 
     def _keep(self, accuracy: float) -> None:
-        self.best_accuracy = accuracy
-        self.best = {name: value.clone() for name, value in self.detector.state_dict().items()}
+        self.best_accuracy, self.best = accuracy, self._weights()
 
-    def _too_low(self, accuracy: float) -> str:
-        start = self.floor + (self.settings.max_accuracy_drop or 0)
-        return (
-            f"epoch {self.epoch} has a validation accuracy of {accuracy:.1f} %, the classifier had {start:.1f} %: its"
-            " weights are not kept"
-        )
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in self.detector.state_dict().items()}
 
-    def _begin_watch(self) -> None:
-        """The weights and accuracy before the first epoch, which stay if every epoch loses too much."""
-        accuracy = self._validate(self.detector)[0]
-        self._keep(-1.0)
-        self.floor = accuracy - (self.settings.max_accuracy_drop or 0)
+    def _go_back(self) -> None:
+        """Bring the weights back towards the classifier's: by a quarter, and as far as its accuracy asks.
+
+        Between the two, detectors are better than at either end, as classifiers are (Wortsman et al. 2022).
+        """
+        assert self.start is not None
+        end, found = self._weights(), {}
+        for share in SHARES:
+            self.detector.load_state_dict({name: between(self.start[name], end[name], share) for name in end})
+            found[share] = self._validate(self.detector)[0]
+            if found[share] >= self.floor:
+                break
+        if share < SHARES[0] and self.accelerator.is_main_process:
+            start, lost = self.floor + (self.settings.max_accuracy_drop or 0), found[SHARES[0]]
+            fall = f"the validation accuracy falls from {start:.1f} to {lost:.1f} %"
+            kept = f"{share:.0%} of the change of the weights is kept, with {found[share]:.1f} %"
+            say(warning(f"{fall}: {kept}"))
 
     def _note(self, rejects: list[dict]) -> None:
         for reject in rejects:
@@ -383,6 +392,11 @@ class Training:
             yield "club_optimizer", self.club_optimizer
         if self.accelerator.scaler is not None:
             yield "scaler", self.accelerator.scaler
+
+
+def between(start: torch.Tensor, end: torch.Tensor, share: float) -> torch.Tensor:
+    """A share of the way from one value to another; counts are taken from the end."""
+    return torch.lerp(start, end, share) if end.is_floating_point() else end
 
 
 def mi_weight(settings: TrainingSettings, outliers: OutlierPairs | ImageSet | None) -> float:

@@ -114,7 +114,8 @@ class TrainingSettings:
     """Leave the running statistics of batch norm as they are: for a classifier that is kept, whose images these
     statistics are of."""
     max_accuracy_drop: Annotated[float, Interval(ge=0, le=100)] | None = None
-    """Percent of its validation accuracy that a kept classifier may lose: epochs below that are not kept."""
+    """Percent of its validation accuracy that a kept classifier may lose. Its weights are brought back towards what
+    they were: by a quarter of their change, or more as needed. None (null in a file) leaves them as trained."""
     seed: int = 0
     """Of weights, order, augmentation and what is held out."""
 

@@ -16,9 +16,10 @@ from packaging.requirements import Requirement
 from PIL import Image
 from tiny_family import known, save_as_diffusers, tiny_flow
 
-from sona_pipeline import embedded_labels
+from sona_pipeline import TINY_DETECTOR, Detection, embedded_labels, keep_neighbours, load_detector, sample
 from sona_pipeline.data.class_names import imagenet_labels
 from sona_pipeline.demo import worked_example
+from sona_pipeline.demo.detector_tab import verdict
 from sona_pipeline.demo.masks_tab import Shown, note_of
 from sona_pipeline.demo.page import build
 from sona_pipeline.demo.pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged, overlay, strip
@@ -252,3 +253,15 @@ def test_page_of_another_family_shows_masks_of_all_its_channels(worker, tmp_path
     assert any(isinstance(value, str) and "each of the 4 channels" in value for value in last.values())
     compared = Runner(tiny_flow(), worker).compare(shown.trace.source, shown.trace.request, lambda: False)
     assert [picture.size for picture in compared.values()] == [(32, 32)] * 2
+
+
+@pytest.mark.parametrize("score", ["energy", "msp", "energy+knn"])
+def test_verdict_names_the_score_that_the_threshold_is_for(score):
+    detector = load_detector(TINY_DETECTOR, "cpu")
+    if score == "energy+knn":
+        known = sample.id_images("validation")
+        detector = keep_neighbours(detector, known.take(range(20)), known.take(range(20, 30)), shown=False)
+    said = Detection("<shirt>", 0.5, -9.25, 1.75, True)
+    assert verdict(detector.with_settings(score=score), said) == (
+        f"<b>never seen the like (OOD)</b>: &lt;shirt&gt; with confidence 50.0%, {score} 1.75"
+    )

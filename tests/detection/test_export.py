@@ -189,6 +189,9 @@ def test_thresholds_of_classes_and_the_score_of_neighbours_are_exported(format, 
         found = dict(zip(export.OUTPUTS, (answer.numpy() for answer in answers)))
     check_equal(found, both, pixels)
     assert export.metadata(both)["class_thresholds"] == limits
+    content, kept = made.path.read_bytes(), both.neighbours.contiguous().numpy()
+    assert kept.dtype == np.float16 and kept.tobytes() in content
+    assert kept.astype(np.float32).tobytes() not in content
 
 
 class Own(torch.nn.Module):

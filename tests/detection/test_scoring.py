@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pictures import fill
 
-from sona_pipeline.detection.scoring import files_of
+from sona_pipeline.detection.detector import Detection
+from sona_pipeline.detection.scoring import files_of, table_of
 
 
 def test_images_of_files_and_folders_are_each_scored_once(tmp_path, caplog):
@@ -45,3 +46,10 @@ def test_a_place_that_is_given_twice_is_named(one, other, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"in.* (is given twice|are one place): give it once"):
         files_of([one, other])
     assert files_of(["in/a.png", "in/link.png"]) == [Path("in/a.png"), Path("in/link.png")]  # as a shell lists them
+
+
+def test_the_table_has_the_score_that_the_verdict_is_by():
+    said = Detection("cat", 0.5, energy=-3.0, score=2.5, is_ood=True)
+    table = table_of([(Path("a.png"), said), (Path("b.png"), "no image")], "energy+knn")
+    assert [column.header for column in table.columns] == ["image", "label", "confidence", "energy+knn", "verdict"]
+    assert list(table.columns[3].cells) == ["2.500", ""]

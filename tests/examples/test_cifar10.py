@@ -265,16 +265,16 @@ def test_kept_rows_start_from_the_judge_and_are_calibrated_on_images_left_out_of
 ):
     monkeypatch.setattr(bench.kept, "CALIBRATION_PER_CLASS", 1)
     opened = bench.data.open_data(data, 2)
-    benchmark = bench.kept.KeptBenchmark(opened, tmp_path, 2, judge_weights(tmp_path / "judge.th", 3))
+    benchmark = bench.kept.with_judge(opened, tmp_path, 2, judge_weights(tmp_path / "judge.th", 3))
     parts = benchmark.data.validation.keys, benchmark.data.test.keys
     assert sorted(parts[0] + parts[1]) == sorted(opened.test.keys) and len(parts[0]) == 10
     pixels = torch.rand(3, 3, 32, 32)
-    for training in ({"epochs": 0}, {"epochs": 1, "learning_rate": 1e-9}):
+    for training in (bench.kept.AS_IT_IS, {"epochs": 1, "learning_rate": 1e-9}):
         folder = benchmark.detector(bench.rows.Row(None, training), 0)
-        found = load_detector(folder, "cpu", benchmark.net)
+        found = load_detector(folder, "cpu", benchmark.classifier.network.own_module())
         assert found.threshold is not None and (folder / "seconds.txt").exists()
         with torch.no_grad():
-            torch.testing.assert_close(found(pixels), benchmark.net(pixels), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(found(pixels), benchmark.classifier(pixels), rtol=1e-3, atol=1e-3)
     with pytest.raises(SystemExit, match="'kept' is of a classifier that others trained: give its weights as --judge"):
         bench.run.app(["table", "kept", "--data", str(data)], exit_on_error=False, result_action="return_value")
 

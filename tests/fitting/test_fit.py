@@ -1,6 +1,7 @@
 """`sona fit` as a user has it: the plan, a run, a run that was killed, and what it refuses before any work."""
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -134,6 +135,8 @@ def test_records_of_earlier_runs_are_settings(place, run, tmp_path):
     assert opened.sources.training.epochs == trained["epochs"] == 2
     assert opened.sources.training.seed == opened.sources.generation.seed == 4
     assert opened.check_classes == 2
+    assert not opened.sources.chooses_score  # the record names the score
+    assert open_fit(job, source, FitModels(model="tiny"), ClassifierSettings()).sources.chooses_score
 
 
 def test_images_are_held_out_once(run, place):
@@ -147,18 +150,38 @@ def test_images_are_held_out_once(run, place):
     assert len(trained) == len(images) - 8 - 4
 
 
+def check_original(run: Path, place: Path) -> None:
+    """The classifier as it was is in the results, calibrated by the very images that the others are calibrated by."""
+    before, images = load_detector(TINY_DETECTOR, "cpu"), open_images(place / "photos")
+    tested = pd.read_parquet(run / "results" / "scores" / "original-0.parquet")
+    own = {key: before(images.image(i)) for i, key in enumerate(images.keys)}
+    known = tested[tested["group"] == "id"]
+    assert [own[key].label for key in known["key"]] == [before.classes[k] for k in known["predicted"]]
+    assert known["energy"].tolist() == pytest.approx([own[key].energy for key in known["key"]], abs=1e-4)
+    trained = {row["source_key"] for row in read_rows(run / "generated")}
+    validation = sorted(said.energy for key, said in own.items() if key not in {*trained, *known["key"]})
+    kept = load_detector(run / "original", "cpu")
+    assert len(validation) == 6 and kept.threshold == pytest.approx(validation[-1], abs=1e-4)  # 95 % of six are six
+    results = json.loads((run / "results" / "results.json").read_text())["runs"]
+    assert [one["method"] for one in results] == ["SONA", "cross-entropy", "original"]
+
+
 def test_a_classifier_is_kept_and_starts_both_detectors(place, tmp_path, monkeypatch, capsys):
     write_photos(tmp_path / "photos", 4, ("dress", "pullover", "shirt", "sneaker", "t-shirt", "trouser"))
     words = ["fit", "--data", str(tmp_path / "photos"), "--near", f"shades={place / 'far'}", "--model", "tiny"]
     words += ["--classifier", str(TINY_DETECTOR), *write_settings(tmp_path)[-4:], "--output", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["sona", *words])
     main()
+    said = " ".join(capsys.readouterr().out.split())
     for folder in ("detector", "baseline"):
         kept = json.loads((tmp_path / "run" / folder / "training.json").read_text())
         assert kept["initial_weights"] and kept["freeze_batch_norm"]
         assert load_detector(tmp_path / "run" / folder, "cpu").classes == load_detector(TINY_DETECTOR, "cpu").classes
     assert not (tmp_path / "run" / "checks").exists()
-    assert "near-OOD images it flags" in " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"near-OOD images it flags \S+ %, the plain classifier \S+ %, the classifier as it was \S+ %\.", said
+    )
+    check_original(tmp_path / "run", tmp_path)
     monkeypatch.setattr(sys, "argv", ["sona", *words, "--check-classes", "1"])
     with pytest.raises(SystemExit):
         main()

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 from small_runs import write_photos
 
-from sona_pipeline import RECIPES, GenerationSettings, Running, TestSets, hold_out, open_images
+from sona_pipeline import RECIPES, Detector, GenerationSettings, Running, TestSets, hold_out, open_images
 from sona_pipeline.common.files import settle_settings
 from sona_pipeline.fitting.job import RECORD, record_of
 from sona_pipeline.fitting.plan import FitPlan, Step, plan_fit
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.generate import generate_outliers
+from sona_pipeline.training.start import kept_settings
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def sources(tmp_path_factory) -> FitSources:
 def test_steps_scale_with_epochs_and_checks(sources, pipe, tmp_path):
     plan = plan_fit(sources, pipe, tmp_path / "run", 2)
     assert [step.name for step in plan.steps] == [
-        *("generate", "train detector", "train baseline", "evaluate", "check classes")
+        *("generate", "check classes", "train detector", "train baseline", "evaluate")
     ]
     assert all(step.seconds > 0 for step in plan.steps)
     assert plan.seconds == pytest.approx(sum(step.seconds for step in plan.steps))
@@ -54,6 +55,17 @@ def test_what_is_done_is_told_and_costs_nothing(sources, pipe, tmp_path):
     assert [step.name for step in plan.steps if step.is_done] == ["generate", "train baseline"]
     assert all(step.seconds == 0 for step in plan.steps if step.is_done)
     assert plan.bytes == plan.steps[1].bytes > 0
+
+
+def test_a_classifier_is_calibrated_and_judged_as_it_was(sources, pipe, tmp_path):
+    classifier = Detector(list(sources.train.classes), image_size=32)
+    kept = replace(sources, classifier=classifier, training=kept_settings(sources.training, classifier))
+    steps = plan_fit(kept, pipe, tmp_path / "run", 0).steps
+    assert [step.name for step in steps] == [
+        *("generate", "train detector", "train baseline", "calibrate original", "evaluate")
+    ]
+    calibration, evaluation = steps[-2:]  # of a classifier, and of three detectors on as many images
+    assert evaluation.seconds == pytest.approx(3 * calibration.seconds) and calibration.bytes > 0
 
 
 def test_a_folder_of_another_run_is_refused(sources, pipe, tmp_path):

@@ -9,12 +9,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from playwright.sync_api import sync_playwright
+from sklearn.metrics import roc_auc_score
 from small_runs import write_photos, write_unknown
 
-from sona_pipeline import RECIPES, GenerationSettings, Running, TestSets, hold_out, load_pipeline, open_images
+from sona_pipeline import (
+    RECIPES,
+    TINY_DETECTOR,
+    GenerationSettings,
+    Running,
+    TestSets,
+    hold_out,
+    load_detector,
+    load_pipeline,
+    open_images,
+)
 from sona_pipeline.fitting.job import Fitted, fit_detector
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.fitting.verdict import headline, percent, sentences
+from sona_pipeline.training.start import kept_settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ("<script>alert(1)<", "Ämter & Bücher", "ein-sehr-langer-name-" + "x" * 120)
@@ -38,23 +50,43 @@ def fitted(tmp_path_factory) -> Fitted:
 
 
 @pytest.fixture(scope="module")
-def page(fitted):
-    """The report in a browser without a network; what it asked for is in `page.asked`."""
+def kept(tmp_path_factory) -> Fitted:
+    """A run that keeps a classifier."""
+    place = tmp_path_factory.mktemp("kept")
+    classifier = load_detector(TINY_DETECTOR, "cpu")
+    rest, test = hold_out(open_images(write_photos(place / "photos", 6, tuple(classifier.classes))), 0.3, 0)
+    train, validation = hold_out(rest, 0.2, 1)
+    sets = TestSets(test, {"a-rather-long-name-of-a-test-set": open_images(write_unknown(place / "unknown"))})
+    generation = GenerationSettings(ood_labels=("bag",), num_inference_steps=2)
+    training = kept_settings(replace(RECIPES["finetune"], epochs=1, batch_size=8, min_strength=0.0), classifier)
+    running = Running(cpu=True)
+    sources = FitSources(train, validation, sets, generation, training, running=running, classifier=classifier)
+    return fit_detector(sources, load_pipeline("tiny", "cpu", dtype="float32"), place / "run")
+
+
+@pytest.fixture(scope="module")
+def browser():
     if CHROMIUM is None:
         if "CI" in os.environ:
             pytest.fail("there is no Chromium: install it")
         pytest.skip("there is no Chromium to look at the report with")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(120_000)
-        page.asked, page.errors = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("dialog", lambda dialog: page.errors.append(dialog.message))
-        page.on("pageerror", lambda error: page.errors.append(error))
-        page.goto((fitted.output / "report.html").as_uri())
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(fitted, browser):
+    """The report in a browser without a network; what it asked for is in `page.asked`."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(120_000)
+    page.asked, page.errors = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("dialog", lambda dialog: page.errors.append(dialog.message))
+    page.on("pageerror", lambda error: page.errors.append(error))
+    page.goto((fitted.output / "report.html").as_uri())
+    return page
 
 
 @pytest.mark.parametrize("width", [1200, 390])
@@ -111,6 +143,33 @@ def test_images_are_ranked_by_the_score(page, fitted):
     assert caption.replace("\u00a0", " ") == (
         f"<u>near</u>: taken for {judged.detectors[0].classes[first['predicted']]}, {100 * first['confidence']:.0f} %"
     )
+
+
+def test_three_detectors_are_compared_and_read_well_on_a_phone(kept, browser):
+    """Each row has the numbers of all three, worked out here, and its name stays in sight while it is scrolled."""
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.set_default_timeout(120_000)
+    page.goto((kept.output / "report.html").as_uri())
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    table = page.locator("h2:has-text('Test sets') + .wide")
+    heads = [head.replace("\n", " ") for head in table.locator("th").all_inner_texts()]
+    cells = table.locator("tbody tr").first.locator("td").all_inner_texts()
+    row = dict(zip(heads, cells, strict=True))
+    for kind, detector, scores in zip(("SONA", "plain", "as it was"), kept.judged.detectors, kept.judged.tables):
+        own, unknown = (scores[scores["group"] == group]["energy"] for group in ("id", "near_ood"))
+        assert row[f"flagged, {kind}"].replace("\u00a0", " ") == percent(100 * (unknown > detector.threshold).mean())
+        truth = [0] * len(own) + [1] * len(unknown)
+        assert row[f"AUROC, {kind}"] == f"{100 * roc_auc_score(truth, [*own, *unknown]):.1f}"
+        assert (
+            percent(100 * (scores["predicted"] == scores["label"])[scores["group"] == "id"].mean())
+            in sentences(kept)[0]
+        )
+    assert headline(kept).endswith(f"the classifier as it was {row['flagged, as it was']}.")
+    table.evaluate("box => box.scrollLeft = box.scrollWidth")
+    name, last = (table.locator("tbody tr").first.locator("td").nth(k).bounding_box() for k in (0, -1))
+    assert name["x"] >= 0 and name["x"] + name["width"] < 0.5 * 390
+    assert name["x"] + name["width"] <= last["x"] and last["x"] + last["width"] <= 390
+    page.close()
 
 
 @pytest.mark.parametrize(

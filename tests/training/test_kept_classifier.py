@@ -8,7 +8,6 @@ from shapes import shapes
 from stopped_training import stop_after
 from torch import nn
 
-from sona_pipeline.common.files import read_json_lines
 from sona_pipeline.detection.classifiers import as_detector
 from sona_pipeline.detection.detector import Detector, load_detector
 from sona_pipeline.training.loop import Training
@@ -106,46 +105,38 @@ def test_statistics_are_used_and_not_only_kept(classifier, id_images, validation
     torch.testing.assert_close(*seen[0])
 
 
-def kept_epochs(monkeypatch, accuracies: list[float]) -> None:
-    """Have validation find these accuracies, first that of the classifier itself."""
-    validate, given = Training._validate, iter(accuracies)
-    monkeypatch.setattr(Training, "_validate", lambda self, detector: (next(given, 0.0), validate(self, detector)[1]))
-
-
 @pytest.mark.parametrize(
-    ("keep", "accuracies", "epoch"),
+    ("keep", "accuracies", "share", "epoch"),
     [
-        ("last", [90, 91, 89.5, 80], 2),  # the last that loses one point at most
-        ("best", [90, 91, 89.5, 80], 1),
-        ("best", [90, 88, 89.5, 89.2], 2),
-        ("last", [90, 88, 80, 80], 0),  # none: the classifier's own weights
-        ("best", [90, 88, 80, 80], 0),
+        ("last", [90, 91, 80, 88, 89.5], 0.75, 3),
+        ("last", [90, 91, 89.5, 80, 88.9, 89.1], 0.5, 3),
+        ("best", [90, 88, 88.5, 80, 88.5, 88.9, 89], 0.25, 2),
+        ("last", [90, 88, 80, 80, 80, 80, 80, 90], 0.0, 3),  # the classifier's own weights
     ],
 )
-def test_epochs_that_lose_accuracy_are_not_kept(
-    keep, accuracies, epoch, classifier, id_images, validation, pairs, tmp_path, monkeypatch, capsys
+def test_weights_go_back_as_far_as_the_accuracy_asks(
+    keep, accuracies, share, epoch, classifier, id_images, validation, pairs, monkeypatch, capsys
 ):
+    """Accuracies are of the classifier, of three epochs, and of the shares that are tried."""
     settings = replace(SETTINGS, epochs=3, keep=keep, learning_rate=0.01)
-    options = {"classifier": classifier, "validation": validation, "outliers": pairs}
-    weights = [classifier.state_dict()]
-    close = Training._close_epoch
+    weights = [{name: value.clone() for name, value in classifier.state_dict().items()}]
+    close, validate, given = Training._close_epoch, Training._validate, iter(accuracies)
 
     def watched(self, *arguments):
         weights.append({name: value.clone() for name, value in self.detector.state_dict().items()})
         close(self, *arguments)
 
     monkeypatch.setattr(Training, "_close_epoch", watched)
-    kept_epochs(monkeypatch, accuracies)
-    detector = train_detector(id_images, settings, **options, output=tmp_path)
+    monkeypatch.setattr(Training, "_validate", lambda self, model: (next(given, 0.0), validate(self, model)[1]))
+    detector = train_detector(id_images, settings, classifier=classifier, validation=validation, outliers=pairs)
     for name, value in detector.state_dict().items():
-        assert torch.equal(value, weights[epoch][name]), name
-    said = capsys.readouterr().out
-    lost = [accuracy for accuracy in accuracies[1:] if accuracy < 89]
-    assert said.count("its weights are not kept") == len(lost)
-    assert not lost or f"has a validation accuracy of {lost[0]:.1f} %, the classifier had 90.0 %" in " ".join(
-        said.split()
-    )
-    assert [row["validation_accuracy"] for row in read_json_lines(tmp_path / "log.jsonl")] == accuracies[1:]
+        start, end = weights[0][name], weights[epoch][name]
+        expected = (1 - share) * start + share * end if end.is_floating_point() else end
+        torch.testing.assert_close(value, expected)
+    said = " ".join(capsys.readouterr().out.split())
+    warned = f"falls from 90.0 to {accuracies[4]:.1f} %: {share:.0%} of the change of the weights is kept"
+    assert (warned in said) == (share < 0.75) and ("falls from" in said) == (share < 0.75)
+    assert next(given, None) is None
 
 
 def test_a_stopped_training_watches_the_same_accuracy(classifier, id_images, validation, pairs, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The benchmark of a classifier that others trained: as it is, and fine-tuned on outliers with its head kept."""
+"""The benchmark of a classifier that is kept: as it is, and fine-tuned on outliers with its head."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +8,12 @@ import pandas as pd
 from benchmark import Benchmark
 from data import Data, of_each_class
 from judge import CLASSES, Judge
+from pretrained import SMALL_SIZE
 from rows import Row
 
 from sona_pipeline import (
     RECIPES,
+    Detector,
     TestSets,
     as_detector,
     calibrate_detector,
@@ -19,35 +21,56 @@ from sona_pipeline import (
 )
 
 CALIBRATION_PER_CLASS = 100
+AS_IT_IS = {"epochs": 0}
+"""Of a row that is not trained."""
 
 
 class KeptBenchmark(Benchmark):
-    """The benchmark with the judge as the classifier that every row starts from.
+    """The benchmark with a classifier that every row starts from.
 
-    It was trained on the ID images of the benchmark. So threshold and accuracy are watched on test images, which are
-    then left out of the test.
+    Args:
+        data, output, per_class: see `Benchmark`.
+        classifier: that is kept; None for a network with the features of ImageNet, fine-tuned on the ID images first.
+        place: folder of the detectors.
     """
 
-    place = "kept"
-
-    def __init__(self, data: Data, output: Path, per_class: int, weights: Path):
-        calibration = of_each_class(data.test, 0, CALIBRATION_PER_CLASS)
-        held_out = set(calibration.keys)
-        rest = data.test.take([index for index, key in enumerate(data.test.keys) if key not in held_out])
-        super().__init__(replace(data, validation=calibration, test=rest), output, per_class)
-        self.net = Judge(weights).requires_grad_(True)
+    def __init__(
+        self, data: Data, output: Path, per_class: int, classifier: Detector | None, place: str = "kept-efficientnet"
+    ):
+        super().__init__(data, output, per_class)
+        if classifier is None:
+            start = self.detector(Row(None, {"image_size": SMALL_SIZE}, is_fine_tuned=True), 0)
+            classifier = load_detector(start, "cpu")
+        self.classifier, self.place = classifier, place
 
     def _make_detector(self, row: Row, seed: int, folder: Path) -> None:
-        """Fine-tune the classifier; of 0 epochs, only give it a threshold."""
-        classifier = as_detector(self.net, CLASSES, image_size=32, mean=(0, 0, 0), std=(1, 1, 1))  # its own are inside
-        if row.training.get("epochs") == 0:
-            calibrate_detector(classifier, self.data.validation, output=folder)
+        """Fine-tune the classifier, or only give it a threshold."""
+        if row.is_fine_tuned:
+            super()._make_detector(row, seed, folder)
+        elif row.training == AS_IT_IS:
+            calibrate_detector(self.classifier, self.data.validation, output=folder)
         else:
-            self._train(row, replace(RECIPES["finetune"], seed=seed, **row.training), classifier, folder)
+            settings = replace(RECIPES["finetune"], seed=seed, **row.training)
+            self._train(row, settings, self.classifier, folder)
 
     def scores(
         self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, *options, **named
     ) -> pd.DataFrame:
         """As of the benchmark; detectors are loaded with the classifier's code."""
-        loaded = [(name, load_detector(place, "cpu", self.net)) for name, place in detectors]
+        module = self.classifier.network.own_module()
+        loaded = [(name, load_detector(place, "cpu", module)) for name, place in detectors]
         return super().scores(loaded, sets, folder, *options, **named)
+
+
+def with_judge(data: Data, output: Path, per_class: int, weights: Path) -> KeptBenchmark:
+    """The benchmark of the judge as the classifier.
+
+    It was trained on the ID images of the benchmark. So threshold and accuracy are watched on test images, which are
+    then left out of the test.
+    """
+    calibration = of_each_class(data.test, 0, CALIBRATION_PER_CLASS)
+    held_out = set(calibration.keys)
+    rest = data.test.take([index for index, key in enumerate(data.test.keys) if key not in held_out])
+    net = Judge(weights).requires_grad_(True)
+    judge = as_detector(net, CLASSES, image_size=32, mean=(0, 0, 0), std=(1, 1, 1))  # its own are inside
+    return KeptBenchmark(replace(data, validation=calibration, test=rest), output, per_class, judge, "kept")

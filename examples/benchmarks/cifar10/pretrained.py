@@ -10,6 +10,8 @@ from sona_pipeline import Detector
 NETWORK, SIZE = "timm:tf_efficientnet_lite0", 224
 FINE_TUNING = {"network": NETWORK, "image_size": SIZE, "epochs": 3, "batch_size": 32, "learning_rate": 0.01}
 """Changes of the training settings."""
+SMALL_SIZE = 96
+"""Side in pixels of what the network sees as a classifier that is kept, for the time that training takes."""
 HALVES = (0.5, 0.5, 0.5)
 """Mean and standard deviation of the pixels, as the network was trained with."""
 

@@ -23,12 +23,12 @@ from data import open_data, write_diffusion_set
 from far_kinds import KINDS
 from growth import growth_figure
 from judge import CLASSES, Judge
-from kept import KeptBenchmark
+from kept import KeptBenchmark, with_judge
 from model import draw_sheet, load_model
 from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
 from pretrained import write_start
 from reasons import describe_reasons
-from rows import KEPT, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
+from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from shortcuts import changed, changes, describe_changes, describe_measures
 
 from sona_pipeline import open_outlier_set, save_figure
@@ -106,8 +106,12 @@ def table(
         raise SystemExit(f"the table {KEPT!r} is of a classifier that others trained: give its weights as --judge")
     opened, weights = open_data(data, per_class), judge and Judge(judge)
     for name in names:
-        kept = judge is not None and name == KEPT
-        benchmark = KeptBenchmark(opened, output, per_class, judge) if kept else Benchmark(opened, output, per_class)
+        if name == KEPT_FEATURES:
+            benchmark = KeptBenchmark(opened, output, per_class, None)
+        elif name == KEPT and judge:
+            benchmark = with_judge(opened, output, per_class, judge)
+        else:
+            benchmark = Benchmark(opened, output, per_class)
         make_table(benchmark, name, seeds, results / folder_of(name, per_class), weights)
 
 

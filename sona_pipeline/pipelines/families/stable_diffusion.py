@@ -14,11 +14,19 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.pipelines.schedules import check_scheduler_kind, usable_scheduler
-from sona_pipeline.pipelines.text_encoders import prompt_length
-from sona_pipeline.pipelines.unets import before_prompts, check_unet, check_vae, computed_once, prompt_width
+from sona_pipeline.pipelines.text_encoders import padded_tokens, prompt_length, states_before
+from sona_pipeline.pipelines.unets import (
+    UNetMixin,
+    before_prompts,
+    check_unet,
+    check_vae,
+    computed_once,
+    prompt_width,
+)
 
 
 class SONAPipeline(
+    UNetMixin,
     SONAMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
@@ -77,26 +85,6 @@ class SONAPipeline(
         self.register_to_config(requires_safety_checker=requires_safety_checker)
         self._set_up_images(vae)
 
-    @property
-    def denoiser(self) -> Any:
-        """The UNet."""
-        return self.unet
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the images that the UNet was made for.
-
-        Raises ValueError where its configuration does not say it, or gives two sides.
-        """
-        given = self.unet.config.sample_size
-        sides = {given} if isinstance(given, int) else set(given or ())
-        if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-            raise ValueError(
-                f"The UNet's configuration has the sample_size {given!r}, which is not the side of a square: give the"
-                " size of the images."
-            )
-        return side * self.vae_scale_factor
-
     def check_parts(self) -> None:
         """See `check_components`."""
         check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
@@ -104,27 +92,17 @@ class SONAPipeline(
     @property
     def text_encoders(self) -> list[Any]:
         """The one."""
-        return [self.text_encoder]
+        return [] if self.text_encoder is None else [self.text_encoder]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The last hidden states."""
         return {"prompt_embeds": (None, prompt_width(self.unet))}
 
-    @property
-    def prompt_length(self) -> int:
-        """See `text_encoders.prompt_length`."""
-        return prompt_length(self.tokenizer, self.text_encoder)
-
-    def token_ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of texts, all of them."""
-        return self.tokenizer(self.maybe_convert_prompt(texts, self.tokenizer), verbose=False).input_ids
-
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, D]` of the last layer, or of the one `clip_skip` layers before it."""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
-        length = self.prompt_length
-        inputs = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        inputs = padded_tokens(texts, self.tokenizer, self.prompt_length)
         use_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
         outputs = self.text_encoder(
             inputs.input_ids.to(device),
@@ -133,11 +111,8 @@ class SONAPipeline(
         )
         if clip_skip is None:
             return {"prompt_embeds": outputs[0]}
-        if clip_skip >= len(outputs.hidden_states):
-            layers = len(outputs.hidden_states) - 1
-            raise ValueError(f"`clip_skip` is {clip_skip}, but the text encoder has {layers} layers only.")
         encoder: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
-        return {"prompt_embeds": encoder.final_layer_norm(outputs.hidden_states[-(clip_skip + 1)])}
+        return {"prompt_embeds": encoder.final_layer_norm(states_before(outputs.hidden_states, 0, clip_skip))}
 
     def sharing(self, rows: int) -> AbstractContextManager:
         """Up to the first cross-attention the three rows of an image are alike, and computed once."""

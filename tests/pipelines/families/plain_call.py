@@ -17,7 +17,7 @@ Predict = Callable[[torch.Tensor, torch.Tensor, str], torch.Tensor]
 def regions(psi):
     """The largest and the smallest fifth of |psi| in each channel, by sorting, as masks."""
     flat = psi.abs().flatten(2)
-    ranks = flat.argsort(-1, stable=True).argsort(-1)
+    ranks = flat.argsort(dim=-1, stable=True).argsort(dim=-1)
     count = round(SHARE * flat.shape[-1])
     return (ranks >= flat.shape[-1] - count).view_as(psi), (ranks < count).view_as(psi)
 
@@ -28,7 +28,7 @@ def guided(predict: Predict, latents, t, id_text, ood_text):
     psi_id, psi_ood = predict(latents, t, id_text) - plain, predict(latents, t, ood_text) - plain
     (semantic, nuisance), (ood, _) = regions(psi_id), regions(psi_ood)
     ood = ood & ~nuisance
-    return plain + SCALE * (-semantic * psi_id + nuisance * psi_id + ood * psi_ood), (semantic, nuisance, ood)
+    return plain + SCALE * (nuisance * psi_id - semantic * psi_id + ood * psi_ood), (semantic, nuisance, ood)
 
 
 def flow_outlier(predict: Predict, source, noise, sigmas, stop_step, id_text, ood_text, train_steps=1000):
