@@ -72,7 +72,7 @@ class SONATinyFlowPipeline(SONAMixin, DiffusionPipeline):
             rows,
             t,
             encoder_hidden_states=conditions["prompt_embeds"],
-            encoder_attention_mask=conditions["mask"],
+            encoder_attention_mask=conditions["mask"].to(rows.device),
             class_labels=conditions["pooled_prompt_embeds"],
             cross_attention_kwargs=attention,
             return_dict=False,

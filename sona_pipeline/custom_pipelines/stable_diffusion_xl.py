@@ -1473,6 +1473,13 @@ class SONAXLPipeline(
         force_zeros_for_empty_prompt (`bool`): the empty prompt is zeros, as in most checkpoints.
     """
 
+    title = "Stable Diffusion XL"
+    checkpoints = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    file_parts = {
+        "UNet": "model.diffusion_model.",
+        "VAE": "first_stage_model.",
+        "second text encoder": "conditioner.embedders.1.",
+    }
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _optional_components = ["tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"]
 

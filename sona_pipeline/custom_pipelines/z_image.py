@@ -1264,8 +1264,6 @@ class QwenMixin(Family):
     tokenizer: Any
     transformer: Any
     patch_size = 2
-    model_name: str
-    """The checkpoint to take, in messages."""
     layer = -1
     """The hidden states that the transformer takes."""
     dropped_tokens = 0
@@ -1301,7 +1299,7 @@ class QwenMixin(Family):
             if width != self.prompt_width:
                 raise ValueError(
                     f"The text encoder gives embeddings of width {width} and the transformer takes"
-                    f" {self.prompt_width}: take both from one checkpoint of {self.model_name}."
+                    f" {self.prompt_width}: take both from one checkpoint of {self.title}."
                 )
 
     @property
@@ -1327,7 +1325,7 @@ class QwenMixin(Family):
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, 512, D]`, computed up to the longest text only, and their mask `[N, 512]` on the CPU."""
         if clip_skip is not None:
-            raise ValueError(f"`clip_skip` is {clip_skip}, but {self.model_name} takes one layer only: leave it out.")
+            raise ValueError(f"`clip_skip` is {clip_skip}, but {self.title} takes one layer only: leave it out.")
         tokens = self.tokenizer(
             [self.in_chat(text) for text in texts],
             padding=True,
@@ -1378,9 +1376,10 @@ class SONAZImagePipeline(QwenMixin, SONAMixin, DiffusionPipeline, ZImageLoraLoad
         transformer ([`ZImageTransformer2DModel`]): predicts velocity from latents and prompt.
     """
 
+    title = "Z-Image"
+    checkpoints = ("ZImagePipeline", "ZImageImg2ImgPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: list[str] = []
-    model_name = "Z-Image"
     layer = -2
 
     def __init__(

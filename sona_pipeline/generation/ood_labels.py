@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer, CLIPTextModel
+from transformers.utils import cached_file
 
 from sona_pipeline.common.assets import EMBEDDED_MODELS, MODEL_LABELS
-from sona_pipeline.common.files import read_text
+from sona_pipeline.common.files import read_json, read_text
 from sona_pipeline.common.loading import loading
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
@@ -24,6 +25,8 @@ from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.core import SONAMixin
 
 IMAGENET = "imagenet"
+POOLING = "1_Pooling/config.json"
+"""Where models of sentence-transformers say how tokens become one vector."""
 LARGE = 1 << 30
 """Weights of text encoders from which a copy for the CPU would take too long."""
 
@@ -191,19 +194,19 @@ def _embedded(pipe: SONAMixin, texts: Sequence[str], batch_size: int = 32) -> to
 
 def _mean_of_prompt(conditions: Conditions) -> torch.Tensor:
     """The mean over the tokens, by the mask `[N, L]` or the lengths `[N]` that come with the prompts `[N, L, D]`."""
-    states, weights = conditions["prompt_embeds"].float(), None
+    states = conditions["prompt_embeds"].float()
+    weights, places = states.new_ones(states.shape[:2]), torch.arange(states.shape[1], device=states.device)
     for value in conditions.values():
-        if not value.is_floating_point():
-            places = torch.arange(states.shape[1], device=states.device)
+        if not value.is_floating_point() and value.shape in (states.shape[:1], states.shape[:2]):
+            value = value.to(states.device)
             weights = value if value.dim() == 2 else places < value[:, None]
-    weights = torch.ones(states.shape[:2]) if weights is None else weights
     return _weighted(states, weights)
 
 
 def text_encoder(name: str) -> Encode:
     """A text encoder of transformers such as BERT, sentence-transformers' or CLIP's, by Hub id or folder, on the CPU.
 
-    The mean over the tokens is the embedding.
+    The mean over the tokens is the embedding, or what a model of sentence-transformers says in its place.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -213,11 +216,38 @@ def text_encoder(name: str) -> Encode:
     with loading(name, "text encoder"):
         model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(name)
-    return _encoder(tokenizer, getattr(model, "text_model", model), _mean_of_tokens)
+        place = cached_file(name, POOLING, _raise_exceptions_for_missing_entries=False)
+    pool = _POOLS[_pooling(read_json(Path(place)))] if place else _mean_of_tokens
+    return _encoder(tokenizer, getattr(model, "text_model", model), pool)
+
+
+def _pooling(config: dict) -> str:
+    """The name in `_POOLS` of what sentence-transformers makes one vector of tokens by; ValueError for other names."""
+    named = [
+        key.removeprefix("pooling_mode_").removesuffix("_tokens")
+        for key, value in config.items()
+        if value is True and key.startswith("pooling_mode_")
+    ]
+    chosen = str(config.get("pooling_mode") or "+".join(named)).removesuffix("_token")
+    if chosen not in _POOLS:
+        raise ValueError(f"the text encoder pools tokens by {chosen!r}: take one that does it by {' or '.join(_POOLS)}")
+    return chosen
 
 
 def _mean_of_tokens(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
     return _weighted(outputs.last_hidden_state, mask)
+
+
+def _first_token(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
+    return outputs.last_hidden_state[torch.arange(len(mask)), mask.int().argmax(dim=1)]
+
+
+def _last_token(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
+    last = mask.shape[1] - 1 - mask.int().flip(1).argmax(dim=1)
+    return outputs.last_hidden_state[torch.arange(len(mask)), last]
+
+
+_POOLS = {"mean": _mean_of_tokens, "cls": _first_token, "lasttoken": _last_token}
 
 
 def _weighted(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

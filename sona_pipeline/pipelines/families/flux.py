@@ -33,6 +33,8 @@ class SONAFluxPipeline(
         transformer ([`FluxTransformer2DModel`]): predicts velocity from tokens of 2 x 2 latents and a prompt.
     """
 
+    title = "FLUX.1 [dev]"
+    checkpoints = ("FluxPipeline", "FluxImg2ImgPipeline")
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
     patch_size = 2
     distilled_guidance = 1.0

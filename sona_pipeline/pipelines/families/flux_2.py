@@ -29,6 +29,8 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
         is_distilled (`bool`): whether the model is distilled to few steps without guidance, which is refused.
     """
 
+    title = "FLUX.2 [klein] base"
+    checkpoints = ("Flux2KleinPipeline",)
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     draws_latents = False
     text_layers = (9, 18, 27)

@@ -40,9 +40,10 @@ class SONAQwenImagePipeline(QwenMixin, OneFrameMixin, SONAMixin, DiffusionPipeli
         transformer ([`QwenImageTransformer2DModel`]): predicts velocity from tokens of 2 x 2 latents and prompt.
     """
 
+    title = "Qwen-Image"
+    checkpoints = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: list[str] = []
-    model_name = "Qwen-Image"
     dropped_tokens = 34
     encoder_options = {"logits_to_keep": 1}  # of no use, and as wide as the vocabulary
 

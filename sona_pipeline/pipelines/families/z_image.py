@@ -30,9 +30,10 @@ class SONAZImagePipeline(QwenMixin, SONAMixin, DiffusionPipeline, ZImageLoraLoad
         transformer ([`ZImageTransformer2DModel`]): predicts velocity from latents and prompt.
     """
 
+    title = "Z-Image"
+    checkpoints = ("ZImagePipeline", "ZImageImg2ImgPipeline")
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: list[str] = []
-    model_name = "Z-Image"
     layer = -2
 
     def __init__(
