@@ -14,10 +14,6 @@ import torch
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from PIL import Image
-from tiny_family import known, save_as_diffusers, tiny_flow
-
-from sona_pipeline import TINY_DETECTOR, Detection, embedded_labels, keep_neighbours, load_detector, sample
-from sona_pipeline.data.class_names import imagenet_labels
 from sona_pipeline.demo import worked_example
 from sona_pipeline.demo.detector_tab import verdict
 from sona_pipeline.demo.masks_tab import Shown, note_of
@@ -26,6 +22,10 @@ from sona_pipeline.demo.pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged
 from sona_pipeline.demo.tracing import MASKS, STRENGTHS, Request, Runner, Trace
 from sona_pipeline.demo.worked_example import WorkedExample
 from sona_pipeline.demo.worker import Worker
+from tiny_family import known, save_as_diffusers, tiny_flow
+
+from sona_pipeline import TINY_DETECTOR, Detection, embedded_labels, keep_neighbours, load_detector, sample
+from sona_pipeline.data.class_names import imagenet_labels
 
 DEMO = Path(__file__).parents[2] / "demo"
 
