@@ -91,11 +91,12 @@ class SONAZImagePipeline(QwenMixin, SONAMixin, DiffusionPipeline, ZImageLoraLoad
         """Velocities; the transformer counts time from noise to image, and predicts them the other way round."""
         lengths = conditions["prompt_embeds_mask"].sum(dim=-1).tolist()  # on the CPU: nothing waits for the device
         last = self.scheduler.config.num_train_timesteps
+        scale = {"joint_attention_kwargs": attention} if attention else {}  # of adapters; not known to diffusers 0.41
         predicted = self.transformer(
             list(rows.unsqueeze(2)),
             ((last - t) / last).expand(len(rows)),
             [states[:length] for states, length in zip(conditions["prompt_embeds"], lengths)],
-            joint_attention_kwargs=attention,
             return_dict=False,
+            **scale,
         )[0]
         return -torch.stack(predicted).squeeze(2)
