@@ -378,11 +378,11 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     return least + (tokens - few) * (most - least) / (many - few)
 
 
-def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -1480,10 +1480,7 @@ class SONAFluxPipeline(
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """Even steps, which the scheduler shifts the more, the larger the images are."""
-        defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-        small, large, least, most = (self.scheduler.config.get(name, value) for name, value in defaults.items())
-        mu = least + (most - least) * (latents[2] * latents[3] / 4 - small) / (large - small)
-        return evenly_shifted(super().schedule_of(steps, latents, timesteps, sigmas), mu)
+        return even(super().schedule_of(steps, latents, timesteps, sigmas))
 
     def denoise(self, rows: torch.Tensor, t: torch.Tensor, conditions: Conditions, attention: dict | None) -> Any:
         """Velocities."""

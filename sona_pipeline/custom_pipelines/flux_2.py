@@ -378,11 +378,11 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     return least + (tokens - few) * (most - least) / (many - few)
 
 
-def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -1455,7 +1455,7 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
         tokens = latents[2] * latents[3]
         few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
         mu = many if tokens > 4300 else few + (many - few) * (steps - 10) / 190
-        return evenly_shifted(super().schedule_of(steps, latents, timesteps, sigmas), mu)
+        return replace(even(super().schedule_of(steps, latents, timesteps, sigmas)), mu=mu)
 
     def denoise(self, rows: torch.Tensor, t: torch.Tensor, conditions: Conditions, attention: dict | None) -> Any:
         """Velocities; positions are time, row, column and place in the prompt."""

@@ -379,11 +379,11 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     return least + (tokens - few) * (most - least) / (many - few)
 
 
-def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -1407,7 +1407,7 @@ class QwenMixin(Family):
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """Even steps, which the scheduler shifts."""
         schedule = super().schedule_of(steps, latents, timesteps, sigmas)
-        return evenly_shifted(schedule, schedule.mu)
+        return even(schedule)
 
 
 CHAT = (

@@ -380,11 +380,11 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     return least + (tokens - few) * (most - least) / (many - few)
 
 
-def evenly_shifted(schedule: Schedule, mu: float | None) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:

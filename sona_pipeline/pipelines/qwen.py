@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.family import Family
-from sona_pipeline.pipelines.schedules import Schedule, check_scheduler_kind, evenly_shifted
+from sona_pipeline.pipelines.schedules import Schedule, check_scheduler_kind, even
 
 
 class QwenMixin(Family):
@@ -109,4 +109,4 @@ class QwenMixin(Family):
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """Even steps, which the scheduler shifts."""
         schedule = super().schedule_of(steps, latents, timesteps, sigmas)
-        return evenly_shifted(schedule, schedule.mu)
+        return even(schedule)

@@ -1,5 +1,6 @@
 """SONA with FLUX.2 [klein] base."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM  # type: ignore[at
 
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.flux_parts import FluxMixin, check_no_skip, image_positions
-from sona_pipeline.pipelines.schedules import Schedule, evenly_shifted
+from sona_pipeline.pipelines.schedules import Schedule, even
 
 
 class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
@@ -133,7 +134,7 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
         tokens = latents[2] * latents[3]
         few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
         mu = many if tokens > 4300 else few + (many - few) * (steps - 10) / 190
-        return evenly_shifted(super().schedule_of(steps, latents, timesteps, sigmas), mu)
+        return replace(even(super().schedule_of(steps, latents, timesteps, sigmas)), mu=mu)
 
     def denoise(self, rows: torch.Tensor, t: torch.Tensor, conditions: Conditions, attention: dict | None) -> Any:
         """Velocities; positions are time, row, column and place in the prompt."""

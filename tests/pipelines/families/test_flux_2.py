@@ -10,7 +10,7 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
 )
-from flux_calls import (
+from flow_calls import (
     IDS,
     OFF,
     OODS,
