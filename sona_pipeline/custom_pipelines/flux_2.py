@@ -1338,8 +1338,7 @@ def image_positions(height: int, width: int, device: torch.device) -> torch.Tens
 class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
     r"""Image-to-image pipeline that turns labelled images into semantic outliers with FLUX.2 [klein] base.
 
-    Each image is noised up to a stop step of its own and denoised with `sona_guidance`, which removes the meaning of
-    the ID prompt, keeps the image's nuisance and adds the meaning of the OOD prompt. Latents are 2 x 2 of the
+    Each image is noised up to a stop step of its own and denoised with `sona_guidance`. Latents are 2 x 2 of the
     autoencoder's, with four times its channels.
 
     Args:
@@ -1377,7 +1376,7 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
 
     def check_parts(self) -> None:
         """Raise ValueError, naming the part, unless these make FLUX.2 [klein] base."""
-        good, last = "FLUX.2 [klein] base", self.text_layers[-1]
+        good, last = self.title, self.text_layers[-1]
         takes_guidance = self.transformer is not None and self.transformer.config.get("guidance_embeds")
         if self.config.is_distilled or takes_guidance:
             why = "take the guidance scale (guidance_embeds" if takes_guidance else "few steps (is_distilled"
@@ -1386,8 +1385,7 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
             raise ValueError(f"`vae` is a {type(self.vae).__name__} without means of its latents: take that of {good}.")
         layers = last if self.text_encoder is None else getattr(self.text_encoder.config, "num_hidden_layers", 0)
         if layers < last:
-            kind = type(self.text_encoder).__name__
-            raise ValueError(f"The {kind} has {layers} layers, and layer {last} is read: take that of {good}.")
+            raise ValueError(f"The text encoder has {layers} layers, and layer {last} is read: take that of {good}.")
         self.check_flux({"joint_attention_dim": (self.text_encoder, "hidden_size", len(self.text_layers))}, good)
 
     @property

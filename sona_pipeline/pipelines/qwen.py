@@ -108,5 +108,4 @@ class QwenMixin(Family):
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """Even steps, which the scheduler shifts."""
-        schedule = super().schedule_of(steps, latents, timesteps, sigmas)
-        return even(schedule)
+        return even(super().schedule_of(steps, latents, timesteps, sigmas))

@@ -277,7 +277,7 @@ def test_adapters_change_outliers_by_their_scale(tmp_path):
         ({"in_channels": 32, "out_channels": 16}, "takes 32 channels and gives 16"),
         ({"vae_channels": 8}, "makes latents of 8 channels and the transformer takes 16"),
         ({"joint_attention_dim": WIDTH}, "Qwen3ForCausalLM gives embeddings of width 48 and the transformer takes 16"),
-        ({"layers": 12}, "Qwen3ForCausalLM has 12 layers, and layer 27 is read"),
+        ({"layers": 12}, "text encoder has 12 layers, and layer 27 is read"),
     ],
 )
 def test_other_checkpoints_are_refused(options, message):
