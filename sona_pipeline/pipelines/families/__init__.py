@@ -3,5 +3,6 @@
 FAMILIES = {
     "stable_diffusion": "SONAPipeline",
     "stable_diffusion_xl": "SONAXLPipeline",
+    "stable_diffusion_3": "SONASD3Pipeline",
 }
 """Names of the files, and of the pipeline in each."""
