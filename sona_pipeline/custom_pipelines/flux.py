@@ -621,7 +621,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -1355,6 +1356,15 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
             " prompt may be: set `model_max_length` in tokenizer_config.json."
         )
     return int(length)
+
+
+def check_width(encoder: str, given: int | None, denoiser: str, taken: int) -> None:
+    """Raise ValueError unless a text encoder gives what a denoiser takes."""
+    if given != taken:
+        raise ValueError(
+            f"{encoder} gives embeddings of width {given} and the {denoiser} takes {taken}: take both from one"
+            " checkpoint."
+        )
 
 
 def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:

@@ -621,7 +621,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:

@@ -623,7 +623,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -1271,6 +1272,15 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def check_width(encoder: str, given: int | None, denoiser: str, taken: int) -> None:
+    """Raise ValueError unless a text encoder gives what a denoiser takes."""
+    if given != taken:
+        raise ValueError(
+            f"{encoder} gives embeddings of width {given} and the {denoiser} takes {taken}: take both from one"
+            " checkpoint."
+        )
+
+
 def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
     """Tokens `[N, length]` of texts, which are padded or cut."""
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -1513,11 +1523,6 @@ class SONAPipeline(
         check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
 
     @property
-    def text_encoders(self) -> list[Any]:
-        """The one."""
-        return [] if self.text_encoder is None else [self.text_encoder]
-
-    @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The last hidden states."""
         return {"prompt_embeds": (None, prompt_width(self.unet))}
@@ -1572,11 +1577,7 @@ def check_components(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, sch
     if vae is not None:
         check_vae(vae, unet)
     if text_encoder is not None and unet is not None:
-        width, needed = getattr(text_encoder.config, "hidden_size", None), prompt_width(unet)
-        if width != needed:
-            raise ValueError(
-                f"The text encoder gives embeddings of width {width} and the UNet takes {needed}: take both from one"
-                " checkpoint."
-            )
+        width = getattr(text_encoder.config, "hidden_size", None)
+        check_width("The text encoder", width, "UNet", prompt_width(unet))
     if text_encoder is not None and tokenizer is not None:
         prompt_length(tokenizer, text_encoder)

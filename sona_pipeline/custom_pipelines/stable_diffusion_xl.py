@@ -622,7 +622,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -1270,6 +1271,15 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def check_width(encoder: str, given: int | None, denoiser: str, taken: int) -> None:
+    """Raise ValueError unless a text encoder gives what a denoiser takes."""
+    if given != taken:
+        raise ValueError(
+            f"{encoder} gives embeddings of width {given} and the {denoiser} takes {taken}: take both from one"
+            " checkpoint."
+        )
+
+
 def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
     """Tokens `[N, length]` of texts, which are padded or cut."""
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -1539,11 +1549,6 @@ class SONAXLPipeline(
                 f"The text encoders give embeddings of width {width} and pool to {config.projection_dim}, and the UNet"
                 f" takes {taken[0]} and {taken[1]}: {base} with its `CLIPTextModelWithProjection`."
             )
-
-    @property
-    def text_encoders(self) -> list[Any]:
-        """Both, or none."""
-        return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:

@@ -110,11 +110,6 @@ class SONAXLPipeline(
             )
 
     @property
-    def text_encoders(self) -> list[Any]:
-        """Both, or none."""
-        return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
-
-    @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Hidden states of both encoders side by side, and what the second pools."""
         return {"prompt_embeds": (None, prompt_width(self.unet)), "pooled_prompt_embeds": (pooled_width(self.unet),)}

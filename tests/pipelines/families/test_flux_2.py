@@ -290,7 +290,7 @@ def test_parts_of_other_families_are_refused(tiny_components):
     own = parts()
     with pytest.raises(ValueError, match="`vae` is a AutoencoderKL without means of its latents"):
         SONAFlux2Pipeline(**own | {"vae": tiny_components["vae"]})
-    with pytest.raises(ValueError, match="CLIPTextModel has 2 layers, and layer 27 is read"):
+    with pytest.raises(ValueError, match="text encoder has 2 layers, and layer 27 is read"):
         SONAFlux2Pipeline(**own | {"text_encoder": tiny_components["text_encoder"]})
     with pytest.raises(ValueError, match="UNet2DConditionModel without 'guidance_embeds'"):
         SONAFlux2Pipeline(**own | {"transformer": tiny_components["unet"]})
