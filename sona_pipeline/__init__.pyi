@@ -101,6 +101,7 @@ from .generation.settings import (
 from .generation.ways import WAYS as WAYS
 from .hub.repositories import (
     push as push,
+    write_blocks_repository as write_blocks_repository,
     write_detector_repository as write_detector_repository,
     write_outlier_repository as write_outlier_repository,
     write_pipeline_repository as write_pipeline_repository,
@@ -122,6 +123,8 @@ from .pipelines.guidance import (
     SONAGuidance as SONAGuidance,
     sona_guidance as sona_guidance,
 )
+from .pipelines.modular.blocks import SONABlocks as SONABlocks
+from .pipelines.modular.guider import SONAGuider as SONAGuider
 from .training.items import TrainingSets as TrainingSets
 from .training.loop import Training as Training
 from .training.settings import (

@@ -69,6 +69,30 @@ def check_counts(**values: int | None) -> None:
             raise ValueError(f"`{name}` is {value!r}, but has to be a whole number from 0 on.")
 
 
+def check_steps(num_inference_steps: int, most: int) -> None:
+    """Raise ValueError unless a schedule can have so many steps."""
+    if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
+        raise ValueError(f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}.")
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise ValueError for a form in which images cannot be given."""
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"`output_type` is {output_type!r}, but has to be 'pil', 'np', 'pt' or 'latent'.")
+
+
+def checked_generators(generator: Any, batch_size: int) -> Generators:
+    """One generator, or a list with one an image; TypeError or ValueError for anything else."""
+    sources = list(generator) if isinstance(generator, (list, tuple)) else generator
+    if sources is not None and not all(
+        isinstance(one, torch.Generator) for one in (sources if isinstance(sources, list) else [sources])
+    ):
+        raise TypeError(f"`generator` is {generator!r}, but has to be a `torch.Generator` or one an image.")
+    if isinstance(sources, list) and len(sources) != batch_size:
+        raise ValueError(f"`generator` has {len(sources)} entries for {batch_size} images: give one, or one an image.")
+    return sources
+
+
 def step_of_strength(strength: float, num_inference_steps: int) -> int:
     """The stop step of a strength, rounded down as img2img does; ValueError if it is less than one."""
     if not isinstance(strength, (int, float, np.number)) or not 0 < strength <= 1:
@@ -321,8 +345,13 @@ class Sega:
                 guidance * step.noise_unit, self.momentum[step.active], anywhere, scale=self.scale, beta=self.beta
             )
             guidance = (moved / step.noise_unit).to(guidance.dtype)
-        is_on = self.warmup_steps <= step.number and (self.cooldown_steps is None or step.number < self.cooldown_steps)
+        is_on = is_guided(step.number, self.warmup_steps, self.cooldown_steps)
         return found._replace(guidance=guidance if is_on else torch.zeros_like(guidance))
+
+
+def is_guided(number: int, warmup_steps: int, cooldown_steps: int | None) -> bool:
+    """Whether there is guidance at a step of the full schedule."""
+    return warmup_steps <= number and (cooldown_steps is None or number < cooldown_steps)
 
 
 # Their `step` depends on nothing but its arguments and the step index, so images may join a running batch.
@@ -1160,22 +1189,9 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
         check_mask_options(regions["mask_threshold"], regions["mask_granularity"])
         tensor = self.preprocess_image(image)
         self.check_prompts(len(tensor), prompts, embeds)
-        sources: Any = list(generator) if isinstance(generator, (list, tuple)) else generator
-        if sources is not None and not all(
-            isinstance(one, torch.Generator) for one in (sources if isinstance(sources, list) else [sources])
-        ):
-            raise TypeError(f"`generator` is {generator!r}, but has to be a `torch.Generator` or one an image.")
-        if isinstance(sources, list) and len(sources) != len(tensor):
-            raise ValueError(
-                f"`generator` has {len(sources)} entries for {len(tensor)} images: give one, or one an image."
-            )
-        most = self.scheduler.config.get("num_train_timesteps", num_inference_steps)
-        if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}."
-            )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` is {output_type!r}, but has to be 'pil', 'np', 'pt' or 'latent'.")
+        sources = checked_generators(generator, len(tensor))
+        check_steps(num_inference_steps, self.scheduler.config.get("num_train_timesteps", num_inference_steps))
+        check_output_type(output_type)
         if unknown := [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {unknown}, but can have {self._callback_tensor_inputs} only."

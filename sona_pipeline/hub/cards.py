@@ -186,6 +186,90 @@ step is drawn at random for each image, as in the paper. All arguments are descr
 `{kind}.__call__`."""
 
 
+def blocks_card(repo_id: str, family: str, model: str | None) -> ModelCard:
+    """The card of a repository with the blocks of a family.
+
+    Args:
+        repo_id: `owner/name`.
+        family: of models, by the name of its file.
+        model: Hub id of the weights that are loaded with them; None if there are none.
+    """
+    weights = f"those of [{model}](https://huggingface.co/{model})" if model else "those of a model that you name"
+    licence = f"the licence of `{model}`" if model else "their own licence"
+    text = f"""# {repo_id.partition("/")[2]}
+
+Blocks of modular diffusers that turn labelled images into *semantic outliers*: pictures that look nearly like the image
+they come from, but mean something else. A classifier that is trained to be unsure of them learns to say "I have never
+seen this" of things that only look familiar (near-OOD detection). There is code only, `block.py`; the weights are
+{weights}.
+
+{_blocks_use(repo_id, model)}
+
+## Method
+
+{METHOD} Images of one call share a schedule, and so a stop step.
+
+## Licence
+
+The code is under Apache-2.0. The weights keep {licence}.
+
+## Citation
+
+{CITATION}
+"""
+    data = ModelCardData(
+        base_model=model,
+        library_name="diffusers",
+        license="apache-2.0",
+        pipeline_tag="image-to-image",
+        tags=[*TAGS, "modular-diffusers", family.replace("_", "-")],
+    )
+    return ModelCard(_with_data(data, text))
+
+
+def _blocks_use(repo_id: str, model: str | None) -> str:
+    kind, loading = "ModularPipeline", f'pipe = ModularPipeline.from_pretrained("{repo_id}", trust_remote_code=True)'
+    if model is None:
+        kind = "ModularPipelineBlocks"
+        loading = f"""blocks = ModularPipelineBlocks.from_pretrained("{repo_id}", trust_remote_code=True)
+pipe = blocks.init_pipeline("MODEL")  # a Hub id or a folder"""
+    return f"""## Use
+
+```python
+import torch
+from diffusers import {kind}
+from diffusers.utils import load_image
+
+{loading}
+pipe.load_components(dtype=torch.float16)
+pipe.to("cuda")
+image = load_image("barn.jpg").resize((512, 512))  # or the size of the images that the model was made for
+prompts = {{"id_prompt": "a photo of a barn", "ood_prompt": "a photo of a lighthouse"}}
+pipe(image=image, **prompts, strength=0.7, output="images")[0].save("outlier.png")
+```
+
+`trust_remote_code=True` lets diffusers run this repository's `block.py`: read it first. Without `strength` or
+`stop_step`, the stop step is drawn at random. The guidance has its settings in the guider, and
+`pipe.update_components(guider=pipe.guider.new(guidance_scale=7.5))` changes them.
+
+A block that is put into the loop after "guide" sees the predictions, the masks and the guidance of every step:
+
+```python
+from diffusers import ModularPipelineBlocks
+
+class Watch(ModularPipelineBlocks):
+    def __call__(self, components, state, i, t):
+        print(i, int(t), state.id_semantic_mask.sum().item())
+        return components, state
+
+blocks = pipe.blocks
+blocks.sub_blocks["denoise"].sub_blocks.insert("watch", Watch(), 2)
+watched = blocks.init_pipeline()
+watched.update_components(**pipe.components)
+watched(image=image, **prompts, strength=0.7)
+```"""
+
+
 @dataclass(frozen=True)
 class OutlierFacts:
     """What the card of an outlier set says of its images, besides what `inspection.Inspection` counts.

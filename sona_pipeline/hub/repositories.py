@@ -90,6 +90,34 @@ def write_pipeline_repository(
         card.save(partial / "README.md")
 
 
+def write_blocks_repository(folder: str | Path, repo_id: str, family: str, model: str | None = None) -> None:
+    """Lay out a repository that `ModularPipeline.from_pretrained` of diffusers loads.
+
+    Args:
+        folder: new or empty; it is whole or not there.
+        repo_id: `owner/name`, which the card speaks of.
+        family: one of `sona_pipeline.pipelines.families.FAMILIES`.
+        model: Hub id of the weights that are to be loaded with the blocks; None for the blocks only.
+
+    Raises:
+        ValueError: `repo_id` or `model` has not that form, or the model is of another family.
+        FileExistsError: the folder holds something.
+        FileNotFoundError: there is no such model, or it cannot be reached.
+    """
+    from sona_pipeline.generation.model_files import find_model
+    from sona_pipeline.hub import cards
+    from sona_pipeline.hub.blocks import write_blocks
+
+    check_repo_id(repo_id)
+    check_folder(folder)
+    if model is not None:
+        check_model(model, pointer=True)
+        find_model(model)
+    with laid_out(folder) as partial:
+        write_blocks(partial, family, model)
+        cards.blocks_card(repo_id, family, model).save(partial / "README.md")
+
+
 def write_outlier_repository(
     folder: str | Path,
     repo_id: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,30 @@ def check_counts(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and (not isinstance(value, (int, np.integer)) or value < 0):
             raise ValueError(f"`{name}` is {value!r}, but has to be a whole number from 0 on.")
+
+
+def check_steps(num_inference_steps: int, most: int) -> None:
+    """Raise ValueError unless a schedule can have so many steps."""
+    if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
+        raise ValueError(f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}.")
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise ValueError for a form in which images cannot be given."""
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"`output_type` is {output_type!r}, but has to be 'pil', 'np', 'pt' or 'latent'.")
+
+
+def checked_generators(generator: Any, batch_size: int) -> Generators:
+    """One generator, or a list with one an image; TypeError or ValueError for anything else."""
+    sources = list(generator) if isinstance(generator, (list, tuple)) else generator
+    if sources is not None and not all(
+        isinstance(one, torch.Generator) for one in (sources if isinstance(sources, list) else [sources])
+    ):
+        raise TypeError(f"`generator` is {generator!r}, but has to be a `torch.Generator` or one an image.")
+    if isinstance(sources, list) and len(sources) != batch_size:
+        raise ValueError(f"`generator` has {len(sources)} entries for {batch_size} images: give one, or one an image.")
+    return sources
 
 
 def step_of_strength(strength: float, num_inference_steps: int) -> int:

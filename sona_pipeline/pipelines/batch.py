@@ -105,5 +105,10 @@ class Sega:
                 guidance * step.noise_unit, self.momentum[step.active], anywhere, scale=self.scale, beta=self.beta
             )
             guidance = (moved / step.noise_unit).to(guidance.dtype)
-        is_on = self.warmup_steps <= step.number and (self.cooldown_steps is None or step.number < self.cooldown_steps)
+        is_on = is_guided(step.number, self.warmup_steps, self.cooldown_steps)
         return found._replace(guidance=guidance if is_on else torch.zeros_like(guidance))
+
+
+def is_guided(number: int, warmup_steps: int, cooldown_steps: int | None) -> bool:
+    """Whether there is guidance at a step of the full schedule."""
+    return warmup_steps <= number and (cooldown_steps is None or number < cooldown_steps)

@@ -20,6 +20,9 @@ from sona_pipeline.pipelines.arguments import (
     Generators,
     check_counts,
     check_numbers,
+    check_output_type,
+    check_steps,
+    checked_generators,
     draw_step,
     step_of_strength,
     steps_of,
@@ -225,22 +228,9 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
         check_mask_options(regions["mask_threshold"], regions["mask_granularity"])
         tensor = self.preprocess_image(image)
         self.check_prompts(len(tensor), prompts, embeds)
-        sources: Any = list(generator) if isinstance(generator, (list, tuple)) else generator
-        if sources is not None and not all(
-            isinstance(one, torch.Generator) for one in (sources if isinstance(sources, list) else [sources])
-        ):
-            raise TypeError(f"`generator` is {generator!r}, but has to be a `torch.Generator` or one an image.")
-        if isinstance(sources, list) and len(sources) != len(tensor):
-            raise ValueError(
-                f"`generator` has {len(sources)} entries for {len(tensor)} images: give one, or one an image."
-            )
-        most = self.scheduler.config.get("num_train_timesteps", num_inference_steps)
-        if not isinstance(num_inference_steps, (int, np.integer)) or not 1 <= num_inference_steps <= most:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, but has to be an integer from 1 to {most}."
-            )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` is {output_type!r}, but has to be 'pil', 'np', 'pt' or 'latent'.")
+        sources = checked_generators(generator, len(tensor))
+        check_steps(num_inference_steps, self.scheduler.config.get("num_train_timesteps", num_inference_steps))
+        check_output_type(output_type)
         if unknown := [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {unknown}, but can have {self._callback_tensor_inputs} only."

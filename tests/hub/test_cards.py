@@ -69,6 +69,8 @@ def all_cards(found):
         cards.pipeline_card(
             "me/tiny", "tiny", SONAPipeline, pointer=False, licence="mit", notes="# A model\n\nOf this.", runs=runs
         ),
+        cards.blocks_card("me/blocks", "stable_diffusion", "owner/base"),
+        cards.blocks_card("me/blocks", "stable_diffusion_xl", None),
         outlier_card(found),
         outlier_card(found, trips, near_ood=True, id_set="owner/animals", licence="cc-by-4.0"),
         cards.detector_card("me/detector", detector(), training=TRAINING, runs=runs),

@@ -24,6 +24,7 @@ from flow_calls import (
     order_of_use,
     outliers,
 )
+from in_blocks import assert_same_in_blocks
 from peft import LoraConfig, get_peft_model_state_dict
 from plain_call import in_fresh_process
 from tiny_pipelines import LENGTH, WIDTH, byte_tokenizer
@@ -142,6 +143,10 @@ def test_outliers_are_those_of_the_plain_loop(guidance_embeds):
 
 def test_an_image_is_alone_as_in_a_batch():
     hold_alone_as_in_a_batch(pipeline())
+
+
+def test_blocks_make_the_same_outliers():
+    assert_same_in_blocks(pipeline())
 
 
 @pytest.mark.parametrize("distilled", [1.0, 3.5])

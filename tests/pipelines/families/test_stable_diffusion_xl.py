@@ -16,6 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import convert_state_dict_to_diffusers
+from in_blocks import assert_same_in_blocks
 from peft import LoraConfig, get_peft_model_state_dict
 from plain_call import STEPS, guided, in_fresh_process, rows_of
 from tiny_pipelines import SCHEDULE, build
@@ -179,6 +180,11 @@ def test_outlier_does_not_depend_on_its_batch():
 
 
 # diffusers' own pipeline
+
+
+def test_blocks_make_the_same_outliers():
+    pipe = SONAXLPipeline(**components(dtype=torch.float64), force_zeros_for_empty_prompt=False)
+    assert_same_in_blocks(pipe)
 
 
 @pytest.mark.parametrize("force_zeros", [True, False])
