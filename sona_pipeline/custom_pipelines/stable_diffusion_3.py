@@ -1481,8 +1481,7 @@ CLIP_LENGTH, T5_LENGTH = 77, 256
 class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSingleFileMixin):
     r"""Image-to-image pipeline that turns labelled images into semantic outliers with Stable Diffusion 3 or 3.5.
 
-    Each image is noised up to a stop step of its own and denoised with `sona_guidance`. Text encoders may be left out,
-    all but one; the transformer gets zeros for them.
+    Text encoders may be left out, all but one; the transformer gets zeros for them.
 
     Args:
         transformer ([`SD3Transformer2DModel`]): predicts velocities from latents and prompt.
@@ -1537,7 +1536,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
 
     def check_parts(self) -> None:
         """Raise ValueError, naming the part, unless the components make a plain model of Stable Diffusion 3."""
-        taken = "take the plain text-to-image checkpoint of Stable Diffusion 3 or 3.5"
+        taken = f"take the plain text-to-image checkpoint of {self.title}"
         if self.scheduler is not None:
             check_scheduler_kind(self.scheduler, is_flow=True)
         if self.transformer is not None:
@@ -1588,7 +1587,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
     def token_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts for the text encoder that reads most, all of them."""
         parts = (self.tokenizer_3, self.text_encoder_3), *self._clips
-        return next(tokenizer for tokenizer, encoder in parts if encoder is not None)(texts, verbose=False).input_ids
+        return next(one for one, encoder in parts if encoder is not None)(texts, verbose=False).input_ids
 
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, D]` and pooled ones `[N, P]`, with zeros for text encoders that are not there."""

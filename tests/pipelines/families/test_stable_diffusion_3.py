@@ -299,7 +299,7 @@ def flux():
     return FluxTransformer2DModel(**layout, joint_attention_dim=24, pooled_projection_dim=20, axes_dims_rope=(4, 6, 6))
 
 
-PLAIN = "take the plain text-to-image checkpoint of Stable Diffusion 3 or 3.5"
+PLAIN = "take the plain text-to-image checkpoint of Stable Diffusion 3 and 3.5"
 OTHERS = {
     "inpainting": (
         lambda: {"transformer": components(in_channels=33)["transformer"]},
