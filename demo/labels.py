@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from sona_pipeline import RULES, Names, SONAPipeline, pipeline_encoder, spoken, usable_labels
+from sona_pipeline import RULES, Names, SONAMixin, pipeline_encoder, spoken, usable_labels
 
 
 class Suggestions:
@@ -23,7 +23,7 @@ class Suggestions:
         worker: the one thread that models run in.
     """
 
-    def __init__(self, pipe: SONAPipeline, labels: Sequence[Names], worker: Executor):
+    def __init__(self, pipe: SONAMixin, labels: Sequence[Names], worker: Executor):
         self.labels, self._encode, self._worker = list(labels), pipeline_encoder(pipe), worker
 
     def __call__(self, id_label: str, rule: str) -> str:

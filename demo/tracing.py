@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sona_pipeline import SONAPipeline
+from sona_pipeline import SONAMixin
 
 from .worker import Worker
 
@@ -111,7 +111,7 @@ class Runner:
         worker: the one thread that models run in.
     """
 
-    def __init__(self, pipe: SONAPipeline, worker: Worker):
+    def __init__(self, pipe: SONAMixin, worker: Worker):
         self.pipe, self._worker = pipe, worker
         self._stopped: dict[str | None, float] = {}
 
@@ -199,7 +199,7 @@ class Runner:
         is_left = threading.Event()
         arguments = request.arguments() | changes
 
-        def record(pipe: SONAPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
+        def record(pipe: SONAMixin, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
             if trace is not None:
                 trace.add(request.num_inference_steps - step, tensors)
             pipe._interrupt = self._worker.is_ending or is_left.is_set() or is_stopped()

@@ -101,18 +101,30 @@ from .generation.settings import (
 from .generation.ways import WAYS as WAYS
 from .hub.repositories import (
     push as push,
+    write_blocks_repository as write_blocks_repository,
     write_detector_repository as write_detector_repository,
     write_outlier_repository as write_outlier_repository,
     write_pipeline_repository as write_pipeline_repository,
     write_space as write_space,
 )
-from .pipeline import (
+from .pipelines.core import (
+    SONAMixin as SONAMixin,
+    SONAPipelineOutput as SONAPipelineOutput,
+)
+from .pipelines.families.flux import SONAFluxPipeline as SONAFluxPipeline
+from .pipelines.families.flux_2 import SONAFlux2Pipeline as SONAFlux2Pipeline
+from .pipelines.families.qwen_image import SONAQwenImagePipeline as SONAQwenImagePipeline
+from .pipelines.families.stable_diffusion import SONAPipeline as SONAPipeline
+from .pipelines.families.stable_diffusion_3 import SONASD3Pipeline as SONASD3Pipeline
+from .pipelines.families.stable_diffusion_xl import SONAXLPipeline as SONAXLPipeline
+from .pipelines.families.z_image import SONAZImagePipeline as SONAZImagePipeline
+from .pipelines.guidance import (
     MASK_GRANULARITIES as MASK_GRANULARITIES,
     SONAGuidance as SONAGuidance,
-    SONAPipeline as SONAPipeline,
-    SONAPipelineOutput as SONAPipelineOutput,
     sona_guidance as sona_guidance,
 )
+from .pipelines.modular.blocks import SONABlocks as SONABlocks
+from .pipelines.modular.guider import SONAGuider as SONAGuider
 from .training.items import TrainingSets as TrainingSets
 from .training.loop import Training as Training
 from .training.settings import (

@@ -28,7 +28,7 @@ from sona_pipeline.generation.generate import settled_model
 from sona_pipeline.generation.masks_figure import masks_figure
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import DEFAULT_PRESET, PRESETS, GenerationSettings, ModelSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.training.settings import RECIPES, Running
 
 PAIRS, MASK_SHEETS = 24, 3
@@ -96,7 +96,7 @@ def outcome(output: Path, results: dict) -> list[str | Table]:
     ]
 
 
-def draw(folder: Path, pipe: SONAPipeline, images: ImageSet, outliers: ImageSet, settings: GenerationSettings) -> None:
+def draw(folder: Path, pipe: SONAMixin, images: ImageSet, outliers: ImageSet, settings: GenerationSettings) -> None:
     """Write `pairs.png` and `masks-*.png`."""
     plan = plan_outliers(images, settings)
     by_step = sorted(plan, key=lambda item: item.stop_step)

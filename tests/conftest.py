@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_pipelines import build
 
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 # What outlasts a loss of power is a matter of tests/generation/test_power_loss.py; no other test waits for disks.
 os.fsync = lambda descriptor: None

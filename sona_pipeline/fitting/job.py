@@ -18,7 +18,7 @@ from sona_pipeline.fitting.scores import Choice, give_score
 from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.checkpoint import identity
 from sona_pipeline.generation.generate import generate_outliers
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.training.start import digest_of_weights
 
 RECORD, GENERATED, CHECKS = "fit.json", "generated", "checks"
@@ -47,7 +47,7 @@ class Fitted:
 
 
 def fit_detector(
-    sources: FitSources, pipe: SONAPipeline, output: str | Path, *, check_classes: int = 0, command: str = ""
+    sources: FitSources, pipe: SONAMixin, output: str | Path, *, check_classes: int = 0, command: str = ""
 ) -> Fitted:
     """Make outliers, train a detector with them and one without, evaluate both, and write `output/report.html`.
 
@@ -100,7 +100,7 @@ def _trained(sources: FitSources, pairs: OutlierPairs, output: Path, choice: Cho
     return train_both(pairs, validation, output, settings, running, classifier=sources.classifier)
 
 
-def check_folder(sources: FitSources, pipe: SONAPipeline, output: Path) -> None:
+def check_folder(sources: FitSources, pipe: SONAMixin, output: Path) -> None:
     """Raise ValueError if the folder holds a run of other images or settings, or what is no run; nothing is written."""
     if (output / RECORD).exists():
         settle_settings(output / RECORD, record_of(sources, pipe))
@@ -108,7 +108,7 @@ def check_folder(sources: FitSources, pipe: SONAPipeline, output: Path) -> None:
         raise ValueError(f"{output / there[0]} was not made by this command: choose another folder")
 
 
-def record_of(sources: FitSources, pipe: SONAPipeline) -> dict:
+def record_of(sources: FitSources, pipe: SONAMixin) -> dict:
     """All that the results of a run depend on."""
     images = {f"{name} images": content_of(some) for name, some in sources.parts.items()}
     tested = {f"{group} {name}": content_of(some) for group, name, some in sources.sets if group != "id"}

@@ -23,7 +23,7 @@ from sona_pipeline.fitting.sources import FitSources
 from sona_pipeline.generation.estimate import Estimate, estimate
 from sona_pipeline.generation.generate import make_plan, settled_batch_size
 from sona_pipeline.generation.make import image_form
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.training.devices import new_accelerator
 from sona_pipeline.training.items import TrainingSets
 from sona_pipeline.training.loop import Training
@@ -117,7 +117,7 @@ def _time(seconds: float) -> str:
     return f"about {timedelta(seconds=round(seconds))}"
 
 
-def plan_fit(sources: FitSources, pipe: SONAPipeline, output: str | Path, check_classes: int) -> FitPlan:
+def plan_fit(sources: FitSources, pipe: SONAMixin, output: str | Path, check_classes: int) -> FitPlan:
     """What `fit_detector` would do; nothing is written.
 
     Some steps of generation and training are made, to see what all of them cost. What is done already costs nothing.
@@ -181,7 +181,7 @@ def _share_left(sources: FitSources, folder: Path) -> float:
     return max(0.0, 1 - tried / len(sources.train))
 
 
-def _cost_of_outliers(sources: FitSources, pipe: SONAPipeline, folder: Path) -> Estimate:
+def _cost_of_outliers(sources: FitSources, pipe: SONAMixin, folder: Path) -> Estimate:
     """What all outliers would cost."""
     plan = make_plan(sources.train, pipe, sources.generation, sources.writing)
     batch_size = settled_batch_size(pipe, sources.generation, sources.writing, folder)

@@ -19,7 +19,7 @@ from sona_pipeline.data.outlier_writer import OutlierWriter
 from sona_pipeline.generation.make import FinishedBatch, OutlierMaker, Work, image_form
 from sona_pipeline.generation.plan import Batch
 from sona_pipeline.generation.settings import GenerationSettings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 DEPTH = 2
 """Batches that reading and writing may be ahead of or behind what makes them."""
@@ -31,7 +31,7 @@ _DIES_WITH_ITS_PARENT = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
 
-def default_batch_size(pipe: SONAPipeline, settings: GenerationSettings) -> int:
+def default_batch_size(pipe: SONAMixin, settings: GenerationSettings) -> int:
     """16 images; 64 small ones, since the calls themselves would else take much of the time."""
     return 64 if image_form(pipe, settings.size)[0] <= SMALL else 16
 

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from sona_pipeline.common.messages import brief
 from sona_pipeline.generation.prompts import word_in
 from sona_pipeline.generation.settings import GenerationSettings
-from sona_pipeline.pipeline import SONAPipeline, prompt_length, prompt_width
+from sona_pipeline.pipelines.batch import Conditions
+from sona_pipeline.pipelines.core import SONAMixin
 
 WORD = "x"
 """What stands in the prompt where a vector comes."""
@@ -51,15 +52,20 @@ class GivenEmbeddings:
         ValueError: a label has no embedding, or one of another shape, or one that is not finite.
     """
 
-    def __init__(self, pipe: SONAPipeline, path: Path, settings: GenerationSettings):
+    def __init__(self, pipe: SONAMixin, path: Path, settings: GenerationSettings):
         self.pipe, self.template = pipe, settings.ood_prompt or settings.prompt
         if missing := set(settings.ood_labels) - set(embedding_names(path)):
             raise ValueError(
                 f"{path} has no embedding of {sorted(missing)[:5]}: name the labels as they are named there"
             )
-        length, width = prompt_length(pipe.tokenizer, pipe.text_encoder), prompt_width(pipe.unet)
+        if list(pipe.condition_shapes) != ["prompt_embeds"]:
+            raise ValueError(
+                f"embeddings in a file stand for one of {list(pipe.condition_shapes)} only, and this model needs all:"
+                " give OOD labels instead"
+            )
+        length, width = pipe.prompt_length, pipe.condition_shapes["prompt_embeds"][-1]
         with safe_open(path, "pt") as file:
-            stored = {name: file.get_tensor(name).to(pipe.unet.dtype) for name in settings.ood_labels}
+            stored = {name: file.get_tensor(name).to(pipe.denoiser.dtype) for name in settings.ood_labels}
         for name, value in stored.items():
             if tuple(value.shape) not in ((width,), (length, width)) or not value.isfinite().all():
                 raise ValueError(
@@ -68,15 +74,15 @@ class GivenEmbeddings:
                 )
         self.stored, self._plain = stored, _encoded(pipe, self.template.format(WORD))
 
-    def __call__(self, labels: Sequence[str]) -> torch.Tensor:
-        """Prompts `[B, L, D]` of OOD labels, as the UNet takes them."""
+    def __call__(self, labels: Sequence[str]) -> Conditions:
+        """Prompts `[B, L, D]` of OOD labels, as the denoiser takes them."""
         found = self._plain.repeat(len(labels), 1, 1)
         word = word_in(self.pipe, self.template, WORD)
         for prompt, value in zip(found, map(self.stored.__getitem__, labels)):
             prompt[word if value.dim() == 1 else slice(None)] = value.to(prompt)
-        return found
+        return {"prompt_embeds": found}
 
 
 @torch.no_grad()
-def _encoded(pipe: SONAPipeline, prompt: str) -> torch.Tensor:
-    return pipe.encode_prompts(1, {"id_prompt": prompt}, {"id_prompt": None}, pipe.device)[0][0]
+def _encoded(pipe: SONAMixin, prompt: str) -> torch.Tensor:
+    return pipe.encode_texts([prompt], pipe.device)["prompt_embeds"][0].to(pipe.denoiser.dtype)

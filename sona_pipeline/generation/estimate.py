@@ -24,7 +24,7 @@ from sona_pipeline.generation.make import OutlierMaker, Work, image_form, kept_f
 from sona_pipeline.generation.plan import Plan
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, pipe: SONAPipeline, output: Path, batch_size: int, writing: OutputSettings | None = None
+    plan: Plan, pipe: SONAMixin, output: Path, batch_size: int, writing: OutputSettings | None = None
 ) -> Estimate:
     """Make part of one batch to see what the whole plan would cost; nothing is written.
 
@@ -127,7 +127,7 @@ def described(plan: Plan, cost: Estimate, part: str | None = None, *, preset: st
         f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'",
         f"Method:     {settings.num_inference_steps} steps of {scheduler}, guidance scale {settings.guidance_scale:g},"
         f" regions of {settings.mask_threshold:g}, with the preset '{preset}'",
-        f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device",
+        f"Rows:       {cost.unet_rows} in the denoiser, at {cost.rows_per_second:.0f} a second on this device",
         f"Time:       about {timedelta(seconds=round(cost.seconds))}, divided by the number of such devices",
         f"Disk:       about {decimal(cost.bytes)}" + ("" if free is None else f"; {decimal(free)} are free"),
         table,

@@ -36,8 +36,9 @@ from sona_pipeline.data.set_files import REJECTS, SETTINGS, hash_of
 from sona_pipeline.data.settings import CODECS
 from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.batches import default_batch_size, make_batches
-from sona_pipeline.generation.checkpoint import find_batch_size, identity
+from sona_pipeline.generation.checkpoint import find_batch_size, identity, model_place
 from sona_pipeline.generation.checks import BY_CLASSIFIER, checks_asked, load_classifier
+from sona_pipeline.generation.families import is_flow
 from sona_pipeline.generation.make import OutlierMaker, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import check_part, recorded_part, share_of
@@ -45,7 +46,9 @@ from sona_pipeline.generation.plan import Batch, Plan, check_settings, plan_outl
 from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.schedules import check_scheduler
 
 logger = logging.getLogger(__name__)
 PREPARED = "way.safetensors"
@@ -59,7 +62,7 @@ Result = TypeVar("Result")
 
 def generate_outliers(
     images: ImageSet,
-    pipe: SONAPipeline,
+    pipe: SONAMixin,
     output: str | Path,
     settings: GenerationSettings,
     writing: OutputSettings | None = None,
@@ -125,7 +128,7 @@ def generate_outliers(
                 (writer.folder / PREPARED).unlink(missing_ok=True)
             fixed, notes = _recorded(pipe, settings, writing, form)
             settle_settings(writer.folder / SETTINGS, fixed | recorded_part(images, writing), notes, NEW_KEYS)
-            _note_dtype(writer.folder / SETTINGS, str(pipe.unet.dtype))
+            _note_dtype(writer.folder / SETTINGS, str(pipe.denoiser.dtype))
 
         _on_main_process(state, settle)
         prepared = _on_main_process(state, lambda: _prepared(maker, writer.folder))
@@ -160,7 +163,7 @@ def _prepared(maker: OutlierMaker, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def make_plan(
-    images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings | None = None
+    images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings | None = None
 ) -> Plan:
     """The plan of a run, or of its part, with the similarities of labels where the label choice needs them."""
     writing = writing or OutputSettings()
@@ -171,7 +174,7 @@ def make_plan(
     return share_of(plan, Part.parse(writing.part), int(writing.batch_size or default_batch_size(pipe, settings)))
 
 
-def _whole_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> Plan:
+def _whole_plan(images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings) -> Plan:
     suffix = CODECS[writing.codec].suffix
     if settings.label_choice == "random":
         return plan_outliers(images, settings, suffix=suffix)
@@ -186,18 +189,28 @@ def _whole_plan(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettin
     return plan_outliers(images, settings, _on_main_process(process_state(), compare), suffix)
 
 
-def check_run(images: ImageSet, pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings) -> None:
+def check_run(images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings) -> None:
     """Raise ValueError if images, pipeline and settings do not go together; nothing is written and no model run."""
     check_settings(images, settings)
     check_output(settings, writing)
+    _check_family(pipe, settings.way)
     check_there(images)
     if is_grey_model(pipe) and not is_grey(images):
         raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
     size, mode = image_form(pipe, settings.size)
     kept_form(size, writing)
-    pipe.preprocess_image(Image.new(mode, (size, size)))
-    pipe.set_timesteps(settings.num_inference_steps, pipe.device)
+    pixels = pipe.preprocess_image(Image.new(mode, (size, size)))
+    check_scheduler(pipe.scheduler, pipe.schedule_of(settings.num_inference_steps, pipe.latent_shape(pixels)))
     check_prompts(images.classes, pipe, settings)
+
+
+def _check_family(pipe: SONAMixin, way: str) -> None:
+    if WAYS[way].needs_unet and not isinstance(pipe, SONAPipeline):
+        others = ", ".join(name for name, kind in WAYS.items() if not kind.needs_unet)
+        raise ValueError(
+            f"the way {way!r} works on the UNet of {SONAPipeline.title}, and this model is of {pipe.title}: take"
+            f" another way ({others}), or another model"
+        )
 
 
 def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
@@ -218,7 +231,7 @@ def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
 
 
 def settled_batch_size(
-    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, output: str | Path
+    pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings, output: str | Path
 ) -> int:
     """The batch size, the same in all processes; "auto": that of an earlier run into the folder, or found by trying."""
     if writing.batch_size is None:
@@ -248,7 +261,8 @@ def settled_model(loading: ModelSettings, output: str | Path) -> ModelSettings:
         record = read_json(path) if path.exists() else {}
         if "dtype" in record.get("notes", {}):
             return last_dtype(record)
-        return default_dtype(usable_device(loading.device or (state.device if state.num_processes > 1 else None)))
+        device = usable_device(loading.device or (state.device if state.num_processes > 1 else None))
+        return default_dtype(device, is_flow(model_place(loading).family))
 
     return replace(loading, dtype=_on_main_process(state, find))
 
@@ -295,7 +309,7 @@ def _check_made(plan: Plan, folder: Path, tried: np.ndarray) -> None:
 
 
 def _recorded(
-    pipe: SONAPipeline, settings: GenerationSettings, writing: OutputSettings, form: KeptForm
+    pipe: SONAMixin, settings: GenerationSettings, writing: OutputSettings, form: KeptForm
 ) -> tuple[dict, dict]:
     """What has to be equal in all runs into one folder, and what is only noted."""
     fixed = identity(pipe) | asdict(settings)
@@ -310,9 +324,9 @@ def _recorded(
         "reconstructions": writing.reconstructions,
         "classifier": writing.classifier,
     }
-    notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.unet.dtype)}
-    notes |= {"model_size": form.model_size} | ({"ood_embeddings": embeddings.name} if embeddings else {})
-    return fixed, notes | {"versions": versions()}
+    notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.denoiser.dtype)}
+    notes |= {"pipeline": type(pipe).__name__, "model_size": form.model_size, "versions": versions()}
+    return fixed, notes | ({"ood_embeddings": embeddings.name} if embeddings else {})
 
 
 def _note_dtype(path: Path, dtype: str) -> None:

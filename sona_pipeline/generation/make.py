@@ -22,7 +22,8 @@ from sona_pipeline.generation.embeddings import GivenEmbeddings
 from sona_pipeline.generation.plan import Batch, Plan, PlannedOutlier
 from sona_pipeline.generation.settings import OutputSettings
 from sona_pipeline.generation.ways import WAYS
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.batch import Conditions
+from sona_pipeline.pipelines.core import SONAMixin
 
 PASSING = (FileNotFoundError, PermissionError)
 """Errors of images that are no fault of theirs."""
@@ -89,7 +90,7 @@ class OutlierMaker:
 
     def __init__(
         self,
-        pipe: SONAPipeline,
+        pipe: SONAMixin,
         plan: Plan,
         *,
         form: KeptForm | None = None,
@@ -159,7 +160,7 @@ class OutlierMaker:
     def _make(self, work: Work) -> None:
         work.outlier_latents = self.way(self, work)
         if not work.outlier_latents.isfinite().all():
-            raise FloatingPointError(f"latents become NaN or infinite in {self.pipe.unet.dtype}: {_ANOTHER}")
+            raise FloatingPointError(f"latents become NaN or infinite in {self.pipe.denoiser.dtype}: {_ANOTHER}")
 
     def _denoise_singly(self, work: Work) -> None:
         found: dict[int, Work] = {}
@@ -186,8 +187,7 @@ class OutlierMaker:
         try:
             return self.pipe.encode_image(pixels, self.pipe.device, generators)
         except FloatingPointError:
-            sides = [side // self.pipe.vae_scale_factor for side in pixels.shape[2:]]
-            shape = len(pixels), self.pipe.vae.config.latent_channels, *sides
+            shape = self.pipe.latent_shape(pixels)
             return torch.full(shape, math.nan, dtype=self.pipe.latent_dtype, device=self.pipe.device)
 
     def prompts_of(self, items: Sequence[PlannedOutlier]) -> tuple[list[str], list[str]]:
@@ -196,14 +196,14 @@ class OutlierMaker:
         ood_prompts = [settings.ood_prompt_of(item.ood_label, name) for item, name in zip(items, names)]
         return [settings.id_prompt_of(name) for name in names], ood_prompts
 
-    def meanings_of(self, items: Sequence[PlannedOutlier]) -> torch.Tensor:
-        """Embeddings `[B, L, D]` of what the outliers shall mean: of a prompt, between two, or given."""
+    def meanings_of(self, items: Sequence[PlannedOutlier]) -> Conditions:
+        """Conditions `[B, ...]` of what the outliers shall mean: of a prompt, between two, or given."""
         if self.given:
             return self.given([item.ood_label for item in items])
         names = [self.plan.images.label_name(item.index) for item in items]
         texts = [self.settings.ood_prompt_of(m, name) for item, name in zip(items, names) for m in item.meanings]
-        parts = self.prompts(texts).split([len(item.meanings) for item in items])
-        return torch.stack([part.mean(dim=0) for part in parts])
+        counts = [len(item.meanings) for item in items]
+        return {name: _between(value.split(counts)) for name, value in self.prompts(texts).items()}
 
     def denoised(
         self, items: Sequence[PlannedOutlier], latents: torch.Tensor, generators: list[torch.Generator], **options: Any
@@ -301,33 +301,33 @@ class OutlierMaker:
 
 
 class PromptCache:
-    """Embeddings of prompts `[B, L, D]`, each text encoded once as long as there is room.
+    """What prompts become for the denoiser, each text encoded once as long as there is room.
 
     Args:
         pipe: a loaded pipeline.
         room: how many texts to keep; those not used for longest go first.
     """
 
-    def __init__(self, pipe: SONAPipeline, room: int = 4096):
+    def __init__(self, pipe: SONAMixin, room: int = 4096):
         self.pipe, self.room = pipe, room
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, Conditions] = {}
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings of `texts`, in their order."""
+    def __call__(self, texts: Sequence[str]) -> Conditions:
+        """Conditions `[B, ...]` of `texts`, in their order."""
         if missing := [text for text in dict.fromkeys(texts) if text not in self._kept]:
-            embeds = self.pipe.encode_prompts(
-                len(missing), {"id_prompt": missing}, {"id_prompt": None}, self.pipe.device
-            )[0]
-            self._kept |= zip(missing, embeds)
-        found = torch.stack([self._kept[text] for text in texts])
+            encoded = self.pipe.encode_texts(missing, self.pipe.device)
+            for k, text in enumerate(missing):
+                self._kept[text] = {name: value[k] for name, value in encoded.items()}
+        rows = [self._kept[text] for text in texts]
+        found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         self._kept |= {text: self._kept.pop(text) for text in dict.fromkeys(texts)}
         for text in list(self._kept)[: max(0, len(self._kept) - self.room)]:
             del self._kept[text]
         return found
 
 
-def image_form(pipe: SONAPipeline, size: int | None) -> tuple[int, str]:
+def image_form(pipe: SONAMixin, size: int | None) -> tuple[int, str]:
     """Side in pixels, and mode, of the images that a pipeline takes; the model's own side for None."""
     return size or pipe.image_size, "L" if is_grey_model(pipe) else "RGB"
 
@@ -346,9 +346,14 @@ def kept_form(size: int, writing: OutputSettings) -> KeptForm:
     return KeptForm(size, writing.save_size or size, writing.codec, settled_quality(writing.codec, writing.quality))
 
 
-def is_grey_model(pipe: SONAPipeline) -> bool:
+def is_grey_model(pipe: SONAMixin) -> bool:
     """Whether the pipeline makes grey images."""
-    return pipe.vae.config.in_channels == 1
+    return pipe.image_channels == 1
+
+
+def _between(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of each part, and of lengths and masks the most."""
+    return torch.stack([part.mean(dim=0) if part.is_floating_point() else part.amax(dim=0) for part in parts])
 
 
 def _are_finite(pixels: torch.Tensor) -> list[bool]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sona_pipeline.common.figures import show_image
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 MASKS = {
     "id_semantic_mask": "ID semantics",
@@ -20,7 +20,7 @@ MASKS = {
 
 
 def masks_figure(
-    pipe: SONAPipeline,
+    pipe: SONAMixin,
     source: Image.Image,
     labels: tuple[str, str],
     prompts: tuple[str, str],
@@ -39,7 +39,7 @@ def masks_figure(
     """
     seen: list[tuple[int, dict[str, torch.Tensor]]] = []
 
-    def record(_: SONAPipeline, step: int, __: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
+    def record(_: SONAMixin, step: int, __: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
         seen.append((step, {name: value[0].float().cpu() for name, value in tensors.items()}))
         return {}
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 
 from sona_pipeline.generation.settings import GenerationSettings
-from sona_pipeline.pipeline import SONAPipeline, prompt_length
+from sona_pipeline.pipelines.core import SONAMixin
 
 _NO_WORD = re.compile(r"[\W\d_]*|n\d{8}")
 """Names without a letter, and WordNet ids that ImageNet does not know."""
 
 
-def check_prompts(classes: Sequence[str], pipe: SONAPipeline, settings: GenerationSettings) -> None:
+def check_prompts(classes: Sequence[str], pipe: SONAMixin, settings: GenerationSettings) -> None:
     """Raise ValueError if an OOD prompt is the prompt of an ID class for the text encoder, which reads its beginning.
 
     Args:
@@ -27,12 +27,12 @@ def check_prompts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
         if read in prompt_of:
             raise ValueError(
                 f"the OOD prompt {_short(prompt)} and the ID prompt {_short(prompt_of[read])} are one for the text"
-                f" encoder, which reads {prompt_length(pipe.tokenizer, pipe.text_encoder)} tokens: shorten them, or"
+                f" encoder, which reads {pipe.prompt_length} tokens: shorten them, or"
                 " leave the label out"
             )
 
 
-def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: GenerationSettings) -> list[str]:
+def prompt_doubts(classes: Sequence[str], pipe: SONAMixin, settings: GenerationSettings) -> list[str]:
     """What is to be said of prompts that may be used, but hardly mean what they should; a sentence each.
 
     Args:
@@ -48,10 +48,9 @@ def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
             f"{len(bare)} of {len(classes)} classes have no words but {bare[:3]}, so that a prompt is"
             f" {settings.id_prompt_of(bare[0])!r}: say what they are by --class-names, unless that is what they show"
         )
-    length = prompt_length(pipe.tokenizer, pipe.text_encoder)
+    length = pipe.prompt_length
     prompts = list(dict.fromkeys([*id_prompts, *settings.all_ood_prompts(classes)]))
-    ids = pipe.tokenizer(pipe.maybe_convert_prompt(prompts, pipe.tokenizer), verbose=False).input_ids
-    if cut := [prompt for prompt, tokens in zip(prompts, ids) if len(tokens) > length]:
+    if cut := [prompt for prompt, tokens in zip(prompts, pipe.token_ids(prompts)) if len(tokens) > length]:
         doubts.append(f"{len(cut)} prompts are cut after {length} tokens, such as {_short(cut[0])}: shorten them")
     first: dict[tuple[int, ...], str] = {}
     for name, read in zip(classes, _as_read(pipe, id_prompts)):
@@ -64,20 +63,20 @@ def prompt_doubts(classes: Sequence[str], pipe: SONAPipeline, settings: Generati
     return doubts
 
 
-def word_in(pipe: SONAPipeline, template: str, label: str) -> slice:
+def word_in(pipe: SONAMixin, template: str, label: str) -> slice:
     """Where the tokens of a label stand in its prompt."""
     before, _ = template.split("{}")
     start = len(pipe.tokenizer(before.rstrip()).input_ids) - 1
     return slice(start, start + len(pipe.tokenizer(label).input_ids) - 2)
 
 
-def _as_read(pipe: SONAPipeline, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tokens of each prompt that the text encoder reads."""
+def _as_read(pipe: SONAMixin, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens of each prompt that the text encoder reads; the last one of those that are cut is the end."""
     if not prompts:
         return []
-    texts = pipe.maybe_convert_prompt(list(prompts), pipe.tokenizer)
-    length = prompt_length(pipe.tokenizer, pipe.text_encoder)
-    return [tuple(ids) for ids in pipe.tokenizer(texts, truncation=True, max_length=length).input_ids]
+    length = pipe.prompt_length
+    found = map(tuple, pipe.token_ids(list(prompts)))
+    return [ids if len(ids) <= length else ids[: length - 1] for ids in found]
 
 
 def _short(prompt: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sona_pipeline.hub import repositories
-from sona_pipeline.hub.settings import DetectorPush, OutlierPush, PipelinePush, PushSettings, SpacePush
+from sona_pipeline.hub.settings import BlocksPush, DetectorPush, OutlierPush, PipelinePush, PushSettings, SpacePush
 
 
 def publish(settings: PushSettings) -> str:
@@ -28,6 +28,8 @@ def publish(settings: PushSettings) -> str:
     repo_type, write = LAYOUTS[type(settings)]
     if isinstance(settings, PipelinePush):
         repositories.check_model(settings.model, settings.pointer)
+    if isinstance(settings, BlocksPush) and settings.model is not None:
+        repositories.check_model(settings.model, pointer=True)
     repositories.check_repo_id(settings.repo)
     folder = settings.output or Path("hub") / settings.repo.partition("/")[2]
     repositories.check_folder(folder)
@@ -50,6 +52,10 @@ def _write_pipeline(folder: Path, it: PipelinePush) -> None:
     )
 
 
+def _write_blocks(folder: Path, it: BlocksPush) -> None:
+    repositories.write_blocks_repository(folder, it.repo, it.family, it.model)
+
+
 def _write_outliers(folder: Path, it: OutlierPush) -> None:
     repositories.write_outlier_repository(
         folder, it.repo, it.folder, near_ood=it.near_ood, id_set=it.id_set, licence=it.licence
@@ -68,6 +74,7 @@ def _write_space(folder: Path, it: SpacePush) -> None:
 
 LAYOUTS: dict[type[PushSettings], tuple[str, Callable[[Path, Any], None]]] = {
     PipelinePush: ("model", _write_pipeline),
+    BlocksPush: ("model", _write_blocks),
     OutlierPush: ("dataset", _write_outliers),
     DetectorPush: ("model", _write_detector),
     SpacePush: ("space", _write_space),

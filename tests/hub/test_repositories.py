@@ -382,6 +382,9 @@ def test_an_upload_that_breaks_off_is_one_sentence(tmp_path, monkeypatch):
         (["space", "somebody/x"], {}, "status 403"),
         (["pipeline", "no-owner"], {}, "OWNER/NAME"),
         (["pipeline", "user/x", "--pointer"], {}, "give a Hub id"),
+        (["blocks", "user/x", "--model", "tiny"], {}, "give a Hub id"),
+        (["blocks", "user/x", "--family", "vae", "--dry-run"], {}, "stable_diffusion"),
+        (["blocks", "user/x", "--model", "user/nothing"], {}, "no model on the Hub"),
         (["outliers", "user/x", "NOTHING"], {}, "is not a set made by `sona generate`"),
         (["detector", "user/x", "SET", "--dry-run"], {}, "holds no detector"),
         (["pipeline", "user/x", "--output", "SET"], {}, "holds other things"),
@@ -441,7 +444,7 @@ def test_a_push_that_is_stopped_leaves_nothing(number, step, pushed, tmp_path, m
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background does not hear it otherwise
     monkeypatch.setattr(step, stop)
-    arguments = ["pipeline", "user/stopped", "--model", "user/base", "--pointer"]
+    arguments = ["pipeline", "user/stopped", "--model", "tiny"]
     code = exit_code(arguments, pushed[2], tmp_path, monkeypatch)
     assert code == 130 and "Stopped. Nothing is left" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

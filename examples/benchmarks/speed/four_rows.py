@@ -59,11 +59,11 @@ def four_rows(
     """Latents of the outliers of a batch, denoised from one stop step; the fourth row of the UNet is not used."""
     count, device = len(image), pipe.device
     prompts = {"id_prompt": id_prompt, "ood_prompt": ood_prompt}
-    embeds = pipe.encode_prompts(count, prompts, dict.fromkeys(["uncond_prompt", *prompts]), device)
+    embeds = pipe.encode_prompts(count, prompts, dict.fromkeys(["uncond_prompt", *prompts]), device)["prompt_embeds"]
     embeds = torch.cat([embeds, embeds[1:2]]).flatten(0, 1)
     source = pipe.encode_image(pipe.preprocess_image(image), device, generator)
     noise = randn_tensor(source.shape, generator=generator, device=device, dtype=source.dtype)
-    timesteps = pipe.set_timesteps(num_inference_steps, device)[-stop_step:]
+    timesteps = pipe.schedule_of(num_inference_steps, source.shape).set(pipe.scheduler, device)[-stop_step:]
     latents = pipe.scheduler.add_noise(source, noise, timesteps[:1])
     for t in timesteps:
         rows = pipe.unet(torch.cat([latents] * 4), t, encoder_hidden_states=embeds, return_dict=False)[0]

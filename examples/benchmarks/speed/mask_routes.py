@@ -3,7 +3,7 @@
 import torch
 from timing import SEED, Comparison, Ratio, rounds_in_turn
 
-from sona_pipeline.pipeline import _region_masks
+from sona_pipeline.pipelines.guidance import region_masks
 
 SHAPE = (8, 4, 64, 64)
 """Eight images, in latents of Stable Diffusion at 512 pixels."""
@@ -16,7 +16,7 @@ Masks = tuple[torch.Tensor, torch.Tensor]
 
 def by_argsort(psi: torch.Tensor, threshold: float) -> Masks:
     """What the pipeline does: whole numbers of entries, even where magnitudes are equal."""
-    return _region_masks(psi, threshold, "channel")
+    return region_masks(psi, threshold, "channel")
 
 
 def by_topk(psi: torch.Tensor, threshold: float) -> Masks:

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils._pytree import tree_map
 
 from sona_pipeline.common.quiet import without_warnings
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -37,6 +37,7 @@ class Way:
         takes_embeddings: whether the meaning may be any embedding, and not a prompt only.
         needs_classifier: whether there has to be a detector that knows the ID classes.
         looks_at_all: whether `prepare` looks at all images first, so that a set cannot be made in parts.
+        needs_unet: whether it works on the UNet of Stable Diffusion 1.x and 2.x, and with no other family.
 
     Raises:
         ValueError: the way does not go with the model.
@@ -47,13 +48,14 @@ class Way:
     takes_embeddings: bool = False
     needs_classifier: bool = False
     looks_at_all: bool = False
+    needs_unet: bool = False
 
-    def __init__(self, pipe: SONAPipeline, settings: GenerationSettings):
+    def __init__(self, pipe: SONAMixin, settings: GenerationSettings):
         self.pipe, self.settings = pipe, settings
 
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
-        """Rows that the UNet computes for an image of this stop step, of `steps`."""
+        """Rows that the denoiser computes for an image of this stop step, of `steps`."""
         raise NotImplementedError
 
     def load(self, maker: OutlierMaker, classifier: str | None) -> None:
@@ -86,7 +88,7 @@ class Way:
         raise NotImplementedError
 
 
-def peer(kind: Callable[..., Any], pipe: SONAPipeline, **others: Any) -> Any:
+def peer(kind: Callable[..., Any], pipe: SONAMixin, **others: Any) -> Any:
     """A pipeline of diffusers of the class `kind` with the parts of ours, without safety checker or progress bar."""
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)

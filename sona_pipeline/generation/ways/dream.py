@@ -51,13 +51,14 @@ class Dream(Text):
     paper trains a ResNet-34 for 100 epochs; here it is a small network of up to 64 px, for 20 epochs.
     """
 
+    needs_unet = True
     uses_label = takes_embeddings = False
     looks_at_all = True
 
     def prepare(self, maker: OutlierMaker) -> dict[str, torch.Tensor]:
         """The vectors `[N, D]` of each class, by its number, once the encoder is trained."""
         classes = maker.plan.images.classes
-        embeds = maker.prompts([self.settings.id_prompt_of(name) for name in classes]).float()
+        embeds = maker.prompts([self.settings.id_prompt_of(name) for name in classes])["prompt_embeds"].float()
         words = torch.stack([one[self._word(name)].mean(dim=0) for one, name in zip(embeds, classes)])
         pixels, labels = self._images(maker)
         with torch.random.fork_rng(devices=[]):
@@ -75,12 +76,12 @@ class Dream(Text):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """All images of a batch together."""
-        embeds = maker.prompts(maker.prompts_of(work.items)[0]).clone()
+        embeds = maker.prompts(maker.prompts_of(work.items)[0])["prompt_embeds"].clone()
         for row, item, generator in zip(embeds, work.items, work.generators):
             label = maker.plan.images.labels[item.index]
             vectors = self.vectors[label]
             row[self.places[label]] = vectors[int(torch.randint(len(vectors), (), generator=generator))].to(row)
-        return drawn(maker, embeds, work.generators)
+        return drawn(maker, {"prompt_embeds": embeds}, work.generators)
 
     def _word(self, name: str) -> slice:
         return word_in(self.pipe, self.settings.prompt, self.settings.id_label(name))

@@ -8,7 +8,7 @@ import torch
 
 from sona_pipeline.generation.ways.base import WARM_UP, Way, in_groups
 from sona_pipeline.generation.ways.trajectory import Level, levels, lower, predicted_noise
-from sona_pipeline.pipeline import add_momentum, sona_guidance
+from sona_pipeline.pipelines.guidance import add_momentum, sona_guidance
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -27,6 +27,7 @@ class LEdits(Way):
     level that the way down begins at is the stop step; the paper has 64 of 100.
     """
 
+    needs_unet = True
     takes_embeddings = True
 
     @classmethod
@@ -36,7 +37,8 @@ class LEdits(Way):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """Images of one stop step together."""
-        id_prompts, ood_prompts = maker.prompts(maker.prompts_of(work.items)[0]), maker.meanings_of(work.items)
+        found = maker.prompts(maker.prompts_of(work.items)[0]), maker.meanings_of(work.items), maker.prompts([""])
+        id_prompts, ood_prompts, empty = (conditions["prompt_embeds"] for conditions in found)
         all_levels = levels(self.pipe, self.settings.num_inference_steps)
 
         def edit(stop_step: int, members: list[int]) -> torch.Tensor:
@@ -44,7 +46,7 @@ class LEdits(Way):
             path = all_levels[-stop_step:]
             generators = [work.generators[k] for k in members]
             noise = torch.stack([torch.randn(stop_step, *source.shape[1:], generator=g) for g in generators], dim=1)
-            prompts = maker.prompts([""]).expand_as(id_prompts[members]), id_prompts[members], ood_prompts[members]
+            prompts = empty.expand_as(id_prompts[members]), id_prompts[members], ood_prompts[members]
             noised = [
                 level.signal**0.5 * source + (1 - level.signal) ** 0.5 * one
                 for level, one in zip(path, noise.to(source))

@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
 from sona_pipeline.generation.ways.base import Way, in_groups, peer, taking_float32
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -21,7 +21,9 @@ CHANNELS, DIVISOR = 4, 32
 class LEditsPP(Way):
     """LEDITS++ (Brack et al. 2024): the source inverted, then the ID meaning removed and the OOD one added."""
 
-    def __init__(self, pipe: SONAPipeline, settings: GenerationSettings):
+    needs_unet = True
+
+    def __init__(self, pipe: SONAMixin, settings: GenerationSettings):
         super().__init__(pipe, settings)
         if (found := pipe.vae.config.latent_channels) != CHANNELS:
             raise ValueError(

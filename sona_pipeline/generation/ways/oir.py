@@ -9,7 +9,7 @@ import torch
 
 from sona_pipeline.generation.ways.base import Way
 from sona_pipeline.generation.ways.trajectory import higher, levels, lower, predicted_noise
-from sona_pipeline.pipeline import sona_guidance
+from sona_pipeline.pipelines.guidance import sona_guidance
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -38,6 +38,7 @@ class OIR(Way):
     object is where the ID prompt has most say.
     """
 
+    needs_unet = True
     uses_stop_step = False
     takes_embeddings = True
 
@@ -52,8 +53,9 @@ class OIR(Way):
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """All images of a batch together; the depth that was chosen becomes their stop step."""
-        own, other = maker.prompts(maker.prompts_of(work.items)[0]), maker.meanings_of(work.items)
-        prompts = Prompts(maker.prompts([""]).expand_as(own), own, other)
+        found = maker.prompts(maker.prompts_of(work.items)[0]), maker.meanings_of(work.items), maker.prompts([""])
+        own, other, empty = (conditions["prompt_embeds"] for conditions in found)
+        prompts = Prompts(empty.expand_as(own), own, other)
         steps, source = self.settings.num_inference_steps, work.source_latents
         depths = self._depths(steps)
         noise = torch.stack([torch.randn(PROBES, *source.shape[1:], generator=g) for g in work.generators], dim=1)

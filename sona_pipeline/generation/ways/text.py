@@ -11,6 +11,8 @@ from sona_pipeline.generation.ways.base import DRAWING_SCALE, Way
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
+from sona_pipeline.pipelines.batch import Conditions
+from sona_pipeline.pipelines.schedules import seen_by_model
 
 
 class Text(Way):
@@ -44,18 +46,18 @@ class FakeIt(Text):
 
 
 @torch.no_grad()
-def drawn(maker: OutlierMaker, embeds: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Latents, in float32, of images drawn from noise by prompt embeddings `[B, L, D]`."""
-    pipe, steps = maker.pipe, maker.settings.num_inference_steps
-    side = maker.size // pipe.vae_scale_factor
-    shape = pipe.vae.config.latent_channels, side, side
-    timesteps = pipe.set_timesteps(steps, pipe.device, begin=0)
-    latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    latents = latents.to(pipe.device, pipe.latent_dtype) * pipe.scheduler.init_noise_sigma
-    prompts = torch.cat([maker.prompts([""]).expand_as(embeds), embeds]).to(pipe.unet.dtype)
+def drawn(maker: OutlierMaker, wanted: Conditions, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Latents, in float32, of images drawn from noise by the conditions `[B, ...]` of prompts."""
+    pipe, count = maker.pipe, len(generators)
+    shape = pipe.latent_shape(torch.empty(count, pipe.image_channels, maker.size, maker.size, device="meta"))
+    timesteps = pipe.schedule_of(maker.settings.num_inference_steps, shape).set(pipe.scheduler, pipe.device, begin=0)
+    latents = torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators])
+    latents = latents.to(pipe.device, pipe.latent_dtype) * getattr(pipe.scheduler, "init_noise_sigma", 1.0)
+    embeds = {"uncond_prompt": maker.prompts([""]), "id_prompt": wanted}
+    stacked = pipe.encode_prompts(count, {}, embeds, pipe.device)
+    conditions = {name: value.flatten(0, 1) for name, value in stacked.items()}
     for t in timesteps:
-        rows = pipe.scheduler.scale_model_input(torch.cat([latents] * 2), t).to(pipe.unet.dtype)
-        found = pipe.unet(rows, t, encoder_hidden_states=prompts, return_dict=False)[0].to(latents.dtype)
-        plain, wanted = found.chunk(2)
-        latents = pipe.scheduler.step(plain + DRAWING_SCALE * (wanted - plain), t, latents, return_dict=False)[0]
+        rows = seen_by_model(pipe.scheduler, torch.cat([latents] * 2), t).to(pipe.denoiser.dtype)
+        plain, meant = pipe.denoise(rows, t, conditions, None).to(latents.dtype).chunk(2)
+        latents = pipe.scheduler.step(plain + DRAWING_SCALE * (meant - plain), t, latents, return_dict=False)[0]
     return latents

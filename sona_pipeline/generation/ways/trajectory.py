@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from diffusers import DDIMScheduler
 
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.core import SONAMixin
 
 
 class Level(NamedTuple):
@@ -19,7 +19,7 @@ class Level(NamedTuple):
     below: float
 
 
-def levels(pipe: SONAPipeline, steps: int) -> list[Level]:
+def levels(pipe: SONAMixin, steps: int) -> list[Level]:
     """The levels of a schedule of `steps`, from the noisiest to the last, below which there is the image itself."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(steps)
@@ -30,7 +30,7 @@ def levels(pipe: SONAPipeline, steps: int) -> list[Level]:
 
 @torch.no_grad()
 def predicted_noise(
-    pipe: SONAPipeline, latents: torch.Tensor, level: Level, prompts: Sequence[torch.Tensor]
+    pipe: SONAMixin, latents: torch.Tensor, level: Level, prompts: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """The noise in latents `[B, c, h, w]` as the UNet sees it by each of the prompts `[B, L, D]`, in one call."""
     rows = torch.cat([latents] * len(prompts)).to(pipe.unet.dtype)
@@ -39,7 +39,7 @@ def predicted_noise(
     return tuple(_in_noise_units(pipe, one, latents, level) for one in found.chunk(len(prompts)))
 
 
-def _in_noise_units(pipe: SONAPipeline, found: torch.Tensor, latents: torch.Tensor, level: Level) -> torch.Tensor:
+def _in_noise_units(pipe: SONAMixin, found: torch.Tensor, latents: torch.Tensor, level: Level) -> torch.Tensor:
     kind = pipe.scheduler.config.prediction_type
     if kind == "v_prediction":
         return level.signal**0.5 * found + (1 - level.signal) ** 0.5 * latents

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from sona_pipeline import SONAPipeline, load_pipeline
 from sona_pipeline.generation.checkpoint import identity
 
-SOURCE = Path(inspect.getfile(SONAPipeline))
+SOURCE = SONAPipeline.standalone_file()
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 

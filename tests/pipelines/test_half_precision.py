@@ -5,7 +5,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from tiny_pipelines import build
 
-from sona_pipeline.pipeline import SONAPipeline, sona_guidance
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.guidance import sona_guidance
 
 STOPS = [3, 5, 1]
 MASKS = ("id_semantic_mask", "id_nuisance_mask", "ood_semantic_mask", "ood_unfiltered_mask")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from sona_pipeline.pipeline import MASK_GRANULARITIES, add_momentum, sona_guidance
+from sona_pipeline.pipelines.guidance import MASK_GRANULARITIES, add_momentum, sona_guidance
 
 SWITCHES = ("remove_id_semantics", "preserve_id_nuisance", "add_ood_semantics", "filter_ood_by_nuisance")
 granularities = pytest.mark.parametrize("granularity", MASK_GRANULARITIES)

@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_pipelines import LENGTH, WIDTH, build
 
-from sona_pipeline.pipeline import SONAPipeline, _before_prompts
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.unets import before_prompts
 
 
 def plain_predictions(pipe, latents, t, prompt_embeds):
@@ -30,7 +31,7 @@ def test_what_knows_no_prompt_is_computed_once_and_changes_nothing(first_block):
     latents = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     prompt_embeds = torch.randn(3, 2, LENGTH, WIDTH, dtype=torch.float64)
     with torch.no_grad():
-        found = pipe.predict_noise(latents, torch.tensor(500), prompt_embeds, None)
+        found = pipe.predict_noise(latents, torch.tensor(500), {"prompt_embeds": prompt_embeds})
         assert (before.pop(), after.pop()) == (2, 6)
         expected = plain_predictions(pipe, latents, torch.tensor(500), prompt_embeds)
     for one, other in zip(found, expected):
@@ -46,7 +47,7 @@ def test_threads_that_share_a_unet_do_not_disturb_each_other():
 
     def ours():
         with torch.no_grad():
-            return pipe.predict_noise(latents, t, prompt_embeds, None)
+            return pipe.predict_noise(latents, t, {"prompt_embeds": prompt_embeds})
 
     expected = plain()
     with ThreadPoolExecutor(4) as pool:
@@ -80,7 +81,7 @@ def test_repeated_blocks_compile_as_a_whole_graph(options):
     torch.compiler.reset()
     pipe.unet.compile_repeated_blocks(backend="eager", **options)
     torch.testing.assert_close(made(), expected, rtol=1e-4, atol=1e-4)
-    hooked = _before_prompts(pipe.unet)
+    hooked = before_prompts(pipe.unet)
     assert pipe.unet.conv_in in hooked and pipe.unet.down_blocks[0].resnets[0] in hooked
     assert pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1 not in hooked
 
@@ -88,11 +89,11 @@ def test_repeated_blocks_compile_as_a_whole_graph(options):
 def test_parts_of_a_compiled_block_get_no_hooks():
     pipe = SONAPipeline(**build())
     pipe.unet.down_blocks[0].compile(backend="eager", fullgraph=True)
-    assert _before_prompts(pipe.unet) == [pipe.unet.conv_in]
+    assert before_prompts(pipe.unet) == [pipe.unet.conv_in]
 
 
 def test_compiled_unet_is_called_as_it_is():
     pipe = SONAPipeline(**build())
     pipe.unet.compile(backend="eager")
-    assert _before_prompts(pipe.unet) == []
-    assert _before_prompts(torch.compile(pipe.unet, backend="eager")) == []
+    assert before_prompts(pipe.unet) == []
+    assert before_prompts(torch.compile(pipe.unet, backend="eager")) == []

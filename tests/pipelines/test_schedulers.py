@@ -8,12 +8,15 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from tiny_pipelines import SCHEDULE
 
-from sona_pipeline.pipeline import check_scheduler, noised, usable_scheduler
+from sona_pipeline.pipelines.schedules import Schedule, check_scheduler, noised, usable_scheduler
 
 # diffusers' schedulers and NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-NAMES = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler") and not name.startswith("Flax")]
+ALL = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler") and not name.startswith("Flax")]
+FLOWS = [name for name in ALL if "scale_noise" in vars(getattr(diffusers.schedulers, name))]
+NAMES = [name for name in ALL if name not in FLOWS]
+GOOD = ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
 DETERMINISTIC = {
     "CogVideoXDDIMScheduler",
     "DDIMParallelScheduler",
@@ -73,7 +76,7 @@ def made(name, **options):
 
 def refusal(scheduler, steps=10):
     try:
-        check_scheduler(scheduler, steps)
+        check_scheduler(scheduler, Schedule(steps))
     except ValueError as error:
         return str(error)
     return None
@@ -116,7 +119,7 @@ def test_source_comes_back_or_the_scheduler_is_refused_by_name(name):
         if (scheduler := made(name, **options)) is None:
             continue
         if said := refusal(scheduler):
-            assert name in said and "\n" not in said and "DDIMScheduler" in said
+            assert name in said and "\n" not in said and any(good in said for good in GOOD)
             assert options or name not in DETERMINISTIC | RANDOM
             continue
         accepted += 1
@@ -178,7 +181,7 @@ REFUSED = {
 @pytest.mark.parametrize(("kind", "options", "message"), REFUSED.values(), ids=REFUSED)
 def test_settings_that_do_not_bring_images_back_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        check_scheduler(kind.from_config(DDIMScheduler(**SCHEDULE).config, **options), 10)
+        check_scheduler(kind.from_config(DDIMScheduler(**SCHEDULE).config, **options), Schedule(10))
 
 
 class SharedNoise(DDIMScheduler):
@@ -193,7 +196,7 @@ def test_noise_that_is_no_images_own_is_refused_and_draws_nothing():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     with pytest.raises(ValueError, match="adds noise that is not drawn from the generator of each image"):
-        check_scheduler(SharedNoise(**SCHEDULE), 10)
+        check_scheduler(SharedNoise(**SCHEDULE), Schedule(10))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -202,7 +205,7 @@ def test_scheduler_is_left_as_it_is_by_the_check():
         **{k: v for k, v in SCHEDULE.items() if k not in ("clip_sample", "set_alpha_to_one")}
     )
     before = scheduler.timesteps.clone()
-    check_scheduler(scheduler, 7)
+    check_scheduler(scheduler, Schedule(7))
     assert torch.equal(scheduler.timesteps, before)
 
 
@@ -222,3 +225,54 @@ def test_pipeline_refuses_before_any_model_runs(tiny_pipe, monkeypatch):
     tiny_pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ValueError, match="`FlowMatchEulerDiscreteScheduler` has no 'add_noise'"):
         tiny_pipe(torch.zeros(1, 3, 32, 32), "a cat", "a dog", num_inference_steps=10)
+
+
+FLOW_OPTIONS = [
+    {},
+    {"shift": 3.0},
+    {"use_dynamic_shifting": True},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+    {"use_karras_sigmas": True},
+    {"shift_terminal": 0.02},
+    {"stochastic_sampling": True},
+    {"invert_sigmas": True},
+]
+
+
+def flow_left(scheduler, schedule, stop_step):
+    """The source that comes back if the exact velocity is followed from a stop step on, less the source."""
+    source, noise = (torch.randn(1, 2, 4, 4, dtype=torch.float64) for _ in range(2))
+    timesteps = schedule.set(scheduler)
+    x = noised(scheduler, source, noise, [schedule.steps - stop_step])
+    for t in timesteps[-stop_step:]:
+        x = scheduler.step(noise - source, t, x, return_dict=False)[0]
+    return float((x - source).abs().max())
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flow_schedulers_bring_a_source_back_or_are_refused_by_name(name):
+    accepted = []
+    for options in FLOW_OPTIONS:
+        if not options.keys() <= inspect.signature(class_of(name).__init__).parameters.keys():
+            continue
+        scheduler, schedule = class_of(name)(**options), Schedule(10, mu=0.8)
+        try:
+            check_scheduler(scheduler, schedule)
+        except ValueError as error:
+            assert name in str(error) and "FlowMatchEulerDiscreteScheduler" in str(error)
+            continue
+        accepted.append(options)
+        if name == "FlowMatchEulerDiscreteScheduler" and "stochastic_sampling" not in options:
+            left = [flow_left(scheduler, schedule, stop_step) for stop_step in range(1, 11)]
+            assert max(left) < 1e-5, (options, left)
+    if name == "FlowMatchEulerDiscreteScheduler":
+        assert accepted == FLOW_OPTIONS[:7]  # noise that is added on the way is each image's own
+
+
+def test_schedule_of_a_users_own_is_taken_as_it_is():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    assert Schedule(3, sigmas=(1.0, 0.5, 0.25)).set(scheduler).tolist() == [1000, 500, 250]
+    ddpm = made("DDPMScheduler")
+    assert Schedule(3, timesteps=(900.0, 500.0, 100.0)).set(ddpm).tolist() == [900, 500, 100]
+    with pytest.raises(ValueError, match=r"`DDIMScheduler`.* cannot be used: .*timesteps"):
+        check_scheduler(made("DDIMScheduler"), Schedule(3, timesteps=(900.0, 500.0, 100.0)))

@@ -13,7 +13,7 @@ from diffusers import (
 from tiny_pipelines import WIDTH, build, byte_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sona_pipeline.pipeline import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 PLAIN = "take the plain text-to-image checkpoint"
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from sona_pipeline.pipeline import SONAPipeline, add_momentum, sona_guidance
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.guidance import add_momentum, sona_guidance
 
 # diffusers' schedulers and NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -743,8 +744,8 @@ BAD_ARGUMENTS = {
     "a NaN": ({"image": spoilt(float("nan"))}, "Image 2 holds NaN or infinite values"),
     "an infinity": ({"image": spoilt(float("inf"))}, "Image 2 holds NaN or infinite values"),
     "a NaN in latents": ({"image": torch.full((4, 4, 6, 8), float("nan"))}, "Image 0 holds NaN"),
-    "31 pixels": ({"image": [pil(size=(31, 24))] * 4}, "31 x 24 pixels, but the VAE takes multiples of 4"),
-    "22 rows": ({"image": torch.zeros(4, 3, 22, 32)}, "32 x 22 pixels, but the VAE takes multiples of 4"),
+    "31 pixels": ({"image": [pil(size=(31, 24))] * 4}, "31 x 24 pixels, but the model takes multiples of 4"),
+    "22 rows": ({"image": torch.zeros(4, 3, 22, 32)}, "32 x 22 pixels, but the model takes multiples of 4"),
     "PIL sizes": (
         {"image": [pil()] * 3 + [pil(size=(32, 32))]},
         r"Image 3 has the size \(32, 32\) and image 0 \(32, 24\)",
