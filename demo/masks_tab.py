@@ -323,7 +323,7 @@ class MasksTab:
             **self._step_pictures(shown, middle, over),
             self.strip: sheet,
             self.plot: _shares(trace),
-            self.note: note_of(trace.request, self.runner.pipe.vae.config.latent_channels),
+            self.note: note_of(trace.request, self.runner.pipe.latent_channels),
             self.code: code,
             self.download: str(archive),
         }

@@ -13,8 +13,8 @@ class PageSettings:
     """What the page shows, and where it is served."""
 
     model: str = "tiny"
-    """Stable Diffusion checkpoint: a Hub id, a folder, or a .safetensors file; 'tiny' (grey, Fashion-MNIST) and 'cifar'
-    (colour) are embedded."""
+    """Checkpoint of a diffusion model: a Hub id, a folder, or a .safetensors file; 'tiny' (grey, Fashion-MNIST) and
+    'cifar' (colour) are embedded."""
     detector: str | None = None
     """Detector that the page asks: a folder or a Hub id ('tiny' brings its own)."""
     device: str | None = None

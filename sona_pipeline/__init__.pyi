@@ -111,7 +111,13 @@ from .pipelines.core import (
     SONAMixin as SONAMixin,
     SONAPipelineOutput as SONAPipelineOutput,
 )
+from .pipelines.families.flux import SONAFluxPipeline as SONAFluxPipeline
+from .pipelines.families.flux_2 import SONAFlux2Pipeline as SONAFlux2Pipeline
+from .pipelines.families.qwen_image import SONAQwenImagePipeline as SONAQwenImagePipeline
 from .pipelines.families.stable_diffusion import SONAPipeline as SONAPipeline
+from .pipelines.families.stable_diffusion_3 import SONASD3Pipeline as SONASD3Pipeline
+from .pipelines.families.stable_diffusion_xl import SONAXLPipeline as SONAXLPipeline
+from .pipelines.families.z_image import SONAZImagePipeline as SONAZImagePipeline
 from .pipelines.guidance import (
     MASK_GRANULARITIES as MASK_GRANULARITIES,
     SONAGuidance as SONAGuidance,

@@ -85,7 +85,7 @@ def generate(given: Given) -> None:
     if job.dry_run:
         plan = run.make_plan(images, pipe, settings, writing)
         cost = estimate(plan, pipe, job.output, batch_size, writing)
-        say(*described(plan, cost, writing.part, preset=job.preset, scheduler=loading.scheduler))
+        say(*described(plan, cost, writing.part, preset=job.preset, scheduler=type(pipe.scheduler).__name__))
         return
     with ends_explained(job.output, batch_size):
         run.generate_outliers(images, pipe, job.output, settings, writing, id_names=opened.id_names)

@@ -36,10 +36,13 @@ def devices_there() -> list[str]:
     return ["cpu", *(f"{accelerator.type}:{k}" for k in range(count) if accelerator)]
 
 
-def default_dtype(device: torch.device) -> str:
-    """Name of the dtype that diffusion models compute in on a device where nobody says another."""
+def default_dtype(device: torch.device, is_flow: bool = False) -> str:
+    """Name of the dtype that diffusion models compute in on a device where nobody says another.
+
+    Flow models are trained in bfloat16, and several overflow in float16.
+    """
     if device.type != "cpu":
-        return "float16"
+        return "bfloat16" if is_flow else "float16"
     return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
@@ -72,6 +75,6 @@ def check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # every backend has errors of its own
         raise ValueError(
-            f"the UNet cannot be compiled here ({brief(error)}): install a C++ compiler, such as g++, and the"
+            f"the denoiser cannot be compiled here ({brief(error)}): install a C++ compiler, such as g++, and the"
             " headers of Python, or leave --compile out"
         ) from error

@@ -399,13 +399,6 @@ class Schedule:
         return scheduler.timesteps
 
 
-def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
-
-
 def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
     config = scheduler.config
@@ -414,6 +407,13 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return least + (tokens - few) * (most - least) / (many - few)
+
+
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -603,6 +603,12 @@ class Family(Base):
     shift for the size of the images where the scheduler wants one.
     """
 
+    title = ""
+    """What its models are called."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of the pipelines of diffusers whose checkpoints it takes."""
+    file_parts: Mapping[str, str] = {}
+    """How weights of single files are named at the beginning, by what they are of; empty if there are no such files."""
     vae: Any
     scheduler: Any
     image_processor: VaeImageProcessor
@@ -646,7 +652,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -698,6 +705,11 @@ class Family(Base):
         """The opposite of `scaled`."""
         return latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
 
+    @property
+    def vae_side(self) -> int:
+        """Pixels a side that one latent of the autoencoder stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def vae_encode(self, vae: Any, pixels: torch.Tensor) -> Any:
         """What an autoencoder makes of images `[B, C, H, W]` in [-1, 1]."""
         return vae.encode(pixels)
@@ -719,8 +731,8 @@ class ImagesMixin(Family):
 
     def _set_up_images(self, vae: Any) -> None:
         """The processor of the images that an autoencoder takes; of the usual ones where it comes later."""
-        is_grey = vae is not None and vae.config.in_channels == 1
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        is_grey = vae is not None and self.image_channels == 1
+        self.vae_scale_factor = self.vae_side if vae is not None else 8
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,
@@ -950,10 +962,10 @@ class PromptsMixin(Family):
         return found
 
     def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
-        """Conditions of all images; numbers have the dtype of the denoiser, and masks and lengths their own."""
+        """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value
+            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved
 
@@ -1276,6 +1288,15 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def check_width(encoder: str, given: int | None, denoiser: str, taken: int) -> None:
+    """Raise ValueError unless a text encoder gives what a denoiser takes."""
+    if given != taken:
+        raise ValueError(
+            f"{encoder} gives embeddings of width {given} and the {denoiser} takes {taken}: take both from one"
+            " checkpoint."
+        )
+
+
 def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
     """Tokens `[N, length]` of texts, which are padded or cut."""
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -1479,6 +1500,9 @@ class SONAPipeline(
         requires_safety_checker (`bool`): kept for checkpoints that carry the setting.
     """
 
+    title = "Stable Diffusion 1.x and 2.x"
+    checkpoints = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    file_parts = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
@@ -1513,11 +1537,6 @@ class SONAPipeline(
     def check_parts(self) -> None:
         """See `check_components`."""
         check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
-
-    @property
-    def text_encoders(self) -> list[Any]:
-        """The one."""
-        return [] if self.text_encoder is None else [self.text_encoder]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -1574,11 +1593,7 @@ def check_components(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, sch
     if vae is not None:
         check_vae(vae, unet)
     if text_encoder is not None and unet is not None:
-        width, needed = getattr(text_encoder.config, "hidden_size", None), prompt_width(unet)
-        if width != needed:
-            raise ValueError(
-                f"The text encoder gives embeddings of width {width} and the UNet takes {needed}: take both from one"
-                " checkpoint."
-            )
+        width = getattr(text_encoder.config, "hidden_size", None)
+        check_width("The text encoder", width, "UNet", prompt_width(unet))
     if text_encoder is not None and tokenizer is not None:
         prompt_length(tokenizer, text_encoder)

@@ -398,13 +398,6 @@ class Schedule:
         return scheduler.timesteps
 
 
-def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
-
-
 def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
     config = scheduler.config
@@ -413,6 +406,13 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return least + (tokens - few) * (most - least) / (many - few)
+
+
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -602,6 +602,12 @@ class Family(Base):
     shift for the size of the images where the scheduler wants one.
     """
 
+    title = ""
+    """What its models are called."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of the pipelines of diffusers whose checkpoints it takes."""
+    file_parts: Mapping[str, str] = {}
+    """How weights of single files are named at the beginning, by what they are of; empty if there are no such files."""
     vae: Any
     scheduler: Any
     image_processor: VaeImageProcessor
@@ -645,7 +651,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -697,6 +704,11 @@ class Family(Base):
         """The opposite of `scaled`."""
         return latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
 
+    @property
+    def vae_side(self) -> int:
+        """Pixels a side that one latent of the autoencoder stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def vae_encode(self, vae: Any, pixels: torch.Tensor) -> Any:
         """What an autoencoder makes of images `[B, C, H, W]` in [-1, 1]."""
         return vae.encode(pixels)
@@ -718,8 +730,8 @@ class ImagesMixin(Family):
 
     def _set_up_images(self, vae: Any) -> None:
         """The processor of the images that an autoencoder takes; of the usual ones where it comes later."""
-        is_grey = vae is not None and vae.config.in_channels == 1
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        is_grey = vae is not None and self.image_channels == 1
+        self.vae_scale_factor = self.vae_side if vae is not None else 8
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,
@@ -949,10 +961,10 @@ class PromptsMixin(Family):
         return found
 
     def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
-        """Conditions of all images; numbers have the dtype of the denoiser, and masks and lengths their own."""
+        """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value
+            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved
 
@@ -1275,6 +1287,15 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def check_width(encoder: str, given: int | None, denoiser: str, taken: int) -> None:
+    """Raise ValueError unless a text encoder gives what a denoiser takes."""
+    if given != taken:
+        raise ValueError(
+            f"{encoder} gives embeddings of width {given} and the {denoiser} takes {taken}: take both from one"
+            " checkpoint."
+        )
+
+
 def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
     """Tokens `[N, length]` of texts, which are padded or cut."""
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -1478,6 +1499,13 @@ class SONAXLPipeline(
         force_zeros_for_empty_prompt (`bool`): the empty prompt is zeros, as in most checkpoints.
     """
 
+    title = "Stable Diffusion XL"
+    checkpoints = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    file_parts = {
+        "UNet": "model.diffusion_model.",
+        "VAE": "first_stage_model.",
+        "second text encoder": "conditioner.embedders.1.",
+    }
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _optional_components = ["tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"]
 
@@ -1537,11 +1565,6 @@ class SONAXLPipeline(
                 f"The text encoders give embeddings of width {width} and pool to {config.projection_dim}, and the UNet"
                 f" takes {taken[0]} and {taken[1]}: {base} with its `CLIPTextModelWithProjection`."
             )
-
-    @property
-    def text_encoders(self) -> list[Any]:
-        """Both, or none."""
-        return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:

@@ -23,10 +23,10 @@ from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.quiet import without_warnings
 from sona_pipeline.common.settings import check_ranges
+from sona_pipeline.generation.families import is_flow
 from sona_pipeline.generation.model_files import ModelPlace, find_model
-from sona_pipeline.generation.settings import DTYPES, SCHEDULERS, ModelSettings
+from sona_pipeline.generation.settings import BY_FAMILY, DTYPES, SCHEDULERS, ModelSettings
 from sona_pipeline.pipelines.core import SONAMixin
-from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 from sona_pipeline.pipelines.schedules import usable_scheduler
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
 def load_pipeline(model: str, device: str | torch.device | None = None, **options: Any) -> SONAMixin:
-    """The pipeline of a Stable Diffusion checkpoint, ready to generate.
+    """The pipeline of a checkpoint of any family, ready to generate.
 
     Args:
         model: Hub id, folder, or .safetensors file; "tiny" and "cifar" are embedded.
@@ -52,32 +52,30 @@ def load_pipeline(model: str, device: str | torch.device | None = None, **option
 def load_model(settings: ModelSettings, device: torch.device | None = None) -> SONAMixin:
     """The pipeline that settings name, on `device` if they leave it open; see `load_pipeline`.
 
-    With bfloat16 only the UNet computes in it: in the VAE it would leave a trace that detectors find, as
+    With bfloat16 the VAE computes in float32: else it would leave a trace that detectors find, as
     `examples/benchmarks/half_precision.py` shows.
     """
     check_ranges(settings)
-    embedded = EMBEDDED_MODELS.get(settings.model)
+    place = usable_device(device if settings.device is None else settings.device)
+    found, embedded = model_place(settings), settings.model in EMBEDDED_MODELS
     if embedded:
         settings = replace(settings, trust_remote_code=True)  # it is this package's own
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-    place = usable_device(device if settings.device is None else settings.device)
-    on_cpu = place.type == "cpu"
-    dtype = DTYPES[settings.dtype or default_dtype(place)]
-    is_bfloat16 = dtype == torch.bfloat16
+    _check_scheduler_name(settings, found)
+    on_cpu, dtype = place.type == "cpu", DTYPES[settings.dtype or default_dtype(place, is_flow(found.family))]
     check_dtype(place, dtype)
-    found = ModelPlace(str(embedded)) if embedded else find_model(settings.model, settings.revision, settings.variant)
     if settings.compile:
         check_compiler(place)
     with without_warnings() if embedded else nullcontext():  # an autoencoder that is none of diffusers' own
-        pipe = _loaded(found, settings, torch.float32 if is_bfloat16 else dtype)
-    if is_bfloat16:
-        pipe.denoiser.type(dtype)
+        pipe = _loaded(found, settings, dtype)
     pipe = pipe if on_cpu else pipe.to(place)
-    pipe.scheduler = usable_scheduler(SCHEDULERS[settings.scheduler].from_config(pipe.scheduler.config))
-    if settings.channels_last if settings.channels_last is not None else not (on_cpu and is_bfloat16):
-        pipe.denoiser.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
+    if not is_flow(found.family):
+        kind = SCHEDULERS[BY_FAMILY.get(settings.scheduler, settings.scheduler)]
+        pipe.scheduler = usable_scheduler(kind.from_config(pipe.scheduler.config))
+    if settings.channels_last if settings.channels_last is not None else not (on_cpu and dtype == torch.bfloat16):
+        for part in (pipe.denoiser, pipe.vae):
+            _lay_channels_last(part)
     if settings.vae_slicing if settings.vae_slicing is not None else not on_cpu:
         pipe.vae.enable_slicing()
     if settings.compile:
@@ -86,7 +84,42 @@ def load_model(settings: ModelSettings, device: torch.device | None = None) -> S
     return pipe
 
 
+def model_place(settings: ModelSettings) -> ModelPlace:
+    """Where the model that settings name lies, and of which family it is; see `find_model`."""
+    if embedded := EMBEDDED_MODELS.get(settings.model):
+        return ModelPlace(str(embedded))
+    return find_model(settings.model, settings.revision, settings.variant, settings.model_config)
+
+
+def _check_scheduler_name(settings: ModelSettings, found: ModelPlace) -> None:
+    if is_flow(found.family) and settings.scheduler not in BY_FAMILY:
+        raise ValueError(
+            f"the scheduler {settings.scheduler!r} is for models that predict noise, and {settings.model}"
+            f" ({found.family.title}) predicts the velocity of a flow: leave --scheduler out, which takes its own"
+        )
+
+
+def _lay_channels_last(part: torch.nn.Module) -> None:
+    """Lay a network out as most convolutions are fastest; one with convolutions over time has no such form."""
+    if all(one.dim() < 5 for one in part.parameters()):
+        part.to(memory_format=torch.channels_last)
+
+
 def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> SONAMixin:
+    """The pipeline of the files that were found, on the CPU; in bfloat16, what computes in it.
+
+    That is the denoiser; of flow models the text encoders, too, which are large and made for it.
+    """
+    if dtype != torch.bfloat16:
+        return _from_files(found, settings, dtype)
+    parts = {"vae": torch.float32, "default": dtype} if is_flow(found.family) else torch.float32
+    pipe = _from_files(found, settings, torch.float32 if found.is_file else parts)
+    for part in (pipe.denoiser, *(pipe.text_encoders if is_flow(found.family) else ())):
+        part.to(dtype)
+    return pipe
+
+
+def _from_files(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype | dict[str, torch.dtype]) -> SONAMixin:
     """The pipeline of the files that were found, on the CPU.
 
     Raises:
@@ -97,10 +130,10 @@ def _loaded(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype) -> S
         logger.info("The weights of %s are there as the variant %s only, which is taken.", found.place, found.variant)
     try:
         if found.is_file:
-            pipe = SONAPipeline.from_single_file(found.place, config=_config_place(settings), dtype=dtype)
+            pipe = found.family.from_single_file(found.place, config=_config_place(settings), dtype=dtype)
             pipe.register_to_config(_name_or_path=found.place)
             return pipe
-        return SONAPipeline.from_pretrained(
+        return found.family.from_pretrained(
             found.place,
             revision=settings.revision,
             variant=found.variant,

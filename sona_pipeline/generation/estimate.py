@@ -127,7 +127,7 @@ def described(plan: Plan, cost: Estimate, part: str | None = None, *, preset: st
         f"OOD labels: {len(settings.ood_labels)}, chosen by the rule '{settings.label_choice}'",
         f"Method:     {settings.num_inference_steps} steps of {scheduler}, guidance scale {settings.guidance_scale:g},"
         f" regions of {settings.mask_threshold:g}, with the preset '{preset}'",
-        f"UNet rows:  {cost.unet_rows}, at {cost.rows_per_second:.0f} a second on this device",
+        f"Rows:       {cost.unet_rows} in the denoiser, at {cost.rows_per_second:.0f} a second on this device",
         f"Time:       about {timedelta(seconds=round(cost.seconds))}, divided by the number of such devices",
         f"Disk:       about {decimal(cost.bytes)}" + ("" if free is None else f"; {decimal(free)} are free"),
         table,

@@ -36,8 +36,9 @@ from sona_pipeline.data.set_files import REJECTS, SETTINGS, hash_of
 from sona_pipeline.data.settings import CODECS
 from sona_pipeline.data.uploads import check_place, writer_to
 from sona_pipeline.generation.batches import default_batch_size, make_batches
-from sona_pipeline.generation.checkpoint import find_batch_size, identity
+from sona_pipeline.generation.checkpoint import find_batch_size, identity, model_place
 from sona_pipeline.generation.checks import BY_CLASSIFIER, checks_asked, load_classifier
+from sona_pipeline.generation.families import is_flow
 from sona_pipeline.generation.make import OutlierMaker, image_form, is_grey_model, kept_form
 from sona_pipeline.generation.ood_labels import pipeline_encoder, similarities, text_encoder
 from sona_pipeline.generation.parts import check_part, recorded_part, share_of
@@ -46,6 +47,7 @@ from sona_pipeline.generation.prompts import check_prompts
 from sona_pipeline.generation.settings import GenerationSettings, ModelSettings, OutputSettings, last_dtype
 from sona_pipeline.generation.ways import WAYS
 from sona_pipeline.pipelines.core import SONAMixin
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 from sona_pipeline.pipelines.schedules import check_scheduler
 
 logger = logging.getLogger(__name__)
@@ -191,6 +193,7 @@ def check_run(images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, w
     """Raise ValueError if images, pipeline and settings do not go together; nothing is written and no model run."""
     check_settings(images, settings)
     check_output(settings, writing)
+    _check_family(pipe, settings.way)
     check_there(images)
     if is_grey_model(pipe) and not is_grey(images):
         raise ValueError("the images are coloured and this model makes grey ones: use a model for colour images")
@@ -199,6 +202,15 @@ def check_run(images: ImageSet, pipe: SONAMixin, settings: GenerationSettings, w
     pixels = pipe.preprocess_image(Image.new(mode, (size, size)))
     check_scheduler(pipe.scheduler, pipe.schedule_of(settings.num_inference_steps, pipe.latent_shape(pixels)))
     check_prompts(images.classes, pipe, settings)
+
+
+def _check_family(pipe: SONAMixin, way: str) -> None:
+    if WAYS[way].needs_unet and not isinstance(pipe, SONAPipeline):
+        others = ", ".join(name for name, kind in WAYS.items() if not kind.needs_unet)
+        raise ValueError(
+            f"the way {way!r} works on the UNet of {SONAPipeline.title}, and this model is of {pipe.title}: take"
+            f" another way ({others}), or another model"
+        )
 
 
 def check_output(settings: GenerationSettings, writing: OutputSettings) -> None:
@@ -249,7 +261,8 @@ def settled_model(loading: ModelSettings, output: str | Path) -> ModelSettings:
         record = read_json(path) if path.exists() else {}
         if "dtype" in record.get("notes", {}):
             return last_dtype(record)
-        return default_dtype(usable_device(loading.device or (state.device if state.num_processes > 1 else None)))
+        device = usable_device(loading.device or (state.device if state.num_processes > 1 else None))
+        return default_dtype(device, is_flow(model_place(loading).family))
 
     return replace(loading, dtype=_on_main_process(state, find))
 
@@ -312,8 +325,8 @@ def _recorded(
         "classifier": writing.classifier,
     }
     notes = {"batch_size": writing.batch_size, "device": pipe.device.type, "dtype": str(pipe.denoiser.dtype)}
-    notes |= {"model_size": form.model_size} | ({"ood_embeddings": embeddings.name} if embeddings else {})
-    return fixed, notes | {"versions": versions()}
+    notes |= {"pipeline": type(pipe).__name__, "model_size": form.model_size, "versions": versions()}
+    return fixed, notes | ({"ood_embeddings": embeddings.name} if embeddings else {})
 
 
 def _note_dtype(path: Path, dtype: str) -> None:

@@ -19,11 +19,15 @@ from safetensors import SafetensorError, safe_open
 
 from sona_pipeline.common.files import read_json
 from sona_pipeline.common.names import expanded
+from sona_pipeline.generation.families import family_of_index, family_of_keys
+from sona_pipeline.pipelines.core import SONAMixin
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 INDEX = "model_index.json"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _WHAT = "a folder or Hub id of diffusers' form, with model_index.json, or one .safetensors file"
-_PLAIN = "take a checkpoint of Stable Diffusion 1.x or 2.x"
+DENOISERS = {"unet": "UNet", "transformer": "transformer"}
+"""Folders that the weights of the denoiser may lie in, and what it is called then."""
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.\w+"
 )
@@ -38,21 +42,26 @@ class ModelPlace:
         is_file: whether it is one file.
         variant: of the weights; None if they have none.
         is_cached: whether a copy of the Hub's is taken, since the Hub cannot be reached.
+        family: that takes it.
     """
 
     place: str
     is_file: bool = False
     variant: str | None = None
     is_cached: bool = False
+    family: type[SONAMixin] = SONAPipeline
 
 
-def find_model(model: str, revision: str | None = None, variant: str | None = None) -> ModelPlace:
+def find_model(
+    model: str, revision: str | None = None, variant: str | None = None, config: str | None = None
+) -> ModelPlace:
     """The place of a model that can be loaded, as far as names and headers of its files tell.
 
     Args:
         model: folder, .safetensors file or Hub id.
         revision: of the Hub's.
         variant: of the weights, such as "fp16"; by default those without one, or the one that is there.
+        config: folder or Hub id with the configuration of a file; by default the weights in it tell its family.
 
     Raises:
         FileNotFoundError: there is none, or it cannot be reached.
@@ -60,19 +69,31 @@ def find_model(model: str, revision: str | None = None, variant: str | None = No
     """
     path = expanded(model)
     if path.is_file():
-        _check_file(path)
-        return ModelPlace(str(path), is_file=True)
+        keys = _keys_of(path)
+        family = family_of_index(config, _opened(config)[1]) if config else family_of_keys(path, keys)
+        if not hasattr(family, "from_single_file"):
+            raise ValueError(f"{path} is one file, and {family.title} comes in diffusers' form only: name its folder")
+        return ModelPlace(str(path), is_file=True, family=family)
+    files, index, is_cached = _opened(model, revision)
+    family = family_of_index(model, index)
+    place = str(path) if path.is_dir() else model
+    return ModelPlace(place, False, _settled_variant(model, files, index, variant), is_cached, family)
+
+
+def _opened(model: str, revision: str | None = None) -> tuple[set[str], dict, bool]:
+    """The files of a folder or of a model on the Hub, its index, and whether it is a copy that is here."""
+    path, is_cached = expanded(model), False
     if path.is_dir():
         files = {one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file()}
-        index = _read_index(path / INDEX) if INDEX in files else None
-        return ModelPlace(str(path), variant=_settled_variant(model, files, index, variant))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise FileNotFoundError(f"{model} does not exist: name {_WHAT}")
-    files, is_cached = _files_on_hub(model, revision)
-    index = None
-    if INDEX in files:
-        index = _read_index(Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=is_cached)))
-    return ModelPlace(model, variant=_settled_variant(model, files, index, variant), is_cached=is_cached)
+    else:
+        files, is_cached = _files_on_hub(model, revision)
+    if INDEX not in files:
+        raise ValueError(f"{model} {_without_index(files)}: name {_WHAT}")
+    if not path.is_dir():
+        path = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=is_cached)).parent
+    return files, _read_index(path / INDEX), is_cached
 
 
 def _files_on_hub(model: str, revision: str | None) -> tuple[set[str], bool]:
@@ -110,21 +131,19 @@ def _read_index(path: Path) -> dict:
     return index
 
 
-def _settled_variant(model: str, files: set[str], index: dict | None, variant: str | None) -> str | None:
+def _settled_variant(model: str, files: set[str], index: dict, variant: str | None) -> str | None:
     """The variant of the weights to load of a checkpoint in diffusers' form."""
-    if index is None:
-        raise ValueError(f"{model} {_without_index(files)}: name {_WHAT}")
-    _check_index(model, index)
+    part = next(part for part in DENOISERS if part in index)
     found: dict[str, set[str | None]] = {"safetensors": set(), "pickle": set()}
     for name in files:
-        match = _WEIGHTS.fullmatch(name.removeprefix("unet/")) if name.startswith("unet/") else None
+        match = _WEIGHTS.fullmatch(name.removeprefix(f"{part}/")) if name.startswith(f"{part}/") else None
         if match and name.endswith((".safetensors", *_PICKLES)):
             found["safetensors" if name.endswith(".safetensors") else "pickle"].add(match["variant"])
     there = found["safetensors"]
     names = ", ".join(sorted(one or "none" for one in there))
     if not there:
         why = "are pickles, which are never loaded" if found["pickle"] else "are not there"
-        raise ValueError(f"the weights of the UNet of {model} {why}: take a copy with .safetensors files")
+        raise ValueError(f"the weights of the {DENOISERS[part]} of {model} {why}: take a copy with .safetensors files")
     if variant is not None and variant not in there:
         raise ValueError(f"{model} has no weights of the variant {variant!r}, but: {names}")
     if variant is not None or None in there:
@@ -147,18 +166,8 @@ def _without_index(files: set[str]) -> str:
     return f"has no {INDEX}"
 
 
-def _check_index(model: str, index: dict) -> None:
-    name = index.get("_class_name")
-    name = name[-1] if isinstance(name, list) and name else name
-    has = {part for part, value in index.items() if isinstance(value, list) and value and value[0]}
-    if "text_encoder_2" in has or "transformer" in has or "prior" in has:
-        raise ValueError(f"{model} is a {name}, of another family: {_PLAIN}")
-    if missing := sorted({"unet", "vae", "text_encoder", "tokenizer", "scheduler"} - has):
-        raise ValueError(f"{model} is a {name} without {', '.join(missing)}: {_PLAIN}")
-
-
-def _check_file(path: Path) -> None:
-    """Raise ValueError unless a file is a whole checkpoint of Stable Diffusion 1.x or 2.x in safetensors."""
+def _keys_of(path: Path) -> list[str]:
+    """The names of the weights in a safetensors file; ValueError if it is another kind of file, or a LoRA."""
     if path.suffix.lower() in _PICKLES:
         raise ValueError(f"{path} is a pickle, which is never loaded: take the same model as .safetensors")
     if path.name == INDEX:
@@ -175,8 +184,4 @@ def _check_file(path: Path) -> None:
             f"{path} is a LoRA, which changes a checkpoint and is none: name the checkpoint (in Python,"
             " `pipe.load_lora_weights` adds a LoRA)"
         )
-    if any(key.startswith("conditioner.embedders") or "double_blocks" in key or "joint_blocks" in key for key in keys):
-        raise ValueError(f"{path} is of another family, such as Stable Diffusion XL: {_PLAIN}")
-    needed = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
-    if missing := [part for part, start in needed.items() if not any(key.startswith(start) for key in keys)]:
-        raise ValueError(f"{path} is no whole checkpoint, but has no {', no '.join(missing)}: name {_WHAT}")
+    return keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, CLIPTextModel
+from transformers.utils import cached_file
 
 from sona_pipeline.common.assets import EMBEDDED_MODELS, MODEL_LABELS
-from sona_pipeline.common.files import read_text
+from sona_pipeline.common.files import read_json, read_text
 from sona_pipeline.common.loading import loading
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.class_names import Names, composed, imagenet_labels, normal, spoken, synsets
 from sona_pipeline.generation.embeddings import embedding_names
 from sona_pipeline.generation.settings import LabelSettings
+from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.core import SONAMixin
 
 IMAGENET = "imagenet"
+POOLING = "1_Pooling/config.json"
+"""Where models of sentence-transformers say how tokens become one vector."""
+LARGE = 1 << 30
+"""Weights of text encoders from which a copy for the CPU would take too long."""
 
 Encode = Callable[[Sequence[str]], torch.Tensor]
 """Texts to embeddings `[N, D]`."""
@@ -157,15 +164,49 @@ def similarities(encode: Encode, id_texts: Sequence[str], ood_texts: Sequence[st
 
 
 def pipeline_encoder(pipe: SONAMixin) -> Encode:
-    """The pipeline's own text encoder with its pooled output, in float32 on the CPU, the same for all devices."""
-    model = copy.deepcopy(pipe.text_encoder).float().cpu()
-    return _encoder(pipe.tokenizer, model, lambda outputs, mask: outputs.pooler_output)
+    """The pipeline's own text encoders, in float32 on the CPU, the same for all devices; large ones as they are.
+
+    The embedding of a text is the pooled condition of the family; or CLIP's pooled output; or the mean over the tokens
+    of the prompt.
+    """
+    encoders = {name: part for name, part in pipe.components.items() if any(part is one for one in pipe.text_encoders)}
+    if sum(one.numel() for part in encoders.values() for one in part.parameters()) > LARGE:
+        return functools.partial(_embedded, pipe)
+    copies = {name: copy.deepcopy(part).float().cpu() for name, part in encoders.items()}
+    if list(pipe.condition_shapes) == ["prompt_embeds"] and isinstance(pipe.text_encoder, CLIPTextModel):
+        return _encoder(pipe.tokenizer, copies["text_encoder"], lambda outputs, mask: outputs.pooler_output)
+    twin = copy.copy(pipe)
+    for name, part in copies.items():
+        setattr(twin, name, part)
+    return functools.partial(_embedded, twin)
+
+
+@torch.no_grad()
+def _embedded(pipe: SONAMixin, texts: Sequence[str], batch_size: int = 32) -> torch.Tensor:
+    """One vector for each text, of what it becomes for the denoiser."""
+    device, found = pipe.text_encoders[0].device, []
+    for start in range(0, len(texts), batch_size):
+        conditions = pipe.encode_texts(list(texts[start : start + batch_size]), device)
+        pooled = conditions.get("pooled_prompt_embeds")
+        found.append((_mean_of_prompt(conditions) if pooled is None else pooled).float().cpu())
+    return torch.cat(found)
+
+
+def _mean_of_prompt(conditions: Conditions) -> torch.Tensor:
+    """The mean over the tokens, by the mask `[N, L]` or the lengths `[N]` that come with the prompts `[N, L, D]`."""
+    states = conditions["prompt_embeds"].float()
+    weights, places = states.new_ones(states.shape[:2]), torch.arange(states.shape[1], device=states.device)
+    for value in conditions.values():
+        if not value.is_floating_point() and value.shape in (states.shape[:1], states.shape[:2]):
+            value = value.to(states.device)
+            weights = value if value.dim() == 2 else places < value[:, None]
+    return _weighted(states, weights)
 
 
 def text_encoder(name: str) -> Encode:
     """A text encoder of transformers such as BERT, sentence-transformers' or CLIP's, by Hub id or folder, on the CPU.
 
-    The mean over the tokens is the embedding.
+    The mean over the tokens is the embedding, or what a model of sentence-transformers says in its place.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -175,12 +216,44 @@ def text_encoder(name: str) -> Encode:
     with loading(name, "text encoder"):
         model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(name)
-    return _encoder(tokenizer, getattr(model, "text_model", model), _mean_of_tokens)
+        place = cached_file(name, POOLING, _raise_exceptions_for_missing_entries=False)
+    pool = _POOLS[_pooling(read_json(Path(place)))] if place else _mean_of_tokens
+    return _encoder(tokenizer, getattr(model, "text_model", model), pool)
+
+
+def _pooling(config: dict) -> str:
+    """The name in `_POOLS` of what sentence-transformers makes one vector of tokens by; ValueError for other names."""
+    named = [
+        key.removeprefix("pooling_mode_").removesuffix("_tokens")
+        for key, value in config.items()
+        if value is True and key.startswith("pooling_mode_")
+    ]
+    chosen = str(config.get("pooling_mode") or "+".join(named)).removesuffix("_token")
+    if chosen not in _POOLS:
+        raise ValueError(f"the text encoder pools tokens by {chosen!r}: take one that does it by {' or '.join(_POOLS)}")
+    return chosen
 
 
 def _mean_of_tokens(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
-    weights = mask[..., None].to(outputs.last_hidden_state.dtype)
-    return (outputs.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+    return _weighted(outputs.last_hidden_state, mask)
+
+
+def _first_token(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
+    return outputs.last_hidden_state[torch.arange(len(mask)), mask.int().argmax(dim=1)]
+
+
+def _last_token(outputs: Any, mask: torch.Tensor) -> torch.Tensor:
+    last = mask.shape[1] - 1 - mask.int().flip(1).argmax(dim=1)
+    return outputs.last_hidden_state[torch.arange(len(mask)), last]
+
+
+_POOLS = {"mean": _mean_of_tokens, "cls": _first_token, "lasttoken": _last_token}
+
+
+def _weighted(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The mean of states `[N, L, D]` over the tokens by weights `[N, L]`."""
+    weights = weights[..., None].to(states)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _encoder(tokenizer: Any, model: Any, pool: Callable, batch_size: int = 256) -> Encode:

@@ -27,7 +27,9 @@ SCHEDULERS: Registry[Any] = Registry(
         "euler": "diffusers:EulerDiscreteScheduler",
     }
 )
-"""Classes of schedulers; DDIM is the paper's, the others do with fewer steps."""
+"""Classes of schedulers for models that predict noise; DDIM is the paper's, the others do with fewer steps."""
+BY_FAMILY = {"auto": "ddim", "fast": "unipc"}
+"""What these names stand for with models that predict noise; flow models keep their own scheduler with both."""
 DTYPES: Registry[torch.dtype] = Registry({name: f"torch:{name}" for name in ("float32", "float16", "bfloat16")})
 MASK_GRANULARITIES = ("channel", "all", "spatial")
 BLENDS = ("none", "classes", "labels")
@@ -172,8 +174,8 @@ class ModelSettings:
     """Which diffusion model makes them, and on what."""
 
     model: str = SD2_BASE
-    """Stable Diffusion checkpoint: a Hub id, a folder, or a .safetensors file; 'tiny' (grey, Fashion-MNIST) and 'cifar'
-    (colour) are embedded."""
+    """Checkpoint of a diffusion model: a Hub id, a folder, or a .safetensors file; 'tiny' (grey, Fashion-MNIST) and
+    'cifar' (colour) are embedded."""
     revision: str | None = None
     """Branch, tag or commit of the model."""
     variant: str | None = None
@@ -182,19 +184,20 @@ class ModelSettings:
     """Folder or Hub id with the configuration of a .safetensors file (found on the Hub by default)."""
     trust_remote_code: bool = False
     """Run the code that comes with the model, such as an autoencoder of its own."""
-    scheduler: Annotated[str, OneOf(SCHEDULERS), BY_PRESET] = "ddim"
-    """'ddim' as in the paper; the others do with fewer steps."""
+    scheduler: Annotated[str, OneOf((*SCHEDULERS, *BY_FAMILY)), BY_PRESET] = "auto"
+    """'ddim' as in the paper; the next three do with fewer steps. 'auto' is 'ddim' and 'fast' is 'unipc', but with both
+    a flow model keeps its own."""
     device: str | None = None
     """'cuda', 'mps', 'cpu' (the fastest there is by default)."""
     dtype: Annotated[str, OneOf(DTYPES)] | None = None
-    """Of the denoiser; latents and guidance are in float32. By default 'float16', on a CPU 'bfloat16' if it multiplies
-    that natively, and else 'float32'; a set that is there goes on in its own."""
+    """Of the denoiser; latents and guidance are in float32. By default 'float16' (flow models: 'bfloat16'), on a CPU
+    'bfloat16' if it multiplies that natively, and else 'float32'; a set that is there goes on in its own."""
     channels_last: bool | None = None
     """Memory format that most convolutions are fastest with (default but for 'bfloat16' on a CPU)."""
     vae_slicing: bool | None = None
     """Let the VAE take one image at a time, which saves memory (default but on the CPU)."""
     compile: bool = False
-    """Compile the UNet first; worth the minutes it takes when many images follow."""
+    """Compile the denoiser first; worth the minutes it takes when many images follow."""
 
 
 class Preset(NamedTuple):
@@ -209,7 +212,7 @@ PRESETS = {
     "paper": Preset(
         {name: getattr(GenerationSettings, name) for name in _VARIED}, {"scheduler": ModelSettings.scheduler}
     ),
-    "fast": Preset({"num_inference_steps": 12, "guidance_scale": 10.0, "mask_threshold": 0.2}, {"scheduler": "unipc"}),
+    "fast": Preset({"num_inference_steps": 12, "guidance_scale": 10.0, "mask_threshold": 0.2}, {"scheduler": "fast"}),
 }
 """The paper's values, which are the defaults in Python, and some that make outliers in less time."""
 BY_PRESET = ByPreset({name: preset.method | preset.model for name, preset in PRESETS.items()})
@@ -263,7 +266,7 @@ def settings_in(record: dict) -> dict:
     said again.
     """
     names = {SCHEDULERS.place(name).rpartition(":")[2]: name for name in SCHEDULERS}
-    found = record | {"scheduler": names.get(record["scheduler"], record["scheduler"])}
+    found = record | {"scheduler": names.get(record["scheduler"], "auto")}
     if len(record["model_revision"]) == 40:
         found["revision"] = record["model_revision"]
     if found.get("ood_embeddings"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from sona_pipeline.detection.detector import Detector
+    from sona_pipeline.pipelines.core import SONAMixin
 
 TITLE = "Diffusion based Semantic Outlier Generation via Nuisance Awareness for Out-of-Distribution Detection"
 PAPER = f"*{TITLE}* (Yoon et al., AAAI 2025)"
@@ -37,7 +38,7 @@ CITATION = f"""```bibtex
 METHOD = textwrap.fill(
     f"""The method is SONA's, of {PAPER}, in an independent implementation. Each image is
 noised part-way, up to a stop step of its own, and denoised under a guidance that works region by region. At every step
-the UNet sees the image with three prompts: an empty one, one that says what the image shows (ID), and one that says
+the model sees the image with three prompts: an empty one, one that says what the image shows (ID), and one that says
 what the outlier shall mean (OOD). Where the ID prompt matters most, its meaning is taken away; where it matters least,
 what surrounds the object is kept; and the OOD prompt's meaning is added where that matters most, outside what is
 kept.""",
@@ -45,8 +46,7 @@ kept.""",
     break_on_hyphens=False,
 )
 PIPELINE_LIMITS = """\
-- It works with Stable Diffusion 1.x and 2.x and checkpoints built like them, and only with things that their model
-  knows by name.
+- It works with {title} and checkpoints built like them, and only with things that their model knows by name.
 - An outlier is not checked. At a low strength it can still show its source class; at a high one, little of the source
   is left. Look at some before you train on them, and leave out OOD labels that mean one of your classes.
 - Outliers carry what the diffusion model has learned, its biases included. They are made to train and to test
@@ -97,13 +97,21 @@ COLUMNS = {
 
 
 def pipeline_card(
-    repo_id: str, model: str, *, pointer: bool, licence: str | None, notes: str = "", runs: Sequence[Run] = ()
+    repo_id: str,
+    model: str,
+    family: type[SONAMixin],
+    *,
+    pointer: bool,
+    licence: str | None,
+    notes: str = "",
+    runs: Sequence[Run] = (),
 ) -> ModelCard:
     """The card of a repository with the pipeline's code, with or without weights.
 
     Args:
         repo_id: `owner/name`.
         model: what the weights are, or are to be: a Hub id, or another name.
+        family: the pipeline.
         pointer: there is code only.
         licence: of the weights, by the Hub's name; None if it is not known.
         notes: a description of the weights in Markdown, that begins with a heading.
@@ -113,10 +121,10 @@ def pipeline_card(
     base = f"[{model}](https://huggingface.co/{model})" if on_hub else f"`{model}`, a model of its publisher's"
     base = "a latent diffusion model in miniature, described below" if notes else base
     if pointer:
-        content = f"It holds code only, `pipeline.py`, to be used with the weights of {base}."
+        content = f"It holds code only, `{family.__name__}` in `pipeline.py`, to be used with the weights of {base}."
         loading = f'\n    "{model}", custom_pipeline="{repo_id}", trust_remote_code=True\n'
     else:
-        content = f"It holds the code, `pipeline.py`, and the weights of {base}."
+        content = f"It holds the code, `{family.__name__}` in `pipeline.py`, and the weights of {base}."
         loading = f'"{repo_id}", trust_remote_code=True'
     described = _NOTES.format(notes=re.sub("^# (.*)", r"\1.", notes)) if notes else ""
     weights = f"The weights are under {licence}." if licence else f"The weights keep the licence of `{model}`."
@@ -126,7 +134,7 @@ A pipeline of diffusers that turns labelled images into *semantic outliers*: pic
 they come from, but mean something else. A classifier that is trained to be unsure of them learns to say "I have never
 seen this" of things that only look familiar (near-OOD detection). {content}
 
-{_pipeline_use(loading, *(("shirt", "bag") if notes else ("barn", "lighthouse")))}
+{_pipeline_use(loading, family.__name__, *(("shirt", "bag") if notes else ("barn", "lighthouse")))}
 
 ## Method
 
@@ -135,7 +143,7 @@ seen this" of things that only look familiar (near-OOD detection). {content}
 {described}
 ## Limits
 
-{PIPELINE_LIMITS}
+{PIPELINE_LIMITS.format(title=family.title)}
 
 ## Results
 
@@ -154,12 +162,12 @@ The code is under Apache-2.0. {weights}
         library_name="diffusers",
         license="apache-2.0" if pointer else licence,
         pipeline_tag="image-to-image",
-        tags=[*TAGS, "stable-diffusion"],
+        tags=[*TAGS, family.__module__.rpartition(".")[2].replace("_", "-")],
     )
     return ModelCard(_with_data(data, text))
 
 
-def _pipeline_use(loading: str, id_label: str, ood_label: str) -> str:
+def _pipeline_use(loading: str, kind: str, id_label: str, ood_label: str) -> str:
     return f"""## Use
 
 ```python
@@ -175,7 +183,7 @@ output.images[0].save("outlier.png")
 
 `trust_remote_code=True` lets diffusers run this repository's `pipeline.py`: read it first. Without `strength`, the stop
 step is drawn at random for each image, as in the paper. All arguments are described in the docstring of
-`SONAPipeline.__call__`."""
+`{kind}.__call__`."""
 
 
 def blocks_card(repo_id: str, family: str, model: str | None) -> ModelCard:
@@ -659,6 +667,7 @@ def _settings_rows(settings: Mapping) -> Iterable[list[str]]:
     names = {
         "model": "diffusion model",
         "model_revision": "its revision or fingerprint",
+        "pipeline": "pipeline of this package",
         "scheduler": "scheduler",
         "num_inference_steps": "steps of the full schedule",
         "guidance_scale": "guidance scale s",
@@ -674,8 +683,9 @@ def _settings_rows(settings: Mapping) -> Iterable[list[str]]:
         "classifier": "classifier that made checks",
         "seed": "seed",
     }
+    noted = {"pipeline": settings.get("notes", {}).get("pipeline")}
     for key, title in names.items():
-        if (value := settings.get(key)) not in (None, [], "", "unknown"):
+        if (value := (noted | dict(settings)).get(key)) not in (None, [], "", "unknown"):
             text = plain(", ".join(value) if isinstance(value, list) else str(value))
             is_local = key == "model" and "/" not in value
             yield [title, f"{text} (a folder, not on the Hub)" if is_local else text]

@@ -21,17 +21,17 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 
-from sona_pipeline.common.assets import CUSTOM_PIPELINE, EMBEDDED_MODELS, PACKAGE
+from sona_pipeline.common.assets import EMBEDDED_MODELS, PACKAGE
 from sona_pipeline.common.disk import disk_explained, loosen, make_folder
 from sona_pipeline.common.files import read_json, write_text
 from sona_pipeline.detection.settings import ONNX_FILE
-from sona_pipeline.generation.model_files import INDEX
 
 if TYPE_CHECKING:
     import torch
 
     from sona_pipeline.detection.detector import Detector
     from sona_pipeline.evaluation.report import Run
+    from sona_pipeline.generation.model_files import ModelPlace
 
 # What imports torch is imported where it is needed, so that a wrong name or token is told at once.
 
@@ -55,17 +55,19 @@ def write_pipeline_repository(
     Args:
         folder: new or empty; it is whole or not there.
         repo_id: `owner/name`, which the card speaks of.
-        model: Stable Diffusion checkpoint, by Hub id or folder; "tiny" and "cifar" are embedded.
+        model: checkpoint of any family, by Hub id or folder; "tiny" and "cifar" are embedded.
         pointer: write the code only, to be used with the weights of `model`, which has to be a Hub id.
         licence: of the weights, by the Hub's name.
         results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers;
             that they were is not checked.
 
     Raises:
-        ValueError: `repo_id` or `model` has not that form, or the results have no runs.
+        ValueError: `repo_id` or `model` has not that form, the results have no runs, or the model is of no family that
+            is known, or has no weights as safetensors.
         FileExistsError: the folder holds something.
-        OSError: there is no such model, or it has no weights as safetensors.
+        OSError: there is no such model, or it cannot be reached.
     """
+    from sona_pipeline.generation.model_files import ModelPlace, find_model
     from sona_pipeline.hub import cards
 
     check_repo_id(repo_id)
@@ -75,12 +77,16 @@ def write_pipeline_repository(
     name = f"sona-{model}" if embedded else Path(model).resolve().name if is_local else model
     notes = (embedded / "README.md").read_text(encoding="utf-8").strip() if embedded else ""
     licence = licence or ("apache-2.0" if embedded else None)
+    check_folder(folder)
+    found = ModelPlace(str(embedded)) if embedded else find_model(model)
     with laid_out(folder) as partial:
         if pointer:
-            shutil.copyfile(CUSTOM_PIPELINE, partial / "pipeline.py")
+            shutil.copyfile(found.family.standalone_file(), partial / "pipeline.py")
         else:
-            _save_weights(partial, str(embedded or model), None if embedded or is_local else model, bool(embedded))
-        card = cards.pipeline_card(repo_id, name, pointer=pointer, licence=licence, notes=notes, runs=runs)
+            _save_weights(partial, found, None if embedded or is_local else model, bool(embedded))
+        card = cards.pipeline_card(
+            repo_id, name, found.family, pointer=pointer, licence=licence, notes=notes, runs=runs
+        )
         card.save(partial / "README.md")
 
 
@@ -383,13 +389,13 @@ def laid_out(folder: str | Path) -> Iterator[Path]:
         partial.rename(folder)
 
 
-def _save_weights(folder: Path, model: str, hub_id: str | None, is_trusted: bool) -> None:
-    """Save a checkpoint with the pipeline's code, in the number format that its UNet is stored in."""
-    from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
-
-    place = Path(model) if hub_id is None else Path(SONAPipeline.download(model, use_safetensors=True))
-    dtype = _stored_dtype(place / "unet")
-    pipe = SONAPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, trust_remote_code=is_trusted)
+def _save_weights(folder: Path, found: ModelPlace, hub_id: str | None, is_trusted: bool) -> None:
+    """Save a checkpoint with the pipeline's code, each network in the number format that it is stored in."""
+    family, options = found.family, {"variant": found.variant, "use_safetensors": True}
+    place = Path(found.place) if hub_id is None else Path(family.download(found.place, **options))
+    stored = {path.parent.name: path for path in place.glob("*/*.safetensors")}
+    dtypes = {name: _stored_dtype(path) for name, path in stored.items()}
+    pipe = family.from_pretrained(place, dtype=dtypes, trust_remote_code=is_trusted, **options)
     pipe.save_pretrained(folder)
     _add_code(folder, place)
     for path in folder.rglob("*.json"):
@@ -401,6 +407,8 @@ def _save_weights(folder: Path, model: str, hub_id: str | None, is_trusted: bool
 
 def _add_code(folder: Path, place: Path) -> None:
     """Put the code of components beside them, as it lies in `place`, and name it in the index by its file."""
+    from sona_pipeline.generation.model_files import INDEX
+
     index = read_json(folder / INDEX)
     for component, entry in index.items():
         if isinstance(entry, list) and str(entry[0]).startswith(LOADED_CODE):
@@ -409,15 +417,12 @@ def _add_code(folder: Path, place: Path) -> None:
     write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def _stored_dtype(weights: Path) -> torch.dtype:
     import torch
     from safetensors import safe_open
 
     names = {"F16": torch.float16, "BF16": torch.bfloat16}
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise FileNotFoundError(f"{folder} has no weights as safetensors: convert the checkpoint to them first")
-    with safe_open(weights[0], "pt") as file:
+    with safe_open(weights, "pt") as file:
         return names.get(file.get_slice(next(iter(file.keys()))).get_dtype(), torch.float32)
 
 

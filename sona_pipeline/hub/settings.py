@@ -43,7 +43,7 @@ class PipelinePush(LicensedPush):
     """
 
     model: str = "tiny"
-    """Stable Diffusion checkpoint: a Hub id or a folder; 'tiny' and 'cifar' are embedded."""
+    """Checkpoint of a diffusion model: a Hub id or a folder; 'tiny' and 'cifar' are embedded."""
     pointer: bool = False
     """The code only, to be used with the weights of MODEL on the Hub."""
     results: Path | None = None

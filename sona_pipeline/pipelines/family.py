@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ class Family(Base):
     shift for the size of the images where the scheduler wants one.
     """
 
+    title = ""
+    """What its models are called."""
+    checkpoints: tuple[str, ...] = ()
+    """Names of the pipelines of diffusers whose checkpoints it takes."""
+    file_parts: Mapping[str, str] = {}
+    """How weights of single files are named at the beginning, by what they are of; empty if there are no such files."""
     vae: Any
     scheduler: Any
     image_processor: VaeImageProcessor
@@ -68,7 +75,8 @@ class Family(Base):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders that are there."""
-        raise NotImplementedError
+        found = [part for name, part in self.components.items() if name.startswith("text_encoder")]
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -119,6 +127,11 @@ class Family(Base):
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """The opposite of `scaled`."""
         return latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+
+    @property
+    def vae_side(self) -> int:
+        """Pixels a side that one latent of the autoencoder stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def vae_encode(self, vae: Any, pixels: torch.Tensor) -> Any:
         """What an autoencoder makes of images `[B, C, H, W]` in [-1, 1]."""

@@ -25,8 +25,8 @@ class ImagesMixin(Family):
 
     def _set_up_images(self, vae: Any) -> None:
         """The processor of the images that an autoencoder takes; of the usual ones where it comes later."""
-        is_grey = vae is not None and vae.config.in_channels == 1
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        is_grey = vae is not None and self.image_channels == 1
+        self.vae_scale_factor = self.vae_side if vae is not None else 8
         self.image_processor = VaeImageProcessor(
             do_resize=False,
             vae_scale_factor=self.vae_scale_factor,

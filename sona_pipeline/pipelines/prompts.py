@@ -117,9 +117,9 @@ class PromptsMixin(Family):
         return found
 
     def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
-        """Conditions of all images; numbers have the dtype of the denoiser, and masks and lengths their own."""
+        """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value
+            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved

@@ -60,13 +60,6 @@ class Schedule:
         return scheduler.timesteps
 
 
-def evenly_shifted(schedule: Schedule, mu: float) -> Schedule:
-    """A schedule that a scheduler shifts by `mu`: sigmas 1 .. 1 / T in even steps, unless the user has their own."""
-    if schedule.timesteps is None and schedule.sigmas is None:
-        schedule = replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
-    return replace(schedule, mu=mu)
-
-
 def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     """The shift for so many tokens an image, linear in them; None for schedulers that do not shift by size."""
     config = scheduler.config
@@ -75,6 +68,13 @@ def shift_of_size(scheduler: Any, tokens: int) -> float | None:
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return least + (tokens - few) * (most - least) / (many - few)
+
+
+def even(schedule: Schedule) -> Schedule:
+    """The schedule with sigmas 1 .. 1 / T in even steps, unless the user has their own; schedulers may shift them."""
+    if schedule.timesteps is not None or schedule.sigmas is not None:
+        return schedule
+    return replace(schedule, sigmas=tuple(np.linspace(1, 1 / schedule.steps, schedule.steps).tolist()))
 
 
 def prediction_type(scheduler: Any) -> str:

@@ -20,6 +20,15 @@ def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     return int(length)
 
 
+def check_width(encoder: str, given: int | None, denoiser: str, taken: int) -> None:
+    """Raise ValueError unless a text encoder gives what a denoiser takes."""
+    if given != taken:
+        raise ValueError(
+            f"{encoder} gives embeddings of width {given} and the {denoiser} takes {taken}: take both from one"
+            " checkpoint."
+        )
+
+
 def padded_tokens(texts: list[str], tokenizer: Any, length: int) -> Any:
     """Tokens `[N, length]` of texts, which are padded or cut."""
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

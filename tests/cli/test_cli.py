@@ -92,7 +92,7 @@ def test_generate_train_score_evaluate(sona, folders, tmp_path):
 def test_dry_run_prints_a_plan_and_writes_nothing(sona, folders, tmp_path):
     options = ("--ood-labels", folders / "labels.txt", "--batch-size", "auto", "--dry-run")
     run = sona("generate", "--data", folders / "id", "--model", "tiny", *options, "--output", tmp_path / "set")
-    for word in ("Images:     60 of 6 classes", "OOD labels: 2", "UNet rows:", "Time:", "Disk:", "Batch size:"):
+    for word in ("Images:     60 of 6 classes", "OOD labels: 2", "Rows:  ", "Time:", "Disk:", "Batch size:"):
         assert word in run.stdout
     assert not list(tmp_path.iterdir())
 

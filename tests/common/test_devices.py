@@ -112,7 +112,7 @@ def test_compiler_that_is_missing_is_one_sentence_before_anything_is_loaded(tmp_
     environment = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     (said,) = done.stdout.splitlines()
-    assert said.startswith("the UNet cannot be compiled here (") and "install a C++ compiler, such as g++" in said
+    assert said.startswith("the denoiser cannot be compiled here (") and "install a C++ compiler, such as g++" in said
 
 
 def test_compiler_that_works_is_no_error(monkeypatch):

@@ -22,6 +22,7 @@ from sona_pipeline.demo.pictures import COLOURS, COLUMNS, MARGIN, TILE, enlarged
 from sona_pipeline.demo.tracing import MASKS, STRENGTHS, Request, Runner, Trace
 from sona_pipeline.demo.worked_example import WorkedExample
 from sona_pipeline.demo.worker import Worker
+from tiny_family import known, save_as_diffusers, tiny_flow
 
 from sona_pipeline import TINY_DETECTOR, Detection, embedded_labels, keep_neighbours, load_detector, sample
 from sona_pipeline.data.class_names import imagenet_labels
@@ -235,6 +236,23 @@ def test_page_of_another_checkpoint_takes_its_size_and_suggests_labels_of_imagen
     (shown,) = (value for value in last.values() if isinstance(value, Shown))
     assert len(shown.trace) == 3 and shown.trace.source.size == (32, 32) and shown.trace.source.mode == "RGB"
     assert not shown.trace.request.remove_id_semantics and shown.trace.request.add_ood_semantics
+
+
+def test_page_of_another_family_shows_masks_of_all_its_channels(worker, tmp_path):
+    save_as_diffusers(tiny_flow(), tmp_path / "model")
+    with known():
+        blocks = build(worker, str(tmp_path / "model"), device="cpu")
+    functions = {event.api_name: event.fn for event in blocks.fns.values()}
+    assert functions["suggest_far"]("goldfish") in {names[0] for names in imagenet_labels()}
+    Image.new("RGB", (50, 40), "teal").save(tmp_path / "one.png")
+    settings = [False, 0.5, 6, 10, 0.2, "channel", ["add_ood_semantics"], 1, True, "source", None]
+    visit = SimpleNamespace(session_hash="one")
+    *_, last = functions["make_outlier"](str(tmp_path / "one.png"), "a", "b", *settings, visit)
+    (shown,) = (value for value in last.values() if isinstance(value, Shown))
+    assert len(shown.trace) == 3 and shown.trace.outlier.size == (32, 32)
+    assert any(isinstance(value, str) and "each of the 4 channels" in value for value in last.values())
+    compared = Runner(tiny_flow(), worker).compare(shown.trace.source, shown.trace.request, lambda: False)
+    assert [picture.size for picture in compared.values()] == [(32, 32)] * 2
 
 
 @pytest.mark.parametrize("score", ["energy", "msp", "energy+knn"])

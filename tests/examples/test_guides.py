@@ -237,6 +237,7 @@ def tools(tmp_path_factory) -> Iterator[Path]:
 def run_shell(script: str, place: Path, tools: Path) -> str:
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    environment["HF_HUB_CACHE"] = str(place / "cache" / "hub")
     words = ["bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(words, cwd=place, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
@@ -269,11 +270,21 @@ def run_document(document: str, place: Path, tools: Path) -> None:
                 exec(compile(replaced(block), document, "exec"), names)
 
 
+def keep_as_downloaded(place: Path) -> None:
+    """The embedded model in the place of one of the Hub."""
+    commit = "0" * 40
+    for name in ("refs", "snapshots"):
+        (place / name).mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit).symlink_to(TINY_MODEL)
+
+
 @pytest.fixture(scope="module")
 def after_readme(tools, tmp_path_factory) -> Path:
     """The folder that a reader of the README has."""
     place = tmp_path_factory.mktemp("reader")
     furnish(place)
+    keep_as_downloaded(place / "cache" / "hub" / "models--sd2-community--stable-diffusion-2-base")
     run_document(README, place, tools)
     return place
 

@@ -111,7 +111,7 @@ def checkpoint(tmp_path) -> Path:
 
 def identity_of(name, place=None, scheduler="ddim") -> dict:
     unet = SimpleNamespace(config={"_name_or_path": place})
-    return identity(SimpleNamespace(name_or_path=name and str(name), unet=unet, scheduler=SCHEDULERS[scheduler]()))
+    return identity(SimpleNamespace(name_or_path=name and str(name), denoiser=unet, scheduler=SCHEDULERS[scheduler]()))
 
 
 def test_a_copy_elsewhere_is_the_same_checkpoint(checkpoint, tmp_path):

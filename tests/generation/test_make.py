@@ -182,8 +182,8 @@ def test_each_prompt_is_encoded_once(pipe):
     )
     try:
         prompts = PromptCache(pipe)
-        first = prompts(["a", "b", "a"])
-        again = prompts(["b", "c"])
+        first = prompts(["a", "b", "a"])["prompt_embeds"]
+        again = prompts(["b", "c"])["prompt_embeds"]
     finally:
         hook.remove()
     assert seen == [2, 1]
@@ -194,13 +194,13 @@ def test_each_prompt_is_encoded_once(pipe):
 
 def test_prompt_cache_forgets_what_was_not_used_for_longest(pipe):
     prompts = PromptCache(pipe, room=3)
-    whole = prompts(["a", "b", "c"])
+    whole = prompts(["a", "b", "c"])["prompt_embeds"]
     prompts(["b"])
     prompts(["d"])
     assert set(prompts._kept) == {"b", "c", "d"}
     prompts(["b", "e"])
     assert set(prompts._kept) == {"b", "d", "e"}
-    assert torch.allclose(prompts(["a"])[0], whole[0], atol=1e-5)
+    assert torch.allclose(prompts(["a"])["prompt_embeds"][0], whole[0], atol=1e-5)
 
 
 def test_colour_model_takes_images_of_every_mode(tiny_components):

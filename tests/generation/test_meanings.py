@@ -27,6 +27,14 @@ def images():
     return sample.id_images("train").take(range(0, 1500, 15))
 
 
+def embeds(maker, texts):
+    return maker.prompts(texts)["prompt_embeds"]
+
+
+def meanings(maker, items):
+    return maker.meanings_of(items)["prompt_embeds"]
+
+
 def planned(images, **changes):
     return list(plan_outliers(images, replace(SETTINGS, **changes)))
 
@@ -41,7 +49,7 @@ def test_attributes_go_with_the_word_of_the_class(pipe, images):
     for item, prompt in zip(items, prompts):
         word = {"shirt": "blouse"}.get(images.label_name(item.index), images.label_name(item.index))
         assert prompt == f"a photo of a {item.ood_label} {word}" and item.ood_label in ("broken", "wet")
-    assert torch.equal(maker.meanings_of(items[:4]), maker.prompts(prompts[:4]))
+    assert torch.equal(meanings(maker, items[:4]), embeds(maker, prompts[:4]))
     assert len(settings.all_ood_prompts(images.classes)) == 2 * len(images.classes)
     check_prompts(images.classes, pipe, settings)
     with pytest.raises(ValueError, match="the OOD prompt 'a photo of a shirt' and the ID prompt"):
@@ -65,9 +73,9 @@ def test_a_blend_of_classes_lies_between_two_others(pipe, images):
         assert item.ood_label == " + ".join(item.meanings)
     assert len(pairs) > 20  # of thirty ordered ones
     maker = OutlierMaker(pipe, plan_outliers(images, replace(SETTINGS, blend="classes")))
-    found = maker.meanings_of(items[:5])
+    found = meanings(maker, items[:5])
     for item, meaning in zip(items, found):
-        both = maker.prompts([f"a photo of a {word}" for word in item.meanings])
+        both = embeds(maker, [f"a photo of a {word}" for word in item.meanings])
         torch.testing.assert_close(meaning, (both[0] + both[1]) / 2)
 
 
@@ -102,10 +110,10 @@ def test_embeddings_of_a_file_stand_for_prompts(pipe, images, file, tmp_path):
     settings = replace(SETTINGS, ood_labels=("vector", "whole"), ood_embeddings=str(file))
     maker = OutlierMaker(pipe, plan_outliers(images, settings))
     items = list(maker.plan)
-    sandal, other = maker.prompts(["a photo of a sandal", "a photo of a x"])
+    sandal, other = embeds(maker, ["a photo of a sandal", "a photo of a x"])
     place = word_in(pipe, "a photo of a {}", "x")
     other[place] = 0.5
-    for item, meaning in zip(items[:12], maker.meanings_of(items[:12])):
+    for item, meaning in zip(items[:12], meanings(maker, items[:12])):
         torch.testing.assert_close(meaning, sandal if item.ood_label == "whole" else other)
     assert {item.ood_label for item in items} == {"whole", "vector"}
     generate_outliers(images.take(range(4)), pipe, tmp_path / "set", settings)
@@ -134,7 +142,7 @@ def test_a_thousand_vectors_take_the_room_of_vectors(pipe, file):
     settings = replace(SETTINGS, ood_labels=tuple(f"{k:03d}" for k in range(1000)), ood_embeddings=str(file))
     given = GivenEmbeddings(pipe, file, settings)
     assert sum(value.untyped_storage().nbytes() for value in given.stored.values()) == 1000 * width * 4
-    prompts = given(["007", "990", "007"])
+    prompts = given(["007", "990", "007"])["prompt_embeds"]
     assert torch.equal(prompts[:, word_in(pipe, "a photo of a {}", "x")].squeeze(1), vectors[[7, 990, 7]])
 
 

@@ -18,8 +18,8 @@ from sona_pipeline.generation.checkpoint import identity, load_pipeline
 from sona_pipeline.generation.model_files import find_model
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-XL_INDEX = {"_class_name": "StableDiffusionXLPipeline"} | {
-    name: ["diffusers", "X"] for name in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "scheduler")
+WITH_CONTROL = {"_class_name": "StableDiffusionControlNetPipeline"} | {
+    name: ["diffusers", "X"] for name in ("unet", "vae", "text_encoder", "controlnet", "tokenizer", "scheduler")
 }
 
 
@@ -92,10 +92,13 @@ FOLDERS = {
     "a LoRA": ({"pytorch_lora_weights_dot_safetensors": {"a": TENSOR}}, "holds a LoRA, which changes a checkpoint"),
     "pickles": ({"sd_dot_ckpt": b"-"}, "and pickles, which are never loaded"),
     "one above": ({"sd__model_index_dot_json": {}}, r"but sd/model_index.json lies in it"),
-    "XL": ({"model_index_dot_json": XL_INDEX}, "StableDiffusionXLPipeline, of another family: take a checkpoint"),
+    "control": (
+        {"model_index_dot_json": WITH_CONTROL},
+        "is a StableDiffusionControlNetPipeline, which takes other images",
+    ),
     "no text": (
         {"model_index_dot_json": {"_class_name": "DDPMPipeline", "unet": ["a", "b"], "scheduler": ["a", "b"]}},
-        "is a DDPMPipeline without text_encoder, tokenizer, vae",
+        "is a DDPMPipeline, and of no family that is known",
     ),
     "broken index": ({"model_index_dot_json": b"{"}, r"model_index.json is no JSON: .*; copy or download it again"),
 }
@@ -113,7 +116,6 @@ def test_pickled_weights_are_refused_by_name(checkpoint):
         load_pipeline(str(checkpoint), "cpu")
 
 
-WHOLE = {f"{start}a": TENSOR for start in ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")}
 FILES = {
     "sd.ckpt": (b"-", "is a pickle, which is never loaded"),
     "sd.bin": (b"-", "is a pickle, which is never loaded"),
@@ -121,10 +123,7 @@ FILES = {
     "torn.safetensors": (b"\x20\0\0\0\0\0\0\0{", "is damaged: copy or download it again"),
     "kohya.safetensors": ({"lora_unet_down_blocks_0.lora_down.weight": TENSOR}, "is a LoRA"),
     "peft.safetensors": ({"unet.down_blocks.0.to_q.lora_A.weight": TENSOR}, "is a LoRA"),
-    "xl.safetensors": (
-        WHOLE | {"conditioner.embedders.0.a": TENSOR},
-        "is of another family, such as Stable Diffusion XL",
-    ),
+    "other.safetensors": ({"model.diffusion_model.joint_blocks.0.a": TENSOR}, "is of another family than Stable"),
     "vae.safetensors": ({"first_stage_model.a": TENSOR}, "is no whole checkpoint, but has no UNet, no text encoder"),
 }
 
@@ -234,7 +233,7 @@ def test_a_single_file_is_told_apart_by_its_content(tmp_path):
     def told(content: bytes) -> dict:
         (tmp_path / "sd.safetensors").write_bytes(content)
         unet = SimpleNamespace(config={})
-        return identity(SimpleNamespace(name_or_path=str(tmp_path / "sd.safetensors"), unet=unet, scheduler=None))
+        return identity(SimpleNamespace(name_or_path=str(tmp_path / "sd.safetensors"), denoiser=unet, scheduler=None))
 
     one, other = told(b"one"), told(b"two")
     assert one["model"] == other["model"] == "sd.safetensors"

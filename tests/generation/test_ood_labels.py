@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -299,6 +301,37 @@ def test_text_encoder_is_the_mean_over_the_tokens_of_each_text(bert):
     for row, tokens in zip(found, ids.values()):
         states = model(torch.tensor([tokens])).last_hidden_state[0]
         torch.testing.assert_close(row, sum(states) / len(tokens), atol=1e-5, rtol=1e-4)
+
+
+OLD = {f"pooling_mode_{name}": False for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        (OLD | {"pooling_mode_cls_token": True, "include_prompt": True}, 0),
+        (OLD | {"pooling_mode_lasttoken": True}, -1),
+        (OLD | {"pooling_mode_mean_tokens": True}, slice(None)),
+        ({"embedding_dimension": 8, "pooling_mode": "cls"}, 0),
+        ({"embedding_dimension": 8, "pooling_mode": "mean"}, slice(None)),
+    ],
+)
+def test_models_of_sentence_transformers_pool_as_they_say(config, place, bert):
+    model, folder = bert
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8} | config))
+    ids = {"cat": [2, 5, 3], "a big dog": [2, 8, 7, 6, 3]}
+    for row, tokens in zip(text_encoder(str(folder))(list(ids)), ids.values()):
+        states = model(torch.tensor([tokens])).last_hidden_state[0][place]
+        torch.testing.assert_close(row, states.mean(dim=0) if states.dim() == 2 else states, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pooling_that_is_not_known_is_told(bert):
+    (bert[1] / "1_Pooling").mkdir()
+    (bert[1] / "1_Pooling" / "config.json").write_text(json.dumps(OLD | {"pooling_mode_max_tokens": True}))
+    with pytest.raises(ValueError, match="pools tokens by 'max': take one that does it by mean or cls or lasttoken"):
+        text_encoder(str(bert[1]))
 
 
 @torch.no_grad()

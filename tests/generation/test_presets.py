@@ -47,8 +47,9 @@ def test_the_papers_values_are_the_defaults_in_python():
         "num_inference_steps": 50,
         "guidance_scale": 10.0,
         "mask_threshold": 0.2,
-        "scheduler": "ddim",
+        "scheduler": "auto",
     }
+    assert type(load_pipeline("tiny", "cpu").scheduler) is SCHEDULERS["ddim"]
     settings = GenerationSettings(ood_labels=("bag",))
     assert replace(settings, **PRESETS["paper"].method) == settings
     assert replace(ModelSettings(), **PRESETS["paper"].model) == ModelSettings()
@@ -59,7 +60,7 @@ def test_every_preset_is_complete_and_can_be_used(name):
     settings = GenerationSettings(ood_labels=("bag",), **PRESETS[name].method)
     check_ranges(settings)
     pipe = load_pipeline("tiny", "cpu", **PRESETS[name].model)
-    assert type(pipe.scheduler) is SCHEDULERS[PRESETS[name].model["scheduler"]]
+    assert type(pipe.scheduler) is SCHEDULERS[{"paper": "ddim", "fast": "unipc"}[name]]
     check_scheduler(pipe.scheduler, Schedule(settings.num_inference_steps))
     assert values_of(name).keys() == values_of("paper").keys()
 
@@ -86,7 +87,7 @@ def test_configuration_goes_before_the_preset_and_may_name_it(tmp_path):
     assert found.items() >= (expected | {"num_inference_steps": 7}).items()
     assert given("--config", str(tmp_path / "preset.yaml"))["num_inference_steps"] == 8
     assert given("--config", str(tmp_path / "preset.yaml"))["scheduler"] == expected["scheduler"]
-    assert given("--config", str(tmp_path / "preset.yaml"), "--preset", "paper")["scheduler"] == "ddim"
+    assert given("--config", str(tmp_path / "preset.yaml"), "--preset", "paper")["scheduler"] == "auto"
 
 
 def test_what_an_earlier_run_recorded_goes_before_the_preset(tmp_path):
@@ -95,6 +96,12 @@ def test_what_an_earlier_run_recorded_goes_before_the_preset(tmp_path):
     found = given("--preset", "fast", "--config", str(path))
     wanted = {"num_inference_steps": 21, "guidance_scale": 3.0, "mask_threshold": 0.1, "scheduler": "euler"}
     assert found.items() >= (wanted | {"dtype": "float32"}).items()
+
+
+def test_a_recorded_scheduler_that_has_no_name_is_the_models_own(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(yaml.safe_dump(RECORD | {"scheduler": "FlowMatchEulerDiscreteScheduler"}))
+    assert given("--config", str(path))["scheduler"] == "auto"
 
 
 @pytest.mark.parametrize("where", ["option", "file"])
@@ -124,6 +131,6 @@ def test_dry_run_says_what_the_preset_comes_to(tmp_path, monkeypatch, capsys):
     line = "--model tiny --device cpu --ood-labels labels.txt --dry-run --preset fast --steps 3 --guidance-scale 4"
     main(["generate", *NEEDED, *line.split()])
     said = " ".join(capsys.readouterr().out.split())
-    scheduler, share = values_of("fast")["scheduler"], values_of("fast")["mask_threshold"]
-    assert f"3 steps of {scheduler}, guidance scale 4, regions of {share:g}, with the preset 'fast'" in said
+    share = values_of("fast")["mask_threshold"]
+    assert f"3 steps of UniPCMultistepScheduler, guidance scale 4, regions of {share:g}, with the preset 'fast'" in said
     assert asdict(GenerationSettings(("bag",)))["num_inference_steps"] == 50

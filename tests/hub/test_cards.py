@@ -15,6 +15,7 @@ from sona_pipeline.cli.app import app
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.generation.inspection import Inspection
 from sona_pipeline.hub import cards
+from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
 
 COUNT = 30
 COLUMNS = ["image", "file_name", "source_key", "source_class", "ood_label", "stop_step", "latent_distance", "contrast"]
@@ -64,8 +65,10 @@ def all_cards(found):
     trips = replace(FACTS, columns=[*COLUMNS, "reconstruction"])
     runs = [("SONA", {"energy": RUN})]
     return [
-        cards.pipeline_card("me/sona", "owner/base", pointer=True, licence=None),
-        cards.pipeline_card("me/tiny", "tiny", pointer=False, licence="mit", notes="# A model\n\nOf this.", runs=runs),
+        cards.pipeline_card("me/sona", "owner/base", SONAPipeline, pointer=True, licence=None),
+        cards.pipeline_card(
+            "me/tiny", "tiny", SONAPipeline, pointer=False, licence="mit", notes="# A model\n\nOf this.", runs=runs
+        ),
         cards.blocks_card("me/blocks", "stable_diffusion", "owner/base"),
         cards.blocks_card("me/blocks", "stable_diffusion_xl", None),
         outlier_card(found),
@@ -150,10 +153,10 @@ def test_round_trips_are_spoken_of_where_there_are_some(found):
 def test_licences_are_those_given_and_none_is_made_up(found):
     for card in (outlier_card(found), cards.detector_card("me/d", detector())):
         assert "license" not in metadata(card) and "Its publisher states none" in card.text
-    pointer = cards.pipeline_card("me/sona", "owner/base", pointer=True, licence=None)
+    pointer = cards.pipeline_card("me/sona", "owner/base", SONAPipeline, pointer=True, licence=None)
     assert metadata(pointer)["license"] == "apache-2.0" and metadata(pointer)["base_model"] == "owner/base"
     assert "keep the licence" in pointer.text
-    weights = cards.pipeline_card("me/sona", "a-folder", pointer=False, licence=None)
+    weights = cards.pipeline_card("me/sona", "a-folder", SONAPipeline, pointer=False, licence=None)
     assert not {"license", "base_model"} & metadata(weights).keys()
     assert metadata(outlier_card(found, licence="cc-by-4.0"))["license"] == "cc-by-4.0"
 
@@ -175,7 +178,7 @@ def test_results_are_means_over_seeds_and_absent_without_runs():
     card = cards.detector_card("me/d", detector(), runs=runs)
     assert "| ID | energy |  |  | 89.75 ± 2.12 | 4.50 ± 0.00 |" in card.text
     assert "over 2 seeds" in card.text
-    pipeline = cards.pipeline_card("me/p", "a-folder", pointer=False, licence=None, runs=runs)
+    pipeline = cards.pipeline_card("me/p", "a-folder", SONAPipeline, pointer=False, licence=None, runs=runs)
     assert "| ID | SONA | energy |  |  | 89.75 ± 2.12 | 4.50 ± 0.00 |" in pipeline.text
     values = {(e.dataset_name, e.metric_type): e.metric_value for e in card.data.eval_results}
     assert values == {("ID", "accuracy"): 89.75, ("near-OOD birds", "roc_auc"): 71.5, ("near-OOD birds", "fpr95"): 60.0}

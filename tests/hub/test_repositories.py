@@ -444,7 +444,7 @@ def test_a_push_that_is_stopped_leaves_nothing(number, step, pushed, tmp_path, m
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background does not hear it otherwise
     monkeypatch.setattr(step, stop)
-    arguments = ["pipeline", "user/stopped", "--model", "user/base", "--pointer"]
+    arguments = ["pipeline", "user/stopped", "--model", "tiny"]
     code = exit_code(arguments, pushed[2], tmp_path, monkeypatch)
     assert code == 130 and "Stopped. Nothing is left" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -104,7 +104,7 @@ class AutoAug(Way):
             generators = [torch.Generator().manual_seed(item.seed) for item in work.items]
             rows.append(_embedded(maker, self._changed(self.others, [transform] * len(generators), generators)))
         kept = (self.others * 255).round().to(torch.uint8)
-        return {"shares": torch.tensor(probabilities(rows)), "others": kept.cpu()}
+        return {"shares": torch.tensor(probabilities(rows)), "others": kept.cpu().contiguous()}
 
     def begin(self, maker: OutlierMaker, prepared: dict[str, torch.Tensor]) -> None:
         """Shares and other images."""

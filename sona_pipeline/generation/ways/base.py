@@ -37,6 +37,7 @@ class Way:
         takes_embeddings: whether the meaning may be any embedding, and not a prompt only.
         needs_classifier: whether there has to be a detector that knows the ID classes.
         looks_at_all: whether `prepare` looks at all images first, so that a set cannot be made in parts.
+        needs_unet: whether it works on the UNet of Stable Diffusion 1.x and 2.x, and with no other family.
 
     Raises:
         ValueError: the way does not go with the model.
@@ -47,13 +48,14 @@ class Way:
     takes_embeddings: bool = False
     needs_classifier: bool = False
     looks_at_all: bool = False
+    needs_unet: bool = False
 
     def __init__(self, pipe: SONAMixin, settings: GenerationSettings):
         self.pipe, self.settings = pipe, settings
 
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
-        """Rows that the UNet computes for an image of this stop step, of `steps`."""
+        """Rows that the denoiser computes for an image of this stop step, of `steps`."""
         raise NotImplementedError
 
     def load(self, maker: OutlierMaker, classifier: str | None) -> None:

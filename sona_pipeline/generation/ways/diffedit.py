@@ -19,6 +19,8 @@ MAPS = 10
 class DiffEdit(Way):
     """DiffEdit (Couairon et al. 2023): a mask from two prompts, DDIM inversion, and the OOD prompt within the mask."""
 
+    needs_unet = True
+
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
         """Four for each noise map, two a step of the inversion and two of the edit."""

@@ -51,6 +51,7 @@ class Dream(Text):
     paper trains a ResNet-34 for 100 epochs; here it is a small network of up to 64 px, for 20 epochs.
     """
 
+    needs_unet = True
     uses_label = takes_embeddings = False
     looks_at_all = True
 

@@ -27,6 +27,7 @@ class LEdits(Way):
     level that the way down begins at is the stop step; the paper has 64 of 100.
     """
 
+    needs_unet = True
     takes_embeddings = True
 
     @classmethod

@@ -21,6 +21,8 @@ CHANNELS, DIVISOR = 4, 32
 class LEditsPP(Way):
     """LEDITS++ (Brack et al. 2024): the source inverted, then the ID meaning removed and the OOD one added."""
 
+    needs_unet = True
+
     def __init__(self, pipe: SONAMixin, settings: GenerationSettings):
         super().__init__(pipe, settings)
         if (found := pipe.vae.config.latent_channels) != CHANNELS:

@@ -38,6 +38,7 @@ class OIR(Way):
     object is where the ID prompt has most say.
     """
 
+    needs_unet = True
     uses_stop_step = False
     takes_embeddings = True
 

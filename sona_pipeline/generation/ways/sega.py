@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Sega(Way):
     """SEGA (Brack et al. 2023): drawn from noise by the ID prompt, its meaning removed, the OOD one added."""
 
+    needs_unet = True
     uses_stop_step = False
 
     @classmethod

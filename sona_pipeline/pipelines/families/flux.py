@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.flux_parts import FluxMixin, check_no_skip, image_positions
 from sona_pipeline.pipelines.packing import packed, unpacked
-from sona_pipeline.pipelines.schedules import Schedule, evenly_shifted
+from sona_pipeline.pipelines.schedules import Schedule, even
 from sona_pipeline.pipelines.text_encoders import prompt_length
 
 
@@ -33,6 +33,8 @@ class SONAFluxPipeline(
         transformer ([`FluxTransformer2DModel`]): predicts velocity from tokens of 2 x 2 latents and a prompt.
     """
 
+    title = "FLUX.1 [dev]"
+    checkpoints = ("FluxPipeline", "FluxImg2ImgPipeline")
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
     patch_size = 2
     distilled_guidance = 1.0
@@ -113,10 +115,7 @@ class SONAFluxPipeline(
 
     def schedule_of(self, steps: int, latents: torch.Size, timesteps: Any = None, sigmas: Any = None) -> Schedule:
         """Even steps, which the scheduler shifts the more, the larger the images are."""
-        defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-        small, large, least, most = (self.scheduler.config.get(name, value) for name, value in defaults.items())
-        mu = least + (most - least) * (latents[2] * latents[3] / 4 - small) / (large - small)
-        return evenly_shifted(super().schedule_of(steps, latents, timesteps, sigmas), mu)
+        return even(super().schedule_of(steps, latents, timesteps, sigmas))
 
     def denoise(self, rows: torch.Tensor, t: torch.Tensor, conditions: Conditions, attention: dict | None) -> Any:
         """Velocities."""

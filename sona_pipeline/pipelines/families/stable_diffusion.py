@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.pipelines.schedules import check_scheduler_kind, usable_scheduler
-from sona_pipeline.pipelines.text_encoders import padded_tokens, prompt_length, states_before
+from sona_pipeline.pipelines.text_encoders import check_width, padded_tokens, prompt_length, states_before
 from sona_pipeline.pipelines.unets import (
     UNetMixin,
     before_prompts,
@@ -51,6 +51,9 @@ class SONAPipeline(
         requires_safety_checker (`bool`): kept for checkpoints that carry the setting.
     """
 
+    title = "Stable Diffusion 1.x and 2.x"
+    checkpoints = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    file_parts = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
@@ -85,11 +88,6 @@ class SONAPipeline(
     def check_parts(self) -> None:
         """See `check_components`."""
         check_components(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
-
-    @property
-    def text_encoders(self) -> list[Any]:
-        """The one."""
-        return [] if self.text_encoder is None else [self.text_encoder]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -146,11 +144,7 @@ def check_components(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, sch
     if vae is not None:
         check_vae(vae, unet)
     if text_encoder is not None and unet is not None:
-        width, needed = getattr(text_encoder.config, "hidden_size", None), prompt_width(unet)
-        if width != needed:
-            raise ValueError(
-                f"The text encoder gives embeddings of width {width} and the UNet takes {needed}: take both from one"
-                " checkpoint."
-            )
+        width = getattr(text_encoder.config, "hidden_size", None)
+        check_width("The text encoder", width, "UNet", prompt_width(unet))
     if text_encoder is not None and tokenizer is not None:
         prompt_length(tokenizer, text_encoder)

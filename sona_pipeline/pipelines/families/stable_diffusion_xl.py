@@ -42,6 +42,13 @@ class SONAXLPipeline(
         force_zeros_for_empty_prompt (`bool`): the empty prompt is zeros, as in most checkpoints.
     """
 
+    title = "Stable Diffusion XL"
+    checkpoints = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    file_parts = {
+        "UNet": "model.diffusion_model.",
+        "VAE": "first_stage_model.",
+        "second text encoder": "conditioner.embedders.1.",
+    }
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _optional_components = ["tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"]
 
@@ -101,11 +108,6 @@ class SONAXLPipeline(
                 f"The text encoders give embeddings of width {width} and pool to {config.projection_dim}, and the UNet"
                 f" takes {taken[0]} and {taken[1]}: {base} with its `CLIPTextModelWithProjection`."
             )
-
-    @property
-    def text_encoders(self) -> list[Any]:
-        """Both, or none."""
-        return [one for one in (self.text_encoder, self.text_encoder_2) if one is not None]
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int | None, ...]]:

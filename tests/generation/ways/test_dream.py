@@ -31,12 +31,16 @@ def test_the_words_of_a_class_are_found_in_its_prompt(pipe, images):
             assert pipe.tokenizer.decode(ids[way._word(name)]).strip().replace(" ", "") == name.replace(" ", "")
 
 
+def embeds_of(maker, texts):
+    return maker.prompts(texts)["prompt_embeds"]
+
+
 def test_vectors_point_away_from_the_class_and_are_as_long_as_its_word(pipe, images, monkeypatch):
     monkeypatch.setattr(dream, "EPOCHS", 5)
     maker = maker_of(pipe, images)
     prepared = maker.way.prepare(maker)
     assert list(prepared) == [str(label) for label in range(len(images.classes))]
-    embeds = maker.prompts([f"a photo of a {name}" for name in images.classes])
+    embeds = embeds_of(maker, [f"a photo of a {name}" for name in images.classes])
     places = [maker.way._word(name) for name in images.classes]
     words = torch.stack([one[place].mean(dim=0) for one, place in zip(embeds, places)])
     for label, vectors in enumerate(prepared.values()):
@@ -64,21 +68,21 @@ def test_a_vector_takes_the_place_of_the_word_and_nothing_else(pipe, images, mon
     maker = maker_of(pipe, images)
     label = images.labels[0]
     marks = {str(k): torch.full((3, 64), float(k)) for k in range(len(images.classes))}
-    width = maker.prompts(["x"]).shape[2]
+    width = embeds_of(maker, ["x"]).shape[2]
     marks = {name: mark[:, :1].expand(3, width).clone() + 100 for name, mark in marks.items()}
     maker.way.begin(maker, marks)
     seen = []
-    monkeypatch.setattr(dream, "drawn", lambda maker, embeds, generators: seen.append(embeds) or embeds)
+    monkeypatch.setattr(dream, "drawn", lambda maker, wanted, generators: seen.append(wanted["prompt_embeds"]))
     work = maker.encode(maker.read(maker.plan.batch(maker.plan.batches(1)[0].indices)))
     label = images.labels[work.items[0].index]
     maker.way(maker, work)
     prompt = f"a photo of a {images.classes[label]}"
-    plain, place = maker.prompts([prompt])[0], maker.way.places[label]
+    plain, place = embeds_of(maker, [prompt])[0], maker.way.places[label]
     assert (seen[0][0][place] == 100 + label).all()
     others = torch.ones(len(plain), dtype=torch.bool)
     others[place] = False
     assert torch.equal(seen[0][0][others], plain[others])
-    assert torch.equal(maker.prompts([prompt])[0], plain)  # the cache is as it was
+    assert torch.equal(embeds_of(maker, [prompt])[0], plain)  # the cache is as it was
 
 
 def test_a_class_that_cannot_be_read_is_told(pipe, images):

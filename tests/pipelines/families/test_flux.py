@@ -14,7 +14,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from flux_calls import (
+from flow_calls import (
     OFF,
     generators,
     hold_against_the_plain_loop,

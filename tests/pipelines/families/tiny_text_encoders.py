@@ -2,7 +2,14 @@
 
 import torch
 from tiny_pipelines import LENGTH, byte_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 
 def clip(width: int, pooled: int | None = None, pad_token: str = "<|endoftext|>", seed: int = 0):
@@ -21,6 +28,24 @@ def clip(width: int, pooled: int | None = None, pad_token: str = "<|endoftext|>"
         pad_token_id=tokenizer.pad_token_id,
     )
     return loud((CLIPTextModelWithProjection if pooled else CLIPTextModel), config, seed), tokenizer
+
+
+def t5(width: int):
+    """A T5 text encoder and its tokenizer of single letters."""
+    special = ["<pad>", "</s>", "<unk>"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [(token, 0.0) for token in special] + [(token, -2.0) for token in ["\u2581", *letters]]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    config = T5Config(
+        vocab_size=len(vocabulary),
+        d_model=width,
+        d_kv=4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return loud(T5EncoderModel, config, seed=2), tokenizer
 
 
 def loud(kind, config, seed):
