@@ -26,8 +26,12 @@ _OF_OTHERS = re.compile(r"^conditioner\.|^text_encoders\.|(double|single|joint|t
 
 def all_families() -> Iterator[type[SONAMixin]]:
     """The pipelines of all families, each imported when it is asked for."""
-    for name, kind in families.FAMILIES.items():
-        yield getattr(import_module(f"{families.__name__}.{name}"), kind)
+    yield from map(family_of_name, families.FAMILIES)
+
+
+def family_of_name(name: str) -> type[SONAMixin]:
+    """The pipeline of the family that has this name in `FAMILIES`."""
+    return getattr(import_module(f"{families.__name__}.{name}"), families.FAMILIES[name])
 
 
 def titles(some: Collection[type[SONAMixin]] | None = None) -> str:

@@ -162,7 +162,7 @@ The code is under Apache-2.0. {weights}
         library_name="diffusers",
         license="apache-2.0" if pointer else licence,
         pipeline_tag="image-to-image",
-        tags=[*TAGS, family.__module__.rpartition(".")[2].replace("_", "-")],
+        tags=[*TAGS, _tag(family)],
     )
     return ModelCard(_with_data(data, text))
 
@@ -186,12 +186,17 @@ step is drawn at random for each image, as in the paper. All arguments are descr
 `{kind}.__call__`."""
 
 
-def blocks_card(repo_id: str, family: str, model: str | None) -> ModelCard:
+def _tag(family: type[SONAMixin]) -> str:
+    """The name of a family's file as the Hub writes it."""
+    return family.__module__.rpartition(".")[2].replace("_", "-")
+
+
+def blocks_card(repo_id: str, family: type[SONAMixin], model: str | None) -> ModelCard:
     """The card of a repository with the blocks of a family.
 
     Args:
         repo_id: `owner/name`.
-        family: of models, by the name of its file.
+        family: the pipeline that they work through.
         model: Hub id of the weights that are loaded with them; None if there are none.
     """
     weights = f"those of [{model}](https://huggingface.co/{model})" if model else "those of a model that you name"
@@ -201,7 +206,7 @@ def blocks_card(repo_id: str, family: str, model: str | None) -> ModelCard:
 Blocks of modular diffusers that turn labelled images into *semantic outliers*: pictures that look nearly like the image
 they come from, but mean something else. A classifier that is trained to be unsure of them learns to say "I have never
 seen this" of things that only look familiar (near-OOD detection). There is code only, `block.py`; the weights are
-{weights}.
+{weights}: {family.title}.
 
 {_blocks_use(repo_id, model)}
 
@@ -222,7 +227,7 @@ The code is under Apache-2.0. The weights keep {licence}.
         library_name="diffusers",
         license="apache-2.0",
         pipeline_tag="image-to-image",
-        tags=[*TAGS, "modular-diffusers", family.replace("_", "-")],
+        tags=[*TAGS, "modular-diffusers", _tag(family)],
     )
     return ModelCard(_with_data(data, text))
 

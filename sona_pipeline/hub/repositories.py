@@ -96,14 +96,15 @@ def write_blocks_repository(folder: str | Path, repo_id: str, family: str, model
     Args:
         folder: new or empty; it is whole or not there.
         repo_id: `owner/name`, which the card speaks of.
-        family: one of `sona_pipeline.pipelines.families.FAMILIES`.
+        family: name of a family of models, for blocks without weights; a model says it by itself.
         model: Hub id of the weights that are to be loaded with the blocks; None for the blocks only.
 
     Raises:
-        ValueError: `repo_id` or `model` has not that form, or the model is of another family.
+        ValueError: `repo_id` or `model` has not that form, or the model is of no family that is known.
         FileExistsError: the folder holds something.
         FileNotFoundError: there is no such model, or it cannot be reached.
     """
+    from sona_pipeline.generation.families import family_of_name
     from sona_pipeline.generation.model_files import find_model
     from sona_pipeline.hub import cards
     from sona_pipeline.hub.blocks import write_blocks
@@ -112,10 +113,10 @@ def write_blocks_repository(folder: str | Path, repo_id: str, family: str, model
     check_folder(folder)
     if model is not None:
         check_model(model, pointer=True)
-        find_model(model)
+    kind = find_model(model).family if model is not None else family_of_name(family)
     with laid_out(folder) as partial:
-        write_blocks(partial, family, model)
-        cards.blocks_card(repo_id, family, model).save(partial / "README.md")
+        write_blocks(partial, kind, model)
+        cards.blocks_card(repo_id, kind, model).save(partial / "README.md")
 
 
 def write_outlier_repository(

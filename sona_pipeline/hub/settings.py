@@ -61,7 +61,7 @@ class BlocksPush(PushSettings):
     """
 
     family: Annotated[str, OneOf(FAMILIES)] = "stable_diffusion"
-    """Family of models that the blocks are for."""
+    """Family of models that the blocks are for, unless MODEL says it."""
     model: str | None = None
     """Hub id of the weights that are loaded with the blocks; none by default."""
 

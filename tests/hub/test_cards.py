@@ -16,6 +16,7 @@ from sona_pipeline.detection.detector import Detector
 from sona_pipeline.generation.inspection import Inspection
 from sona_pipeline.hub import cards
 from sona_pipeline.pipelines.families.stable_diffusion import SONAPipeline
+from sona_pipeline.pipelines.families.stable_diffusion_xl import SONAXLPipeline
 
 COUNT = 30
 COLUMNS = ["image", "file_name", "source_key", "source_class", "ood_label", "stop_step", "latent_distance", "contrast"]
@@ -69,8 +70,8 @@ def all_cards(found):
         cards.pipeline_card(
             "me/tiny", "tiny", SONAPipeline, pointer=False, licence="mit", notes="# A model\n\nOf this.", runs=runs
         ),
-        cards.blocks_card("me/blocks", "stable_diffusion", "owner/base"),
-        cards.blocks_card("me/blocks", "stable_diffusion_xl", None),
+        cards.blocks_card("me/blocks", SONAPipeline, "owner/base"),
+        cards.blocks_card("me/blocks", SONAXLPipeline, None),
         outlier_card(found),
         outlier_card(found, trips, near_ood=True, id_set="owner/animals", licence="cc-by-4.0"),
         cards.detector_card("me/detector", detector(), training=TRAINING, runs=runs),

@@ -34,15 +34,6 @@ def config_specs(family: type[SONAMixin]) -> list[Any]:
     return [ConfigSpec(name, default) for name, (kind, default) in parts_of(family).items() if kind in SETTINGS]
 
 
-def required_components(family: type[SONAMixin]) -> list[str]:
-    """What a family's pipeline cannot do without."""
-    return [
-        name
-        for name, (kind, default) in parts_of(family).items()
-        if kind not in SETTINGS and default is inspect.Parameter.empty
-    ]
-
-
 SETTINGS = (bool, int, float, str)
 """Types of the arguments that are no components."""
 

@@ -24,6 +24,7 @@ from flow_calls import (
     order_of_use,
     outliers,
 )
+from in_blocks import assert_same_in_blocks
 from peft import LoraConfig, get_peft_model_state_dict
 from plain_call import in_fresh_process
 from qwen_parts import LANGUAGE_MODEL, qwen_tokenizer
@@ -121,6 +122,10 @@ def one_row(pipe):
         return peer._unpack_latents(predicted, height * side, width * side, side)[:, :, 0]
 
     return predict
+
+
+def test_blocks_make_the_same_outliers():
+    assert_same_in_blocks(pipeline())
 
 
 def test_outliers_are_those_of_the_plain_loop():

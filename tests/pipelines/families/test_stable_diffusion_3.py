@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
 )
+from in_blocks import assert_same_in_blocks
 from peft import LoraConfig, get_peft_model_state_dict
 from plain_call import STEPS, flow_outlier, in_fresh_process, rows_of
 from tiny_pipelines import LENGTH, build
@@ -124,6 +125,10 @@ def one_row(parts):
 
 
 @torch.no_grad()
+def test_blocks_make_the_same_outliers():
+    assert_same_in_blocks(SONASD3Pipeline(**components(dtype=torch.float64)))
+
+
 @pytest.mark.parametrize(("dynamic", "sigmas"), [(False, shifted_twice()), (True, shifted_by_size())])
 def test_call_is_algorithm_2_with_single_rows_and_costs_three_rows_an_image_and_step(dynamic, sigmas):
     parts = components(torch.float64, dynamic=dynamic)
