@@ -348,7 +348,7 @@ def test_commands_that_are_not_run_have_scripts_and_options_that_there_are(helps
                 if script := re.match(r"python (\S+\.py)", line):
                     source = (ROOT / script[1]).read_text()
                     assert {o for o in options if o[2:].replace("-", "_") not in source} == set(), line
-                elif found := re.search(r"\bsona (\w+)(.*)", line):
+                elif found := re.search(r"\bsona ((?:push )?\w+)(.*)", line):
                     assert set(re.findall(r"--[a-z][a-z-]+", found[2])) <= helps[found[1]], line
 
 
