@@ -48,7 +48,7 @@ def publish(settings: PushSettings) -> str:
 
 def _write_pipeline(folder: Path, it: PipelinePush) -> None:
     repositories.write_pipeline_repository(
-        folder, it.repo, it.model, pointer=it.pointer, licence=it.licence, results=it.results
+        folder, it.repo, it.model, pointer=it.pointer, family=it.family, licence=it.licence, results=it.results
     )
 
 

@@ -47,6 +47,7 @@ def write_pipeline_repository(
     model: str,
     *,
     pointer: bool = False,
+    family: str | None = None,
     licence: str | None = None,
     results: str | Path | None = None,
 ) -> None:
@@ -57,36 +58,41 @@ def write_pipeline_repository(
         repo_id: `owner/name`, which the card speaks of.
         model: checkpoint of any family, by Hub id or folder; "tiny" and "cifar" are embedded.
         pointer: write the code only, to be used with the weights of `model`, which has to be a Hub id.
+        family: name of the family of models of a pointer; by default the Hub is asked about `model`.
         licence: of the weights, by the Hub's name.
         results: folder of `sona evaluate`, or its results.json, with detectors that were trained on such outliers;
             that they were is not checked.
 
     Raises:
-        ValueError: `repo_id` or `model` has not that form, the results have no runs, or the model is of no family that
-            is known, or has no weights as safetensors.
+        ValueError: `repo_id` or `model` has not that form, the results have no runs, the model is of no family that is
+            known, or has no weights as safetensors, or a family is named for what is no pointer.
         FileExistsError: the folder holds something.
         OSError: there is no such model, or it cannot be reached.
     """
+    from sona_pipeline.generation.families import family_of_name
     from sona_pipeline.generation.model_files import ModelPlace, find_model
     from sona_pipeline.hub import cards
 
     check_repo_id(repo_id)
     check_model(model, pointer)
+    if family and not pointer:
+        raise ValueError(
+            f"the family is {family!r}, but {model} is pushed with its weights, which say it: leave it out"
+        )
     runs = read_runs(results) if results else []
     embedded, is_local = EMBEDDED_MODELS.get(model), Path(model).is_dir()
     name = f"sona-{model}" if embedded else Path(model).resolve().name if is_local else model
     notes = (embedded / "README.md").read_text(encoding="utf-8").strip() if embedded else ""
     licence = licence or ("apache-2.0" if embedded else None)
     check_folder(folder)
-    found = ModelPlace(str(embedded)) if embedded else find_model(model)
+    found = ModelPlace(str(embedded)) if embedded else None if family else find_model(model)
+    kind = found.family if found else family_of_name(str(family))
     with laid_out(folder) as partial:
-        if pointer:
-            shutil.copyfile(found.family.standalone_file(), partial / "pipeline.py")
-        else:
+        if found and not pointer:
             _save_weights(partial, found, None if embedded or is_local else model, bool(embedded))
-        card = cards.pipeline_card(
-            repo_id, name, found.family, pointer=pointer, licence=licence, notes=notes, runs=runs
-        )
+        else:
+            shutil.copyfile(kind.standalone_file(), partial / "pipeline.py")
+        card = cards.pipeline_card(repo_id, name, kind, pointer=pointer, licence=licence, notes=notes, runs=runs)
         card.save(partial / "README.md")
 
 

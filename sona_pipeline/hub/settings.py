@@ -46,6 +46,8 @@ class PipelinePush(LicensedPush):
     """Checkpoint of a diffusion model: a Hub id or a folder; 'tiny' and 'cifar' are embedded."""
     pointer: bool = False
     """The code only, to be used with the weights of MODEL on the Hub."""
+    family: Annotated[str | None, OneOf(FAMILIES)] = None
+    """Family of models of a pointer; by default the Hub is asked about MODEL."""
     results: Path | None = None
     """Folder of `sona evaluate` for the card, with detectors trained on such outliers: taken as given."""
 

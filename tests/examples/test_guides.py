@@ -71,9 +71,6 @@ NOT_RUN = {
     'pip install -e ".[demo]" && sona demo': DEMO,  # it serves until it is stopped
     "sona demo --model *": DEMO,
     "for model in *": "tests/pipelines/families/test_families_in_the_job.py",  # the network, for weights
-    "sona push pipeline me/sona --model *": (  # the same, to know of which family they are
-        "tests/hub/test_repositories.py::test_everything_is_pushed_and_nothing_left_behind"
-    ),
     "sona upstream --output upstream": "tests/hub/test_upstream.py",  # it loads diffusers in a process of its own
     "apt-get install dataset-fashion-mnist": "the package manager of Debian",
     "python examples/prepare_fashion_mnist.py *": "the files of that package",

@@ -226,6 +226,16 @@ def test_repository_of_the_model_for_colour_brings_the_code_of_its_autoencoder(t
     assert card.data.license == "apache-2.0" and "CIFAR" in card.text
 
 
+def test_a_pointer_of_a_named_family_asks_nobody(tmp_path):
+    hub.write_pipeline_repository(
+        tmp_path / "repo", "user/sona", "nobody/has-this", pointer=True, family="stable_diffusion_xl"
+    )
+    made = (tmp_path / "repo" / "pipeline.py").read_bytes()
+    assert made == sona_pipeline.SONAXLPipeline.standalone_file().read_bytes()
+    with pytest.raises(ValueError, match="pushed with its weights, which say it: leave it out"):
+        hub.write_pipeline_repository(tmp_path / "other", "user/sona", "tiny", family="flux")
+
+
 def test_space_builds_its_page_with_the_package_beside_it(pushed, tmp_path):
     folder = repository(pushed, "demo", "space").folder
     assert not [path for path in folder.rglob("*") if "__pycache__" in path.parts]
