@@ -9,13 +9,13 @@ import pytest
 from annotated_types import Ge, Interval, Lt
 from sona_pipeline.demo.settings import PageSettings
 
-from sona_pipeline import pipeline
 from sona_pipeline.common.settings import Argument, Called, OneOf, check_ranges, settings_of
 from sona_pipeline.detection.settings import AskSettings
 from sona_pipeline.evaluation.settings import ScoringSettings, TestImages
 from sona_pipeline.fitting.settings import FIT
 from sona_pipeline.generation import settings as generation
 from sona_pipeline.hub import settings as hub
+from sona_pipeline.pipelines.guidance import MASK_GRANULARITIES
 from sona_pipeline.training import settings as training
 
 KINDS = [
@@ -89,4 +89,4 @@ def test_every_setting_of_the_package_is_explained_and_its_default_in_range(kind
 
 
 def test_granularities_are_those_of_the_pipeline():
-    assert generation.MASK_GRANULARITIES == pipeline.MASK_GRANULARITIES
+    assert generation.MASK_GRANULARITIES == MASK_GRANULARITIES
