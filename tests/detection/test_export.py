@@ -341,7 +341,8 @@ def test_command_says_what_it_wrote_and_nothing_else_and_replaces_a_file(detecto
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     slow = "import torch, time; torch.export.export = lambda *a, **k: (print('in', flush=True), time.sleep(60))"
-    code = f"{slow}\nfrom sona_pipeline.cli.app import main\nmain()"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in the background
+    code = f"{heard}\n{slow}\nfrom sona_pipeline.cli.app import main\nmain()"
     words = [sys.executable, "-c", code, "export", str(TINY_DETECTOR), "--output", str(tmp_path / "new" / "d.onnx")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "in\n"
