@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "sona_pipeline"
+from sona_pipeline.common.assets import PACKAGE
+from sona_pipeline.hub.blocks import OURS, with_imported
+
 FAMILIES, MADE = PACKAGE / "pipelines" / "families", PACKAGE / "custom_pipelines"
-OURS = "sona_pipeline.pipelines."
 NOTE = "#\n# Made from sona_pipeline/pipelines by tests/custom_pipelines.py: changes belong there.\n"
 LOGGER = "logger = logging.get_logger(__name__)\n"
 
@@ -23,7 +24,7 @@ def family_names() -> list[str]:
 
 def standalone(family: str) -> str:
     """The file of a family with what it imports from the package in its place, in the order of imports."""
-    modules = _with_imported(FAMILIES / f"{family}.py", [])
+    modules = with_imported(FAMILIES / f"{family}.py")
     plain: set[str] = set()
     names: dict[str, set[str]] = {}
     bodies, document = [], ""
@@ -45,20 +46,9 @@ def standalone(family: str) -> str:
     imported = [*sorted(plain), *(f"from {module} import {', '.join(sorted(some))}" for module, some in names.items())]
     code = "\n\n\n".join(body for body in bodies if body)
     _check_names(code)
-    licence = (PACKAGE / "pipelines" / "licence.txt").read_text(encoding="utf-8")
+    licence = Path(__file__).with_name("custom_pipelines_licence.txt").read_text(encoding="utf-8")
     head = f'{licence}{NOTE}"""{document}"""\n'  # without __future__: `from_pipe` looks for types in annotations
     return _formatted("\n".join([head, *imported, "", LOGGER, "", code, ""]))
-
-
-def _with_imported(path: Path, found: list[Path]) -> list[Path]:
-    """A module of the package after those that it imports, each once."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OURS):
-            other = PACKAGE / "pipelines" / f"{(node.module or '').removeprefix(OURS)}.py"
-            if other not in found:
-                _with_imported(other, found)
-    found.append(path)
-    return found
 
 
 def _check_names(code: str) -> None:

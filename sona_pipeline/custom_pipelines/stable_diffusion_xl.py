@@ -128,7 +128,7 @@ def steps_of(num_inference_steps: int, timesteps: Sequence[float] | None, sigmas
     ):
         name = "timesteps" if timesteps is not None else "sigmas"
         raise ValueError(
-            f"`{name}` is {values[:5]}, but has to fall from noise to image, with every value above 0 once."
+            f"`{name}` is {values[:5]}, but has to fall from noise to image, from 0 on, with no value twice."
         )
     return len(values)
 
@@ -674,7 +674,7 @@ class Family(Base):
         raise NotImplementedError
 
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
-        """What `[N, ...]` texts become for the denoiser, by name."""
+        """What N texts become for the denoiser, by name: tensors `[N, ...]` whose shapes are the same for any text."""
         raise NotImplementedError
 
     def trimmed(self, conditions: Conditions) -> Conditions:

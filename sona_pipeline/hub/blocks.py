@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def blocks_name(family: type[SONAMixin]) -> str:
 def blocks_file(family: type[SONAMixin]) -> str:
     """The file of a family's blocks: that of its pipeline, then the blocks, then the two put together."""
     pipeline = family.standalone_file().read_text(encoding="utf-8")
-    bodies = [_body(path) for path in _imported_before(PACKAGE / "pipelines" / "modular" / "blocks.py", [])]
+    last = PACKAGE / "pipelines" / "modular" / "blocks.py"
+    bodies = [_body(path) for path in with_imported(last) if path.parent == last.parent]
     own = f'''class {blocks_name(family)}(SONABlocks, SequentialPipelineBlocks):
     """The blocks of `{family.__name__}`."""
 
@@ -35,15 +37,15 @@ def blocks_file(family: type[SONAMixin]) -> str:
     return "\n\n\n".join([pipeline.rstrip(), *bodies, own])
 
 
-def _imported_before(path: Path, found: list[Path]) -> list[Path]:
-    """A module of the blocks after those that it imports, each once."""
+def with_imported(path: Path, found: Sequence[Path] = ()) -> list[Path]:
+    """A module of `pipelines` after those that it imports, each once, and after those that were found before."""
+    modules = list(found)
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{OURS}modular."):
-            other = path.with_name(f"{(node.module or '').rpartition('.')[2]}.py")
-            if other not in found:
-                _imported_before(other, found)
-    found.append(path)
-    return found
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OURS):
+            other = PACKAGE.parent / f"{(node.module or '').replace('.', '/')}.py"
+            if other not in modules:
+                modules = with_imported(other, modules)
+    return [*modules, path]
 
 
 def _body(path: Path) -> str:

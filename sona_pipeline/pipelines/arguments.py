@@ -84,6 +84,6 @@ def steps_of(num_inference_steps: int, timesteps: Sequence[float] | None, sigmas
     ):
         name = "timesteps" if timesteps is not None else "sigmas"
         raise ValueError(
-            f"`{name}` is {values[:5]}, but has to fall from noise to image, with every value above 0 once."
+            f"`{name}` is {values[:5]}, but has to fall from noise to image, from 0 on, with no value twice."
         )
     return len(values)

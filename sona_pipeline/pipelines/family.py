@@ -98,7 +98,7 @@ class Family(Base):
         raise NotImplementedError
 
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
-        """What `[N, ...]` texts become for the denoiser, by name."""
+        """What N texts become for the denoiser, by name: tensors `[N, ...]` whose shapes are the same for any text."""
         raise NotImplementedError
 
     def trimmed(self, conditions: Conditions) -> Conditions:

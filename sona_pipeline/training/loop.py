@@ -354,7 +354,7 @@ class Training:
     def _go_back(self) -> None:
         """Bring the weights back towards the classifier's: by a quarter, and as far as its accuracy asks.
 
-        Between the two, detectors are better than at either end, as classifiers are (Wortsman et al. 2022).
+        Weights between the two classify well, too (Wortsman et al. 2022).
         """
         assert self.start is not None
         end, found = self._weights(), {}

@@ -826,3 +826,20 @@ def test_nan_while_denoising_names_the_image_and_its_first_step(make_pipe, sched
     message = re.escape(f"latents of image {image} became NaN or infinite at step {step}")
     with pytest.raises(FloatingPointError, match=message):
         pipe(**arguments())
+
+
+def test_a_schedule_of_the_users_own_is_the_one_that_is_followed(make_pipe):
+    pipe = make_pipe(scheduler=EulerDiscreteScheduler)
+    wanted = pipe(**arguments()).images
+    pipe.scheduler.set_timesteps(T)
+    own = pipe.scheduler.timesteps.tolist()
+    close(pipe(**arguments(timesteps=own)).images, wanted, 1e-4)
+    assert (pipe(**arguments(timesteps=[*own[:-2], own[-2] - 40, own[-1]])).images - wanted).abs().max() > 1e-3
+    for changes in (
+        {"timesteps": own, "sigmas": own},
+        {"timesteps": own[::-1]},
+        {"sigmas": [1.0, 1.0]},
+        {"sigmas": []},
+    ):
+        with pytest.raises(ValueError, match=r"either `timesteps` or `sigmas`|has to fall from noise to image"):
+            pipe(**arguments(**changes))
