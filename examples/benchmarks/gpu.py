@@ -34,8 +34,9 @@ from transformers.utils import logging as transformers_logging
 
 sys.path.append(str(Path(__file__).parent / "speed"))
 
-from bare_unet import SD2_TOKENS, BareUNet
+from bare_denoiser import BareDenoiser
 from device_use import Peak, sampled_use
+from family_models import SD2_TOKENS
 from guarded import Part, run_parts
 from planned import arguments_of, plan_of
 from random_models import SIZES, toy, write_model
@@ -161,7 +162,7 @@ def speeds_of(pipe: SONAPipeline, images: int, rows: int, rounds: int) -> dict:
     """Rows a second of the pipeline and of its bare UNet calls, their ratio, and the peak of memory."""
     call = from_latents(pipe, images, max(2, min(50, rows // (3 * images))))
     peak = Peak()
-    bare = BareUNet(pipe.unet, call)
+    bare = BareDenoiser(pipe.unet, call)
     memory = peak.mebibytes()
     seconds = rounds_in_turn({"pipeline": call, "bare": bare}, rounds)
     return {
@@ -196,7 +197,7 @@ def of_sega(place: Place) -> Iterator[dict]:
         return lambda: other(prompts, editing_prompt=edits, generator=torch.Generator().manual_seed(SEED), **options)
 
     things = {"SONA": call, "SEGA, one concept": sega(1), f"SEGA, {len(CONCEPTS)} concepts": sega(len(CONCEPTS))}
-    rows = {name: BareUNet(pipe.unet, thing).rows for name, thing in things.items()}
+    rows = {name: BareDenoiser(pipe.unet, thing).rows for name, thing in things.items()}
     seconds = rounds_in_turn(things, place.amounts.rounds)
     for name, took in seconds.items():
         yield {
@@ -268,7 +269,7 @@ def photos(folder: Path, count: int) -> ImageSet:
 def of_generation(place: Place) -> Iterator[dict]:
     """`generate_outliers`, with round trips, checks and PNG files: how busy its overlapping stages keep the GPU."""
     generate, peak = Generation(place), Peak()
-    bare = BareUNet(generate.pipe.unet, generate)
+    bare = BareDenoiser(generate.pipe.unet, generate)
     memory = peak.mebibytes()
     with sampled_use() as busy:
         took = seconds_of(generate)

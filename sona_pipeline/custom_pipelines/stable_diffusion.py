@@ -615,6 +615,8 @@ class Family(Base):
     vae_scale_factor: int
     patch_size = 1
     """Latents a side that the denoiser takes together."""
+    largest_side: int | None = None
+    """Patches a side that the denoiser has positions for, if their number is limited."""
     draws_latents = True
     """Whether latents are drawn from what the autoencoder gives, instead of its mode."""
 
@@ -785,6 +787,8 @@ class ImagesMixin(Family):
         if height % factor or width % factor or not height or not width:
             sides = f"{width} x {height} pixels" if is_image else f"{width} x {height}"
             raise ValueError(f"{what} are {sides}, but the model takes multiples of {factor}: resize them.")
+        if self.largest_side and max(height, width) > (most := self.largest_side * factor):
+            raise ValueError(f"{what} are {width} x {height}, but the model takes at most {most} a side: resize them.")
         if is_image and tensor.abs().max() > 1:
             raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
         return tensor

@@ -614,6 +614,8 @@ class Family(Base):
     vae_scale_factor: int
     patch_size = 1
     """Latents a side that the denoiser takes together."""
+    largest_side: int | None = None
+    """Patches a side that the denoiser has positions for, if their number is limited."""
     draws_latents = True
     """Whether latents are drawn from what the autoencoder gives, instead of its mode."""
 
@@ -784,6 +786,8 @@ class ImagesMixin(Family):
         if height % factor or width % factor or not height or not width:
             sides = f"{width} x {height} pixels" if is_image else f"{width} x {height}"
             raise ValueError(f"{what} are {sides}, but the model takes multiples of {factor}: resize them.")
+        if self.largest_side and max(height, width) > (most := self.largest_side * factor):
+            raise ValueError(f"{what} are {width} x {height}, but the model takes at most {most} a side: resize them.")
         if is_image and tensor.abs().max() > 1:
             raise ValueError("Image values go beyond 1: scale arrays and tensors to [0, 1].")
         return tensor
@@ -1523,6 +1527,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
         self.check_parts()
         self._set_up_images(vae)
         self.patch_size = 2 if transformer is None else transformer.config.patch_size
+        self.largest_side = None if transformer is None else transformer.config.pos_embed_max_size
 
     @property
     def denoiser(self) -> Any:
@@ -1554,8 +1559,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
         width, states = sum(one.projection_dim for one in clips), sum(one.hidden_size for one in clips)
         if width != states or width > pooled or (len(clips) == 2 and width < pooled):
             raise ValueError(
-                f"The CLIP text encoders give {states} numbers and pool to {width}, and the transformer takes {pooled}:"
-                " take all from one checkpoint."
+                f"CLIP encoders give {states} numbers, pool to {width}; the transformer takes {pooled}: take all of one."
             )
         if self.text_encoder_3 is not None:
             check_width("`text_encoder_3`", self.text_encoder_3.config.d_model, "transformer", joint)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
@@ -142,6 +143,12 @@ def _from_files(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype |
             trust_remote_code=settings.trust_remote_code,
             dtype=dtype,
         )
+    except SingleFileComponentError as error:
+        part = str(error).partition("Failed to load ")[2].partition(".")[0]
+        raise ValueError(
+            f"{found.place} has no weights of {part}: name the folder of the whole model, or give the other parts to"
+            f" `{found.family.__name__}.from_single_file`"
+        ) from error
     except (OSError, EntryNotFoundError, SafetensorError) as error:
         if isinstance(error, SafetensorError) or "Unable to load weights" in str(error):
             raise ValueError(

@@ -38,6 +38,8 @@ class Family(Base):
     vae_scale_factor: int
     patch_size = 1
     """Latents a side that the denoiser takes together."""
+    largest_side: int | None = None
+    """Patches a side that the denoiser has positions for, if their number is limited."""
     draws_latents = True
     """Whether latents are drawn from what the autoencoder gives, instead of its mode."""
 

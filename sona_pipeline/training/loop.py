@@ -49,8 +49,8 @@ from sona_pipeline.training.settings import (
 from sona_pipeline.training.start import check_single_images, new_detector
 from sona_pipeline.training.state import load_state, save_state
 
-MI_STEPS, MI_RATE = 5, 1e-3
-"""Steps of q's own optimizer (Adam) a training step, and its learning rate."""
+MI_STEPS = 5
+"""Steps of q's own optimizer a training step."""
 SHARES = (0.75, 0.5, 0.25, 0.0)
 """Of the change of a kept classifier's weights, tried in this order until its accuracy is what was asked for."""
 VALIDATION_BATCH = 256
@@ -97,7 +97,7 @@ class Training:
         self.method = accelerator.prepare_model(method) if list(method.parameters()) else method
         if self.gamma > 0:
             self.club = Club(detector.network.head.in_features).to(accelerator.device)  # each process has its own
-            self.club_optimizer = torch.optim.Adam(self.club.parameters(), MI_RATE)
+            self.club_optimizer = self.club.optimizer()
         steps = settings.epochs * math.ceil(len(self.loader) / settings.accumulation)
         self.schedule = SCHEDULES[settings.schedule](self.optimizer.optimizer, settings.learning_rate, steps)
         held_out = [Labelled(sets.validation, detector.one)] if sets.validation else []

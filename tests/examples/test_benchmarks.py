@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmark_modules import modules_of
 from diffusers import UNet2DConditionModel
+from torch.utils._pytree import tree_leaves
 
 from sona_pipeline.cli.app import app
 
@@ -94,23 +95,23 @@ def test_batches_of_both_have_the_same_sum_of_stop_steps(speed):
 
 def test_bare_calls_are_those_of_the_pipeline(speed, tiny_pipe):
     arguments = {"id_prompt": "cat", "ood_prompt": "cup", "stop_step": [1, 4, 2], "num_inference_steps": 5}
-    bare = speed.bare_unet.BareUNet(tiny_pipe.unet, lambda: tiny_pipe(torch.rand(3, 3, 32, 32), **arguments))
-    assert [len(sample) for sample, _, _ in bare.calls] == [3, 3, 6, 9]
+    bare = speed.bare_denoiser.BareDenoiser(tiny_pipe.unet, lambda: tiny_pipe(torch.rand(3, 3, 32, 32), **arguments))
+    assert [len(sample) for (sample, _), _ in bare.calls] == [3, 3, 6, 9]
     assert bare.rows == 3 * (1 + 4 + 2)
-    again = speed.bare_unet.BareUNet(tiny_pipe.unet, bare)
-    assert all(one is other for call in zip(bare.calls, again.calls) for one, other in zip(*call))
+    again = speed.bare_denoiser.BareDenoiser(tiny_pipe.unet, bare)
+    assert all(one is other for one, other in zip(tree_leaves(bare.calls), tree_leaves(again.calls), strict=True))
 
 
 def test_sega_computes_five_rows_an_image_and_step(speed, tiny_pipe):
     other = speed.sega.sega_pipeline(tiny_pipe)
     run = {"num_inference_steps": 3, "editing_prompt": ["a", "b", "c"], "output_type": "latent"}
     assert len(speed.sega.CONCEPTS) == len(run["editing_prompt"])
-    assert speed.bare_unet.BareUNet(tiny_pipe.unet, lambda: other(["cat", "dog"], **run)).rows == 5 * 2 * 3
+    assert speed.bare_denoiser.BareDenoiser(tiny_pipe.unet, lambda: other(["cat", "dog"], **run)).rows == 5 * 2 * 3
 
 
 def test_large_unet_has_the_layers_of_stable_diffusion_2(speed):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**speed.bare_unet.SD2_UNET)
+        unet = UNet2DConditionModel(**speed.family_models.SD2_UNET)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 865_910_724
 
 
@@ -118,7 +119,8 @@ def test_large_unet_has_the_layers_of_stable_diffusion_2(speed):
 def tiny_counts(speed, monkeypatch):
     """Every part in less than a second or two; without the compiler, other processes and the earlier version."""
     counts = {
-        "bare_unet": {"IMAGES": 2, "SD2_SIDE": 8},
+        "bare_unet": {"IMAGES": 2},
+        "family_calls": {"SIZES": (speed.family_calls.Size("small", False, images=1, side=8, steps=2, goal=9.0),)},
         "sega": {"IMAGES": 1},
         "four_rows": {"MEANS": (2,), "AROUND": (-1, 1)},
         "data_set": {"IMAGES": 3, "BATCH_SIZE": 2},
@@ -135,8 +137,6 @@ def tiny_counts(speed, monkeypatch):
     for name, constants in counts.items():
         for constant, value in constants.items():
             monkeypatch.setattr(getattr(speed, name), constant, value)
-    small = {"sample_size": 8, "block_out_channels": (32,) * 4, "attention_head_dim": 8, "cross_attention_dim": 16}
-    monkeypatch.setattr(speed.bare_unet, "SD2_UNET", speed.bare_unet.SD2_UNET | small)
     settings = replace(speed.planned.SETTINGS, num_inference_steps=4)
     for module in (speed.planned, speed.sega, speed.data_set):
         monkeypatch.setattr(module, "SETTINGS", settings)

@@ -23,6 +23,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from loopback_hub import LoopbackHub
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from single_files import write_single_file
 
 from sona_pipeline import SONAPipeline, load_pipeline
 from sona_pipeline.generation.checkpoint import identity
@@ -267,81 +268,6 @@ def test_checkpoint_stored_in_half_precision_loads_without_a_dtype(tiny_pipe, tm
     assert pipe.unet.dtype == pipe.vae.dtype == torch.float32
     latents = outlier_latents(pipe, guidance_scale=0.0)
     assert_same(latents, outlier_latents(pipe.to(torch.float32), guidance_scale=0.0), tolerance=0.02)
-
-
-def renamed(key, names):
-    """`key` with each of the names in it replaced."""
-    return re.sub("|".join(map(re.escape, names)), lambda match: names[match[0]], key)
-
-
-def ldm_unet_key(key, unet):
-    """The name of a UNet parameter in the original files of Stable Diffusion 1."""
-    length = unet.config.layers_per_block + 1
-
-    def numbered(match):
-        side, block, kind, layer = match[1], int(match[2]), match[3], int(match[4])
-        if side == "down":
-            layer = length - 1 if kind == "downsamplers" else layer
-            return f"input_blocks.{1 + block * length + layer}.{int(kind == 'attentions')}"
-        layer = length - 1 if kind == "upsamplers" else layer
-        slots = {"resnets": 0, "attentions": 1, "upsamplers": 1 + hasattr(unet.up_blocks[block], "attentions")}
-        return f"output_blocks.{block * length + layer}.{slots[kind]}"
-
-    in_resnets = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "conv_shortcut": "skip_connection",
-    }
-    elsewhere = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in.": "input_blocks.0.0.",
-        "downsamplers.0.conv": "downsamplers.0.op",
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    key = renamed(renamed(key, in_resnets) if "resnets" in key else key, elsewhere)
-    return "model.diffusion_model." + re.sub(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)", numbered, key)
-
-
-def ldm_vae_key(key, vae):
-    """The name of a VAE parameter in the original files of Stable Diffusion 1."""
-    last = len(vae.config.block_out_channels) - 1
-    names = {
-        "mid_block.resnets.0": "mid.block_1",
-        "mid_block.attentions.0": "mid.attn_1",
-        "mid_block.resnets.1": "mid.block_2",
-        "down_blocks": "down",
-        "resnets": "block",
-        "downsamplers.0": "downsample",
-        "upsamplers.0": "upsample",
-        "group_norm": "norm",
-        "to_q": "q",
-        "to_k": "k",
-        "to_v": "v",
-        "to_out.0": "proj_out",
-        "conv_norm_out": "norm_out",
-        "conv_shortcut": "nin_shortcut",
-    }
-    key = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{last - int(match[1])}", key)
-    return "first_stage_model." + renamed(key, names)
-
-
-def write_single_file(tiny_pipe, path):
-    """Write the pipeline's weights in the original form of Stable Diffusion 1."""
-    state = {ldm_unet_key(key, tiny_pipe.unet): value for key, value in tiny_pipe.unet.state_dict().items()}
-    for key, value in tiny_pipe.vae.state_dict().items():
-        convolution = re.search(r"\.to_\w+.*weight", key)  # attention was made of 1 x 1 convolutions
-        state[ldm_vae_key(key, tiny_pipe.vae)] = value[:, :, None, None] if convolution else value
-    for key, value in tiny_pipe.text_encoder.state_dict().items():
-        state["cond_stage_model.transformer.text_model." + key.removeprefix("text_model.")] = value
-    save_file({key: value.contiguous() for key, value in state.items()}, path)
 
 
 @pytest.mark.parametrize("way", ["from_single_file", "load_pipeline"])

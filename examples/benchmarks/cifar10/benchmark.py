@@ -42,7 +42,6 @@ RECIPE = replace(RECIPES["small"], outlier_augmentation="none")
 OWN = "own"
 """The score of a table where each row has its own."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
-RUNNING = Running(mixed_precision="bf16", cpu=True)
 
 
 class Benchmark:
@@ -56,6 +55,7 @@ class Benchmark:
 
     place = "detectors"
     """Folder of the detectors."""
+    running = Running(mixed_precision="bf16", cpu=True)
 
     def __init__(self, data: Data, output: Path, per_class: int):
         self.data, self.per_class, self.model = data, per_class, output / "model"
@@ -99,7 +99,7 @@ class Benchmark:
             validation=self.data.validation,
             outliers=outliers,
             output=folder,
-            running=RUNNING,
+            running=self.running,
             title=folder.name,
         )
 

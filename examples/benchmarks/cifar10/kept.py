@@ -14,6 +14,7 @@ from rows import Row
 from sona_pipeline import (
     RECIPES,
     Detector,
+    Running,
     TestSets,
     as_detector,
     calibrate_detector,
@@ -40,6 +41,7 @@ class KeptBenchmark(Benchmark):
         super().__init__(data, output, per_class)
         self.place = place
         if classifier is None:
+            self.running = Running(mixed_precision="no", cpu=True)  # depthwise convolutions are slow in bfloat16
             classifier = load_detector(self.detector(Row(None, is_fine_tuned=True), 0), "cpu")
         self.classifier = classifier
 

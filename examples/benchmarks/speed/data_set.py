@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from bare_unet import BareUNet
+from bare_denoiser import BareDenoiser
 from planned import SETTINGS, arguments_of, plan_of
 from timing import Comparison, Ratio, rounds_in_turn
 
@@ -28,7 +28,7 @@ def _compare(rounds: int, new_folders: Iterator[Path]) -> Comparison:
     def generate() -> None:
         generate_outliers(plan.images, pipe, next(new_folders), SETTINGS, writing)
 
-    bare = BareUNet(pipe.unet, generate)
+    bare = BareDenoiser(pipe.unet, generate)
     things = {
         "bare UNet": bare,
         "generate_outliers": generate,

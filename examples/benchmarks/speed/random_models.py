@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bare_unet import SD2_TOKENS, SD2_UNET
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from family_models import SD2_TOKENS, SD2_UNET, XL_UNET
 from timing import SEED
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -40,16 +40,6 @@ def text_of(width: int, layers: int) -> dict:
 
 
 SD_VAE = vae_of((128, 256, 512, 512), layers=2)
-XL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-}
 SIZES = {
     "Stable Diffusion 2": Sizes(SD2_UNET, SD_VAE, text_of(1024, layers=23)),
     "Stable Diffusion XL": Sizes(XL_UNET, SD_VAE, text_of(2048, layers=2)),

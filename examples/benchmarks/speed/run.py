@@ -18,6 +18,7 @@ import cpu_settings
 import cyclopts
 import data_set
 import earlier_version
+import family_calls
 import four_rows
 import kept_form
 import mask_routes
@@ -45,6 +46,7 @@ PARTS = {
     "k": kept_form,
     "l": object_storage,
     "m": two_parts,
+    "n": family_calls,
 }
 OUTPUT = Path(__file__).parent.parent / "results" / "speed"
 TITLES = {letter: module.__doc__.splitlines()[0].rstrip(".") for letter, module in PARTS.items()}

@@ -63,6 +63,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
         self.check_parts()
         self._set_up_images(vae)
         self.patch_size = 2 if transformer is None else transformer.config.patch_size
+        self.largest_side = None if transformer is None else transformer.config.pos_embed_max_size
 
     @property
     def denoiser(self) -> Any:
@@ -94,8 +95,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
         width, states = sum(one.projection_dim for one in clips), sum(one.hidden_size for one in clips)
         if width != states or width > pooled or (len(clips) == 2 and width < pooled):
             raise ValueError(
-                f"The CLIP text encoders give {states} numbers and pool to {width}, and the transformer takes {pooled}:"
-                " take all from one checkpoint."
+                f"CLIP encoders give {states} numbers, pool to {width}; the transformer takes {pooled}: take all of one."
             )
         if self.text_encoder_3 is not None:
             check_width("`text_encoder_3`", self.text_encoder_3.config.d_model, "transformer", joint)

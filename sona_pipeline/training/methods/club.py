@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 LOG_VARIANCE_LIMIT = 6.0
+LEARNING_RATE, BASE_WIDTH = 1e-3, 128
+"""Of q's optimizer; the rate is that of features up to this width."""
 
 
 class Gaussian(nn.Module):
@@ -36,6 +38,15 @@ class Club(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.q = Gaussian(width)
+        self.learning_rate = LEARNING_RATE * min(1.0, BASE_WIDTH / width)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam for q.
+
+        A step of Adam changes what a layer gives by its rate times its width. So the rate of wide features is divided
+        by their width (Yang et al. 2022): q is fitted as fast at any width, where else it learns a batch by heart.
+        """
+        return torch.optim.Adam(self.parameters(), self.learning_rate)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihood of y `[N, D]` given x `[N, D]`, without its constant: what q is fitted by."""

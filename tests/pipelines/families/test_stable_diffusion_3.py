@@ -285,6 +285,17 @@ def test_half_denoiser_keeps_float32_latents(half):
     assert pipe.to(half)(pictures(), IDS, OODS, num_inference_steps=2, output_type="pt").images.isfinite().all()
 
 
+def test_images_beyond_the_positions_of_the_transformer_are_refused():
+    pipe = quiet(SONASD3Pipeline(**components()))  # 12 patches of 2 x 2 latents, which stand for 4 x 4 pixels each
+    assert call(pipe, image=torch.rand(3, 3, 96, 32)).shape == (3, 16, 24, 8)
+    for image, said in (
+        (torch.rand(3, 3, 104, 32), "Images are 32 x 104, but the model takes at most 96 a side: resize them"),
+        (torch.rand(3, 16, 8, 26), "Latents are 26 x 8, but the model takes at most 24 a side: resize them"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call(pipe, image=image)
+
+
 def test_parts_are_offloaded_in_the_order_of_their_last_use():
     pipe, used = quiet(SONASD3Pipeline(**components())), []
     wanted = call(pipe, output_type="pt")
@@ -325,9 +336,9 @@ OTHERS = {
     ),
     "other CLIP": (
         lambda: {"text_encoder": clip(16, pooled=16)[0]},
-        "give 28 numbers and pool to 28, and the transformer takes 20: take all from one checkpoint",
+        "give 28 numbers, pool to 28; the transformer takes 20: take all of one",
     ),
-    "CLIP that pools otherwise": (lambda: {"text_encoder": clip(16, pooled=8)[0]}, "give 28 numbers and pool to 20"),
+    "CLIP that pools otherwise": (lambda: {"text_encoder": clip(16, pooled=8)[0]}, "give 28 numbers, pool to 20"),
     "other T5": (
         lambda: {"text_encoder_3": t5(16)[0]},
         "`text_encoder_3` gives embeddings of width 16 and the transformer takes 24",

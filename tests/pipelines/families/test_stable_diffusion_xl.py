@@ -19,9 +19,11 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from in_blocks import assert_same_in_blocks
 from peft import LoraConfig, get_peft_model_state_dict
 from plain_call import STEPS, guided, in_fresh_process, rows_of
+from single_files import write_single_file
 from tiny_pipelines import SCHEDULE, build
 from tiny_text_encoders import clip
 
+from sona_pipeline import load_pipeline
 from sona_pipeline.pipelines.families.stable_diffusion_xl import SONAXLPipeline
 
 # diffusers' schedulers and NumPy 2
@@ -283,6 +285,22 @@ def test_half_denoiser_keeps_float32_latents(half):
     assert not torch.equal(made.to(half).float(), made)
     torch.testing.assert_close(made, wanted, rtol=0, atol=0.05 * float(wanted.abs().max()))
     assert pipe.to(half)(pictures(), IDS, OODS, num_inference_steps=2, output_type="pt").images.isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["from_single_file", "load_pipeline"])
+def test_weights_in_one_file(way, tmp_path):
+    pipe = quiet(SONAXLPipeline(**components(DDIMScheduler)))
+    StableDiffusionXLPipeline(**components(DDIMScheduler)).save_pretrained(tmp_path / "model")
+    write_single_file(pipe, path := tmp_path / "xl.safetensors")
+    for weights in (tmp_path / "model").rglob("*.safetensors"):
+        weights.unlink()
+    config = str(tmp_path / "model")
+    if way == "from_single_file":
+        other = SONAXLPipeline.from_single_file(path, config=config)
+    else:
+        other = load_pipeline(str(path), "cpu", model_config=config, dtype="float32")
+    images = pictures(torch.float32)
+    torch.testing.assert_close(call(quiet(other), image=images), call(pipe, image=images), rtol=0, atol=1e-3)
 
 
 def test_parts_are_offloaded_in_the_order_of_their_last_use():

@@ -118,3 +118,17 @@ def test_standardized_features_do_not_depend_on_scale():
     assert torch.allclose(once, scaled, atol=1e-4)
     assert torch.allclose(once.mean(dim=0), torch.zeros(3), atol=1e-5)
     assert torch.allclose(once.var(dim=0, correction=0), torch.ones(3), atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [32, 128, 640, 1280])
+def test_wide_features_are_not_learned_by_heart(width):
+    """Five steps on a batch of independent pairs find as little of information in wide features as in narrow ones."""
+    x, y = gaussian_pairs(64, 0.0, width)
+    torch.manual_seed(0)
+    club = Club(width)
+    optimizer = club.optimizer()
+    for _ in range(5):
+        optimizer.zero_grad()
+        club(x, y).backward()
+        optimizer.step()
+    assert 0 < club.bound(x, y).item() / width < 0.15
