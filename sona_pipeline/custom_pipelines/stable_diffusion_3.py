@@ -1559,7 +1559,7 @@ class SONASD3Pipeline(SONAMixin, DiffusionPipeline, SD3LoraLoaderMixin, FromSing
         width, states = sum(one.projection_dim for one in clips), sum(one.hidden_size for one in clips)
         if width != states or width > pooled or (len(clips) == 2 and width < pooled):
             raise ValueError(
-                f"CLIP encoders give {states} numbers, pool to {width}; the transformer takes {pooled}: take all of one."
+                f"CLIP encoders give {states} numbers, pool to {width}; the transformer takes {pooled}: take one's."
             )
         if self.text_encoder_3 is not None:
             check_width("`text_encoder_3`", self.text_encoder_3.config.d_model, "transformer", joint)

@@ -336,7 +336,7 @@ OTHERS = {
     ),
     "other CLIP": (
         lambda: {"text_encoder": clip(16, pooled=16)[0]},
-        "give 28 numbers, pool to 28; the transformer takes 20: take all of one",
+        "give 28 numbers, pool to 28; the transformer takes 20: take one's",
     ),
     "CLIP that pools otherwise": (lambda: {"text_encoder": clip(16, pooled=8)[0]}, "give 28 numbers, pool to 20"),
     "other T5": (
