@@ -1,0 +1,42 @@
+"""The benchmark of memory: both sides have the same rows, and peaks are what the process takes."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_modules import modules_of
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with modules_of(BENCHMARKS / "speed"), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        patch.setattr(sys, "path", list(sys.path))
+        yield importlib.import_module("memory")
+    del sys.modules["memory"]
+
+
+def test_memory_is_that_of_the_process(bench):
+    before = bench.memory("VmRSS")
+    block = torch.ones(64 << 18)  # of 4 bytes each
+    assert 60 <= bench.memory("VmRSS") - before <= 80
+    assert bench.memory("VmHWM") >= before + 60
+    del block
+
+
+def test_every_family_has_six_rows_a_call_on_both_sides(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "SIDE", 16)
+    for name, layout in bench.LAYOUTS.items():
+        sona = bench.peak(name, 2, is_sona=True, is_full=False)
+        assert sona["rows"] == 6 and sona["before"] <= sona["peak"] and sona["weights"] > 3
+        if layout.img2img:
+            rows = [bench.peak(name, images, is_sona=False, is_full=False)["rows"] for images in (3, 6)]
+            assert 6 in rows
+    bench.write(tmp_path, [{"family": "one", "SONA": 3, "ratio": 1.031}, {"family": "other", "SONA": 4}])
+    assert json.loads((tmp_path / "run.json").read_text())["rows"][0]["SONA"] == 3
+    assert "| one | 3 | 1.031 |\n| other | 4 |  |" in (tmp_path / "results.md").read_text()
