@@ -120,7 +120,9 @@ def tiny_counts(speed, monkeypatch):
     """Every part in less than a second or two; without the compiler, other processes and the earlier version."""
     counts = {
         "bare_unet": {"IMAGES": 2},
-        "family_calls": {"SIZES": (speed.family_calls.Size("small", False, images=1, side=8, steps=2, goal=9.0),)},
+        "family_calls": {
+            "SIZES": (speed.family_calls.Size("small", False, torch.float32, images=1, side=8, steps=2, goal=9.0),)
+        },
         "sega": {"IMAGES": 1},
         "four_rows": {"MEANS": (2,), "AROUND": (-1, 1)},
         "data_set": {"IMAGES": 3, "BATCH_SIZE": 2},

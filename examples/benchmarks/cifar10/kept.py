@@ -1,10 +1,12 @@
 """The benchmark of a classifier that is kept: as it is, and fine-tuned on outliers with its head."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from benchmark import RECIPE, Benchmark
 from data import Data, of_each_class
 from judge import CLASSES, Judge
@@ -24,6 +26,9 @@ from sona_pipeline import (
 CALIBRATION_PER_CLASS = 100
 AS_IT_IS = {"epochs": 0}
 """Of a row that is not trained."""
+UNBOUND = Row("unipc-12", {"max_accuracy_drop": None})
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the change of the weights that fine-tuning makes."""
 
 
 class KeptBenchmark(Benchmark):
@@ -55,6 +60,21 @@ class KeptBenchmark(Benchmark):
         else:
             settings = replace(RECIPES["finetune"], seed=seed, **row.training)
             self._train(row, settings, self.classifier, folder)
+
+    def by_share(self, tests: TestSets, seeds: int) -> pd.DataFrame:
+        """What detectors do that have a share of the change that fine-tuning with SONA makes, and nothing else."""
+        start, found = self.classifier.state_dict(), []
+        for seed in range(seeds):
+            end = load_detector(self.detector(UNBOUND, seed), "cpu", self.classifier.network.own_module())
+            for share in SHARES:
+                mixed = {
+                    name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
+                    for name, value in end.state_dict().items()
+                }
+                detector = copy.deepcopy(end)
+                detector.load_state_dict(mixed)
+                found.append((f"{share:.0%}", detector))
+        return super().scores(found, tests, "shares", ["energy"])
 
     def scores(
         self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, *options, **named

@@ -31,7 +31,7 @@ from reasons import describe_reasons
 from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from shortcuts import changed, changes, describe_changes, describe_measures
 
-from sona_pipeline import open_outlier_set, save_figure
+from sona_pipeline import open_outlier_set, save_figure, write_text
 
 app = App(help="The paper's comparisons on CIFAR-10, at a size that two cores can run.", version_flags=())
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
@@ -113,6 +113,33 @@ def table(
         else:
             benchmark = Benchmark(opened, output, per_class)
         make_table(benchmark, name, seeds, results / folder_of(name, per_class), weights)
+
+
+@app.command
+def shares(
+    *,
+    data: Path,
+    judge: Path,
+    output: Path = Path("cifar10"),
+    results: Path = RESULTS,
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = PER_CLASS,
+    seeds: PositiveInt = 3,
+) -> None:
+    """Show on validation images how much of the change is worth keeping that fine-tuning makes to a kept classifier.
+
+    Args:
+        data: Folder with the parquet files that README.md lists.
+        judge: Weights of a ResNet of CIFAR-10, to start from.
+        output: Folder of everything that is made.
+        results: Folder for the table.
+        per_class: ID training images of each class, and as many outliers; at least 2.
+        seeds: Seeds of each row, at least 1.
+    """
+    benchmark = with_judge(open_data(data, per_class), output, per_class, Judge(judge))
+    found = benchmark.by_share(benchmark.tests(TABLES[KEPT])["validation"], seeds)
+    path = results / folder_of(KEPT, per_class) / "shares.csv"
+    write_text(path, found.to_csv(index=False, lineterminator="\n"))
+    print(found.to_string(index=False), f"\nTable: {path}")
 
 
 @app.command

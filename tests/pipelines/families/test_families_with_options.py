@@ -3,10 +3,8 @@
 import diffusers
 import pytest
 import torch
-from diffusers import PipelineQuantizationConfig, TorchAoConfig
 from safetensors.torch import save_file
 from test_families_in_the_job import ALL, SIDE, parts_of
-from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig
 
 from sona_pipeline import load_pipeline
 
@@ -64,21 +62,6 @@ def test_weights_kept_in_eight_bits_are_computed_with_as_they_are_rounded(name):
     found = outliers(other)
     torch.testing.assert_close(found, outliers(pipe), atol=1e-5, rtol=0)
     assert not torch.allclose(found, plain, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_quantized_denoiser_is_loaded(name, tmp_path):
-    pipe = pipeline(name)
-    pipe.save_pretrained(tmp_path)
-    part = next(name for name, part in pipe.components.items() if part is pipe.denoiser)
-    config = PipelineQuantizationConfig(quant_mapping={part: TorchAoConfig(Int8WeightOnlyConfig())})
-    other = ALL[name].from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
-    other.set_progress_bar_config(disable=True)
-    weights = other.denoiser.named_parameters()
-    quantized = {key: value.dequantize() for key, value in weights if isinstance(value, Int8Tensor)}
-    assert len(quantized) > 3
-    pipe.denoiser.load_state_dict(quantized, strict=False)
-    torch.testing.assert_close(outliers(other), outliers(pipe), atol=1e-4, rtol=0)
 
 
 IN_ONE_FILE = [name for name in ALL if hasattr(ALL[name], "from_single_file") and "transformer" in parts_of(name)]
