@@ -171,9 +171,9 @@ LAYOUTS = {
         small={
             "num_layers": 1,
             "num_single_layers": 2,
-            "num_attention_heads": 1,
-            "joint_attention_dim": 128,
-            "approximator_hidden_dim": 128,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 256,
+            "approximator_hidden_dim": 256,
         },
         tokens=128,
         scheduler=FLOW,
