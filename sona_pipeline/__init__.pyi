@@ -111,6 +111,7 @@ from .pipelines.core import (
     SONAMixin as SONAMixin,
     SONAPipelineOutput as SONAPipelineOutput,
 )
+from .pipelines.families.chroma import SONAChromaPipeline as SONAChromaPipeline
 from .pipelines.families.flux import SONAFluxPipeline as SONAFluxPipeline
 from .pipelines.families.flux_2 import SONAFlux2Pipeline as SONAFlux2Pipeline
 from .pipelines.families.qwen_image import SONAQwenImagePipeline as SONAQwenImagePipeline

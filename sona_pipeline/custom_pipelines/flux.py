@@ -1308,10 +1308,10 @@ class FluxMixin(SONAMixin):
             )
         super().check_prompts(batch_size, prompts, embeds)
 
-    def check_flux(self, widths: Widths, good: str) -> None:
+    def check_flux(self, widths: Widths, good: str, own: str = "guidance_embeds") -> None:
         """Raise ValueError, naming the part, unless the parts that are there go together and take text and noise only.
 
-        `good` is the model to take instead.
+        `good` is the model to take instead, and `own` a setting that transformers of its kind have, and others do not.
         """
         if self.scheduler is not None:
             check_scheduler_kind(self.scheduler, is_flow=True)
@@ -1321,7 +1321,7 @@ class FluxMixin(SONAMixin):
         if self.transformer is None:
             return
         config = self.transformer.config
-        if missing := [name for name in ("in_channels", "guidance_embeds", *widths) if name not in config]:
+        if missing := [name for name in ("in_channels", own, *widths) if name not in config]:
             raise ValueError(
                 f"`transformer` is a {type(self.transformer).__name__} without {missing[0]!r}: take {good}."
             )
@@ -1345,10 +1345,10 @@ class FluxMixin(SONAMixin):
                 )
 
 
-def check_no_skip(clip_skip: int | None) -> None:
-    """Raise ValueError for layers to skip."""
+def check_no_skip(clip_skip: int | None, title: str) -> None:
+    """Raise ValueError for layers to skip in models of a title."""
     if clip_skip is not None:
-        raise ValueError(f"`clip_skip` is {clip_skip}, but FLUX has fixed layers of its text encoders: leave it out.")
+        raise ValueError(f"`clip_skip` is {clip_skip}, but {title} has fixed layers of text encoders: leave it out.")
 
 
 def image_positions(height: int, width: int, device: torch.device) -> torch.Tensor:
@@ -1497,7 +1497,7 @@ class SONAFluxPipeline(
 
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, D]` of T5, which reads the padding, too, as in training, and vectors of CLIP."""
-        check_no_skip(clip_skip)
+        check_no_skip(clip_skip, self.title)
 
         def read(tokenizer: Any, encoder: Any, length: int) -> Any:
             given = self.maybe_convert_prompt(texts, tokenizer)

@@ -52,7 +52,7 @@ class Layout:
         vae: settings of an autoencoder, which is loaded and not used.
         vae_kind: its class.
         scheduler: settings of the family's scheduler.
-        img2img: diffusers' own img2img pipeline of the family, if there is one.
+        img2img: diffusers' own img2img pipeline of the family, if there is one that takes latents.
         guidance: its argument for guidance by two prompts, and a value that turns it on.
     """
 
@@ -164,6 +164,20 @@ LAYOUTS = {
         tokens=512,
         img2img="FluxImg2ImgPipeline",
     ),
+    "Chroma": Layout(
+        family="chroma",
+        kind="ChromaTransformer2DModel",
+        full={"num_layers": 1, "num_single_layers": 2},
+        small={
+            "num_layers": 1,
+            "num_single_layers": 2,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 256,
+            "approximator_hidden_dim": 256,
+        },
+        tokens=128,
+        scheduler=FLOW,
+    ),
     "FLUX.2 [klein] base": Layout(
         family="flux_2",
         kind="Flux2Transformer2DModel",
@@ -196,7 +210,7 @@ LAYOUTS = {
         img2img="QwenImageImg2ImgPipeline",
     ),
 }
-"""FLUX.2 has no img2img in diffusers."""
+"""FLUX.2 has no img2img in diffusers, and that of Chroma takes no latents."""
 
 
 def pipeline_of(name: str, is_full: bool) -> Any:

@@ -1,6 +1,7 @@
 """Pipelines, a file for each family of models; to add one, write a file like these and a line here."""
 
 FAMILIES = {
+    "chroma": "SONAChromaPipeline",
     "flux": "SONAFluxPipeline",
     "flux_2": "SONAFlux2Pipeline",
     "qwen_image": "SONAQwenImagePipeline",

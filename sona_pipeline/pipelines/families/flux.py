@@ -102,7 +102,7 @@ class SONAFluxPipeline(
 
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, D]` of T5, which reads the padding, too, as in training, and vectors of CLIP."""
-        check_no_skip(clip_skip)
+        check_no_skip(clip_skip, self.title)
 
         def read(tokenizer: Any, encoder: Any, length: int) -> Any:
             given = self.maybe_convert_prompt(texts, tokenizer)

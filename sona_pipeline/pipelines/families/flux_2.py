@@ -94,7 +94,7 @@ class SONAFlux2Pipeline(FluxMixin, DiffusionPipeline, Flux2LoraLoaderMixin):
 
     def encode_texts(self, texts: list[str], device: torch.device, clip_skip: int | None = None) -> Conditions:
         """Hidden states `[N, L, 3 D]` of three layers side by side; those of the padding are read, too."""
-        check_no_skip(clip_skip)
+        check_no_skip(clip_skip, self.title)
         settings = {"padding": "max_length", "max_length": self.prompt_length, "truncation": True}
         inputs = self.tokenizer(self.as_chat(texts), **settings, return_tensors="pt").to(device)
         wanted = {"output_hidden_states": True, "use_cache": False, "logits_to_keep": 1}
