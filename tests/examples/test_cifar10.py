@@ -275,6 +275,20 @@ def test_kept_rows_start_from_the_judge_and_are_calibrated_on_images_left_out_of
         assert found.threshold is not None and (folder / "seconds.txt").exists()
         with torch.no_grad():
             torch.testing.assert_close(found(pixels), benchmark.classifier(pixels), rtol=1e-3, atol=1e-3)
+
+    whole = bench.rows.Row(None, {"epochs": 1, "learning_rate": 0.1, "max_accuracy_drop": None})
+    monkeypatch.setattr(bench.kept, "UNBOUND", whole)
+    table = bench.rows.TABLES["kept"]
+    sets = benchmark.tests(table)["validation"]
+    by_share = benchmark.by_share(sets, 1)
+    as_it_is = bench.rows.Row(None, bench.kept.AS_IT_IS)
+    ends = [("0%", benchmark.detector(as_it_is, 0)), ("100%", benchmark.detector(whole, 0))]
+    wanted = benchmark.scores(ends, sets, "ends", ["energy"])
+    assert list(by_share["method"].unique()) == ["0%", "25%", "50%", "75%", "100%"]
+    found = by_share[by_share["method"].isin(["0%", "100%"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, wanted, check_exact=False, atol=0.1)
+    start, half, end = (list(by_share.loc[by_share["method"] == name, "mean"]) for name in ("0%", "50%", "100%"))
+    assert start != half != end
     with pytest.raises(SystemExit, match="'kept' is of a classifier that others trained: give its weights as --judge"):
         bench.run.app(["table", "kept", "--data", str(data)], exit_on_error=False, result_action="return_value")
 

@@ -73,8 +73,11 @@ class KeptBenchmark(Benchmark):
                 }
                 detector = copy.deepcopy(end)
                 detector.load_state_dict(mixed)
-                found.append((f"{share:.0%}", detector))
-        return super().scores(found, tests, "shares", ["energy"])
+                folder = self.folder / self.place / f"share={share:g}-{seed}"
+                if not folder.exists():
+                    calibrate_detector(detector, self.data.validation, output=folder)
+                found.append((f"{share:.0%}", str(folder)))
+        return self.scores(found, tests, "shares", ["energy"])
 
     def scores(
         self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, *options, **named
