@@ -52,6 +52,8 @@ def family_of_index(model: str, index: dict) -> type[SONAMixin]:
     if (family := next(taken, None)) is None:
         does = next((f", which {does}" for part, does in OTHER_KINDS.items() if re.search(part, str(name))), "")
         raise ValueError(f"{model} is a {name}{does}, and of no family that is known: take {titles()}")
+    if index.get("is_distilled"):  # what diffusers' pipelines of FLUX.2 [klein] say of themselves
+        raise ValueError(f"{model} is distilled to few steps without guidance: take the base model of {family.title}")
     has = {part for part, value in index.items() if isinstance(value, list) and value and value[0]}
     if missing := sorted(needed_parts(family) - has):
         raise ValueError(f"{model} is a {name} without {', '.join(missing)}: take a whole checkpoint of {family.title}")

@@ -112,6 +112,12 @@ def test_pipelines_of_no_family_are_named(name, tmp_path):
         load_pipeline(str(folder), "cpu")
 
 
+def test_a_distilled_model_is_refused_before_its_weights_are_read():
+    index = {"_class_name": "Flux2KleinPipeline", "is_distilled": True}
+    with pytest.raises(ValueError, match=r"klein-4B is distilled .*: take the base model of FLUX.2 \[klein\]"):
+        family_of_index("klein-4B", index)
+
+
 def test_a_part_that_is_missing_is_named():
     index = {"_class_name": "StableDiffusionPipeline", "vae": ["a", "b"], "unet": ["a", "b"], "tokenizer": [None, None]}
     with pytest.raises(

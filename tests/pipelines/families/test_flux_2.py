@@ -246,7 +246,8 @@ def test_checkpoints_of_diffusers_are_loaded_by_the_file(tmp_path):
     assert type(loaded).__name__ == "SONAFlux2Pipeline" and not isinstance(loaded, SONAFlux2Pipeline)
     loaded.set_progress_bar_config(disable=True)
     own = pipeline(dtype=torch.float32)
-    torch.testing.assert_close(outliers(loaded, latents_of(own)), outliers(own, latents_of(own)), atol=1e-3, rtol=0)
+    made = [outliers(pipe, latents_of(own), guidance_scale=1.0) for pipe in (loaded, own)]  # float32 turns masks over
+    torch.testing.assert_close(*made, atol=1e-3, rtol=0)
     turned = SONAFlux2Pipeline.from_pipe(Flux2KleinPipeline(**components))
     assert turned.transformer is components["transformer"]
 

@@ -200,7 +200,8 @@ def test_checkpoints_of_diffusers_are_loaded_by_the_file(kind, tmp_path):
     assert type(loaded).__name__ == "SONAZImagePipeline" and not isinstance(loaded, SONAZImagePipeline)
     loaded.set_progress_bar_config(disable=True)
     own = pipeline(dtype=torch.float32)
-    torch.testing.assert_close(outliers(loaded, latents_of(own)), outliers(own, latents_of(own)), atol=1e-3, rtol=0)
+    made = [outliers(pipe, latents_of(own), guidance_scale=1.0) for pipe in (loaded, own)]  # float32 turns masks over
+    torch.testing.assert_close(*made, atol=1e-3, rtol=0)
     turned = SONAZImagePipeline.from_pipe(kind(**components))
     assert turned.components.keys() == components.keys()
     assert all(turned.components[name] is part for name, part in components.items())
