@@ -933,12 +933,12 @@ class PromptsMixin(Family):
         wanted = {name: texts[name] for name, given in embeds.items() if given is None}
         skips = {name: None if name == "uncond_prompt" else clip_skip for name in wanted}
         encoded = self._encoded([(text, skips[name]) for name in wanted for text in wanted[name]], device, lora_scale)
-        found = []
+        found, dtype = [], self.denoiser.dtype  # which looks at every weight
         for name, given in embeds.items():
             if given is None:
                 rows = [encoded[text, skips[name]] for text in wanted[name]]
                 given = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-            found.append(self._expanded(self.as_conditions(given), batch_size, device))
+            found.append(self._expanded(self.as_conditions(given), batch_size, device, dtype))
         return self.trimmed({key: torch.stack([one[key] for one in found]) for key in found[0]})
 
     def _encoded(
@@ -963,11 +963,11 @@ class PromptsMixin(Family):
             unscale_lora_layers(encoder, lora_scale)
         return found
 
-    def _expanded(self, given: Conditions, batch_size: int, device: torch.device) -> Conditions:
+    def _expanded(self, given: Conditions, batch_size: int, device: torch.device, dtype: torch.dtype) -> Conditions:
         """Conditions of all images; numbers go to the denoiser in its dtype, masks and lengths stay with the host."""
         moved = {}
         for key, value in given.items():
-            value = value.to(device, self.denoiser.dtype) if value.is_floating_point() else value.cpu()
+            value = value.to(device, dtype) if value.is_floating_point() else value.cpu()
             moved[key] = value.expand(batch_size, *value.shape[1:])
         return moved
 
