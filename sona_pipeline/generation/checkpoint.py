@@ -31,6 +31,7 @@ from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.pipelines.schedules import usable_scheduler
 
 logger = logging.getLogger(__name__)
+_DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm|schnell|flash)(?![a-z])", re.IGNORECASE)
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
@@ -129,6 +130,12 @@ def _from_files(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype |
     """
     if found.variant and not settings.variant:
         logger.info("The weights of %s are there as the variant %s only, which is taken.", found.place, found.variant)
+    if named := _DISTILLED.search(Path(found.place).name):
+        logger.warning(
+            "%s is distilled to few steps, if %r in its name says so: it has no use for a row without a prompt, and"
+            " outliers will be poor; take the base model.",
+            *(found.place, named[0]),
+        )
     try:
         if found.is_file:
             pipe = found.family.from_single_file(found.place, config=_config_place(settings), dtype=dtype)

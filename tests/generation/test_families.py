@@ -118,6 +118,15 @@ def test_a_distilled_model_is_refused_before_its_weights_are_read():
         family_of_index("klein-4B", index)
 
 
+@pytest.mark.parametrize(("name", "is_warned"), [("sdxl-turbo", True), ("My_LCM v2", True), ("turbofan", False)])
+def test_a_model_that_is_distilled_by_its_name_is_warned_of(name, is_warned, checkpoint, tmp_path, caplog):
+    (tmp_path / name).symlink_to(checkpoint, target_is_directory=True)
+    with known():
+        load_pipeline(str(tmp_path / name), "cpu", dtype="float32")
+    said = [record.getMessage() for record in caplog.records if "take the base model" in record.getMessage()]
+    assert len(said) == is_warned and all(name in one for one in said)
+
+
 def test_a_part_that_is_missing_is_named():
     index = {"_class_name": "StableDiffusionPipeline", "vae": ["a", "b"], "unet": ["a", "b"], "tokenizer": [None, None]}
     with pytest.raises(
