@@ -74,21 +74,18 @@ def ldm_vae_key(key, vae):
 
 def open_clip_state(encoder):
     """The weights of a text encoder with OpenCLIP's names, and its query, key and value in one."""
-    state, names = (
-        {},
-        {
-            "text_model.embeddings.token_embedding": "token_embedding",
-            "text_model.embeddings.position_embedding.weight": "positional_embedding",
-            "text_model.encoder.layers": "transformer.resblocks",
-            "text_model.final_layer_norm": "ln_final",
-            "layer_norm1": "ln_1",
-            "layer_norm2": "ln_2",
-            "mlp.fc1": "mlp.c_fc",
-            "mlp.fc2": "mlp.c_proj",
-            "self_attn.out_proj": "attn.out_proj",
-        },
-    )
-    given = encoder.state_dict()
+    names = {
+        "text_model.embeddings.token_embedding": "token_embedding",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_model.encoder.layers": "transformer.resblocks",
+        "text_model.final_layer_norm": "ln_final",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
+    state, given = {}, encoder.state_dict()
     for key, value in given.items():
         if key == "text_projection.weight":
             state["text_projection"] = value.T

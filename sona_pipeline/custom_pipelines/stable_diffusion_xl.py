@@ -1241,8 +1241,11 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
     def predict_noise(
         self, latents: torch.Tensor, t: torch.Tensor, conditions: Conditions, attention: dict | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """What the denoiser makes of latents `[B, C, H, W]` with each of the conditions `[3, B, ...]`, in one call."""
-        rows = seen_by_model(self.scheduler, torch.cat([latents] * 3), t).to(self.denoiser.dtype)
+        """What the denoiser makes of latents `[B, C, H, W]` with each of the conditions `[3, B, ...]`, in one call.
+
+        Conditions are in the denoiser's dtype, as `encode_prompts` gives them.
+        """
+        rows = seen_by_model(self.scheduler, torch.cat([latents] * 3), t).to(conditions["prompt_embeds"].dtype)
         flat = {name: value.flatten(0, 1) for name, value in conditions.items()}
         with self.sharing(len(rows)), room_to_compile(self.denoiser):
             predicted = self.denoise(rows, t, flat, attention)

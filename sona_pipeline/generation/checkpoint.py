@@ -24,14 +24,13 @@ from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.quiet import without_warnings
 from sona_pipeline.common.settings import check_ranges
-from sona_pipeline.generation.families import is_flow
+from sona_pipeline.generation.families import distilled_by_name, is_flow
 from sona_pipeline.generation.model_files import ModelPlace, find_model
 from sona_pipeline.generation.settings import BY_FAMILY, DTYPES, SCHEDULERS, ModelSettings
 from sona_pipeline.pipelines.core import SONAMixin
 from sona_pipeline.pipelines.schedules import usable_scheduler
 
 logger = logging.getLogger(__name__)
-_DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm|schnell|flash)(?![a-z])", re.IGNORECASE)
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 
 
@@ -130,11 +129,11 @@ def _from_files(found: ModelPlace, settings: ModelSettings, dtype: torch.dtype |
     """
     if found.variant and not settings.variant:
         logger.info("The weights of %s are there as the variant %s only, which is taken.", found.place, found.variant)
-    if named := _DISTILLED.search(Path(found.place).name):
+    if word := distilled_by_name(found.place):
         logger.warning(
-            "%s is distilled to few steps, if %r in its name says so: it has no use for a row without a prompt, and"
-            " outliers will be poor; take the base model.",
-            *(found.place, named[0]),
+            "%s is distilled to few steps, if %r in its name says so, and has no use for a row without a prompt: take"
+            " the base model.",
+            *(found.place, word),
         )
     try:
         if found.is_file:

@@ -21,6 +21,7 @@ OTHER_KINDS = {
     "Consistency|Turbo|Lightning": "is distilled to few steps",
 }
 """What pipelines of diffusers do that no family here does, by parts of their names."""
+_DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm|schnell|flash)(?![a-z])", re.IGNORECASE)
 _OF_OTHERS = re.compile(r"^conditioner\.|^text_encoders\.|(double|single|joint|transformer)_blocks\.\d")
 
 
@@ -32,6 +33,12 @@ def all_families() -> Iterator[type[SONAMixin]]:
 def family_of_name(name: str) -> type[SONAMixin]:
     """The pipeline of the family that has this name in `FAMILIES`."""
     return getattr(import_module(f"{families.__name__}.{name}"), families.FAMILIES[name])
+
+
+def distilled_by_name(model: str) -> str | None:
+    """The word in the last part of a model's name that says it is distilled, where its configuration may not."""
+    found = _DISTILLED.search(model.rpartition("/")[2])
+    return found[0] if found else None
 
 
 def titles(some: Collection[type[SONAMixin]] | None = None) -> str:

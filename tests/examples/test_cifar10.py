@@ -25,6 +25,7 @@ from sona_pipeline import (
     GenerationSettings,
     ImageSet,
     SONAPipeline,
+    open_images,
     open_outlier_set,
     sample,
 )
@@ -258,6 +259,18 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     rows = first[(first["test"] == "validation") & (first["method"] == "with") & (first["metric"] == "auroc")]
     near = rows[(rows["group"] == "near_ood") & (rows["set"] == "mean")]["mean"].iloc[0]
     assert aurocs.loc["with, near mean", "as they are"] == pytest.approx(near, abs=0.06)
+
+
+def test_folders_have_the_very_images_of_the_benchmark(bench, data, tmp_path):
+    words = ["folders", "--data", str(data), "--output", str(tmp_path), "--per-class", "2"]
+    bench.run.app(words, exit_on_error=False, result_action="return_value")
+    opened = bench.data.open_data(data, 2)
+    assert (tmp_path / "labels.txt").read_text().splitlines() == list(opened.ood_labels)
+    for name, wanted in (("train", opened.train), ("validation", opened.validation)):
+        found = open_images(tmp_path / name)
+        assert found.classes == tuple(sorted(wanted.classes)) and len(found) == len(wanted)
+        sets = [sorted((one.label_name(k), one.image(k).tobytes()) for k in range(len(one))) for one in (found, wanted)]
+        assert sets[0] == sets[1]
 
 
 def test_kept_rows_start_from_the_judge_and_are_calibrated_on_images_left_out_of_the_test(

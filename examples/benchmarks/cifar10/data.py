@@ -90,6 +90,14 @@ def write_diffusion_set(folder: Path, path: Path) -> int:
     return len(table)
 
 
+def write_folders(images: ImageSet, folder: Path) -> None:
+    """Write images as PNG files in class folders, by their number in the set."""
+    for index in range(len(images)):
+        path = folder / images.label_name(index) / f"{index:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.image(index).save(path)
+
+
 def _as_table(part: datasets.Dataset) -> datasets.Dataset:
     names = [name.replace("_", " ") for name in part.features["label"].names]
     words = [names[label] for label in part["label"][:]]

@@ -19,7 +19,7 @@ from claims import describe_claims
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
-from data import open_data, write_diffusion_set
+from data import open_data, write_diffusion_set, write_folders
 from far_kinds import KINDS
 from growth import growth_figure
 from judge import CLASSES, Judge
@@ -49,6 +49,27 @@ def prepare(*, data: Path, output: Path = Path("cifar10")) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     print(f"{write_diffusion_set(data, output / 'diffusion.parquet')} images in {output / 'diffusion.parquet'}")
+
+
+@app.command
+def folders(
+    *,
+    data: Path,
+    output: Path = Path("cifar10"),
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = PER_CLASS,
+) -> None:
+    """Write the ID images of the benchmark as class folders, and its OOD labels, for `sona fit`.
+
+    Args:
+        data: Folder with the parquet files that README.md lists.
+        output: Folder of everything that is made.
+        per_class: ID training images of each class, at least 2.
+    """
+    opened = open_data(data, per_class)
+    for name, images in (("train", opened.train), ("validation", opened.validation)):
+        write_folders(images, output / name)
+    write_text(output / "labels.txt", "\n".join(opened.ood_labels) + "\n")
+    print(f"{len(opened.train)} images in {output / 'train'}, {len(opened.validation)} in {output / 'validation'}")
 
 
 @app.command

@@ -47,7 +47,7 @@ def _beside_bare(name: str, size: Size, rounds: int) -> Comparison:
     seconds["denoiser within the pipeline"] = inside[-rounds:]
     millions = sum(one.numel() for one in pipe.denoiser.parameters()) // 10**6
     counts = {"million parameters": millions, "images": size.images, "steps": size.steps, "calls": len(bare.calls)}
-    ratios = Ratio("pipeline", "denoiser within the pipeline", size.goal), Ratio("pipeline", "bare denoiser")
+    ratios = Ratio("pipeline", "bare denoiser", size.goal), Ratio("pipeline", "denoiser within the pipeline")
     return Comparison(f"{name}, {size.title}", counts, size.images, "images", seconds, ratios)
 
 

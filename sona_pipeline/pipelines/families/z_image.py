@@ -58,11 +58,9 @@ class SONAZImagePipeline(QwenMixin, SONAMixin, DiffusionPipeline, ZImageLoraLoad
 
     def check_parts(self) -> None:
         """Raise ValueError, naming the part, unless these make Z-Image, which is not distilled and takes text only."""
-        config: Any = {}
-        needed: tuple[str, ...] = ()
-        if self.transformer is not None:
-            config, needed = self.transformer.config, ("cap_feat_dim", "in_channels")
-        if missing := [name for name in needed if name not in config]:
+        is_there = self.transformer is not None
+        config = self.transformer.config if is_there else {}
+        if missing := [name for name in ("cap_feat_dim", "in_channels") if is_there and name not in config]:
             raise ValueError(
                 f"`transformer` is a {type(self.transformer).__name__} without {missing[0]!r}: take Z-Image."
             )
