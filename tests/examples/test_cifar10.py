@@ -302,6 +302,11 @@ def test_kept_rows_start_from_the_judge_and_are_calibrated_on_images_left_out_of
     pd.testing.assert_frame_equal(found, wanted, check_exact=False, atol=0.1)
     start, half, end = (list(by_share.loc[by_share["method"] == name, "mean"]) for name in ("0%", "50%", "100%"))
     assert start != half != end
+    words = ["shares", "--data", str(data), "--judge", str(tmp_path / "judge.th"), "--output", str(tmp_path)]
+    words += ["--results", str(tmp_path / "shown"), "--per-class", "2", "--seeds", "1"]
+    bench.run.app(words, exit_on_error=False, result_action="return_value")
+    written, columns = pd.read_csv(tmp_path / "shown" / "kept-2" / "shares.csv"), ["method", "set", "metric", "mean"]
+    pd.testing.assert_frame_equal(written[columns], by_share[columns], check_dtype=False)
     with pytest.raises(SystemExit, match="'kept' is of a classifier that others trained: give its weights as --judge"):
         bench.run.app(["table", "kept", "--data", str(data)], exit_on_error=False, result_action="return_value")
 

@@ -96,7 +96,7 @@ NOT_RUN = {
     'sona generate --data "hf://datasets/me/birds/*': (
         "tests/data/test_remote_images.py::test_a_data_set_of_the_hub_is_read_where_it_lies"
     ),
-    "sona fit --data train --validation validation *": "tests/fitting/test_fit.py",  # the folders of CIFAR-10
+    "sona fit --data folders/train *": "tests/fitting/test_fit.py",  # the folders of CIFAR-10
     "sona train * --output kept --classifier *": "tests/detection/test_classifiers.py",  # the network, for weights
     "sona train --data s3://photos/train *": f"{STORAGE}::test_a_set_at_an_address_is_read_like_any_other",
     "LAUNCH=* bash examples/full_size/*": f"{FULL_SIZE}::test_cifar100_on_two_nodes_of_slurm",

@@ -156,7 +156,7 @@ def shares(
         per_class: ID training images of each class, and as many outliers; at least 2.
         seeds: Seeds of each row, at least 1.
     """
-    benchmark = with_judge(open_data(data, per_class), output, per_class, Judge(judge))
+    benchmark = with_judge(open_data(data, per_class), output, per_class, judge)
     found = benchmark.by_share(benchmark.tests(TABLES[KEPT])["validation"], seeds)
     path = results / folder_of(KEPT, per_class) / "shares.csv"
     write_text(path, found.to_csv(index=False, lineterminator="\n"))
