@@ -63,6 +63,7 @@ from .evaluation.score_table import (
     TestSets as TestSets,
     read_scores as read_scores,
     results_of as results_of,
+    score_columns as score_columns,
     score_images as score_images,
 )
 from .fitting.job import (

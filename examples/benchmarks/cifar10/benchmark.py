@@ -1,8 +1,9 @@
 """Outlier sets and detectors in a folder, made when a table asks for them, and what detectors make of the test sets."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,6 +11,7 @@ import pandas as pd
 from data import Data
 from model import load_model
 from pretrained import FINE_TUNING
+from records import THRESHOLDS, WORK, Records
 from remedies import REMEDIES
 from rows import DISPENSABLE, SETS, Row, Table
 from sets import SECONDS, make_set
@@ -25,14 +27,11 @@ from sona_pipeline import (
     SONAPipeline,
     TestSets,
     TrainingSettings,
-    compare,
     evaluate_detectors,
     load_detector,
     open_outlier_set,
-    read_scores,
-    results_of,
+    score_images,
     stems,
-    summary,
     train_detector,
     write_text,
 )
@@ -42,6 +41,7 @@ RECIPE = replace(RECIPES["small"], outlier_augmentation="none")
 OWN = "own"
 """The score of a table where each row has its own."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
+BATCH_SIZE = 250
 
 
 class Benchmark:
@@ -62,18 +62,54 @@ class Benchmark:
         self.pretrained = output / "pretrained"
         self.folder = output / f"per-class-{per_class}"
 
-    def detectors(self, table: Table, seeds: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
-        """Row and folder of every detector of a table; and, by row, why there is none, if its set cannot be made."""
-        found, failed = [], {}
-        for name, row in table.rows.items():
+    def scored(
+        self, table: Table, seeds: int, tests: Mapping[str, TestSets], records: Records
+    ) -> tuple[dict[str, dict[str, list[pd.DataFrame]]], dict[str, str]]:
+        """Scores of the detectors of a table, by test and row; and, by row, why there are none.
+
+        What `records` lack is made, all rows of a seed before the next. A row whose set cannot be made has none.
+        """
+        found: dict[str, dict[str, list[pd.DataFrame]]] = {test: {name: [] for name in table.rows} for test in tests}
+        failed: dict[str, str] = {}
+        names = [name for _ in range(seeds) for name in table.rows]
+        for k, (name, stem) in enumerate(zip(names, stems(names))):
+            row = table.rows[name]
             try:
-                found += [(name, str(self.detector(row, seed))) for seed in range(seeds)]
+                scores = records.of(stem, partial(self._scored, table, row, k // len(table.rows), tests))
             except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
                 if row.outliers not in DISPENSABLE:
                     raise
                 kind = "" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: "
                 failed[name] = f"{kind}{error}"
+            else:
+                for test, of_test in scores.items():
+                    found[test][name].append(of_test)
+        for by_row in found.values():
+            for name in failed:
+                del by_row[name]
         return found, failed
+
+    def _scored(self, table: Table, row: Row, seed: int, tests: Mapping[str, TestSets]) -> dict[str, pd.DataFrame]:
+        place = self.detector(row, seed)
+        detector, scores = self.load(place), table.scores or (row.score,)
+        made = [place, self.outliers(row.outliers, seed)] if row.outliers in SETS else [place]
+        seconds = {f"{some.parent.name}/{some.name}": int((some / SECONDS).read_text()) for some in made}
+        found = {}
+        with patch.dict(POST_HOC, {name: REMEDIES[name] for name in scores if name in REMEDIES}):
+            for test, sets in tests.items():
+                scored = score_images(
+                    detector,
+                    sets,
+                    scores,
+                    fit_images=self.data.train,
+                    validation_images=self.data.validation,
+                    skip_unfit="all" in scores,
+                    batch_size=BATCH_SIZE,
+                    title=f"scores of {place.name}, {test}",
+                )
+                scored.attrs |= {WORK: seconds, THRESHOLDS: {detector.score: detector.thresholds}}
+                found[test] = scored if table.scores else scored.rename(columns={row.score: OWN})
+        return found
 
     def detector(self, row: Row, seed: int) -> Path:
         """Folder of a trained detector."""
@@ -155,43 +191,16 @@ class Benchmark:
         }
         return {name: TestSets(self.data.test, {name: images}) for name, images in sets.items()}
 
-    def scores(
-        self,
-        detectors: Sequence[tuple[str, str]],
-        sets: TestSets,
-        folder: str,
-        scores: Sequence[str],
-        baseline: str | None = None,
-    ) -> pd.DataFrame:
-        """`evaluate_detectors`, which writes to `results(folder)`; `REMEDIES` are names of scores as well."""
-        with patch.dict(POST_HOC, {name: REMEDIES[name] for name in scores if name in REMEDIES}):
-            return evaluate_detectors(
-                detectors,
-                sets,
-                self.results(folder),
-                scores,
-                baseline=baseline,
-                fit_images=self.data.train,
-                validation_images=self.data.validation,
-                batch_size=250,
-            )
+    def load(self, place: str | Path) -> Detector:
+        """The detector in a folder."""
+        return load_detector(place, "cpu")
 
-    def own_scores(
-        self, table: Table, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str
+    def scores(
+        self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, scores: Sequence[str]
     ) -> pd.DataFrame:
-        """The same, with the score "own": what each row is judged by; differences are written as by `scores`."""
-        tables: dict[str, list[pd.DataFrame]] = {}
-        for score in dict.fromkeys(row.score for row in table.rows.values()):
-            chosen = [(name, place) for name, place in detectors if table.rows[name].score == score]
-            self.scores(chosen, sets, f"{folder}/{score}", [score])
-            for (name, _), stem in zip(chosen, stems([name for name, _ in chosen])):
-                found = read_scores(self.results(f"{folder}/{score}") / "scores" / f"{stem}.parquet")
-                tables.setdefault(name, []).append(found.rename(columns={score: OWN}))
-        runs = [(name, {OWN: results_of(found, OWN)}) for name in table.rows for found in tables.get(name, [])]
-        if table.baseline:
-            differences = compare(tables, table.baseline)
-            write_text(self.results(folder) / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
-        return summary(runs)
+        """`evaluate_detectors`, which writes to `results(folder)`."""
+        loaded = [(name, self.load(place)) for name, place in detectors]
+        return evaluate_detectors(loaded, sets, self.results(folder), scores, batch_size=BATCH_SIZE)
 
     def results(self, name: str) -> Path:
         """Folder of what a table's detectors were found to do, below the benchmark's folder."""

@@ -1,7 +1,6 @@
 """The benchmark of a classifier that is kept: as it is, and fine-tuned on outliers with its head."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +64,7 @@ class KeptBenchmark(Benchmark):
         """What detectors do that have a share of the change that fine-tuning with SONA makes, and nothing else."""
         start, found = self.classifier.state_dict(), []
         for seed in range(seeds):
-            end = load_detector(self.detector(UNBOUND, seed), "cpu", self.classifier.network.own_module())
+            end = self.load(self.detector(UNBOUND, seed))
             for share in SHARES:
                 mixed = {
                     name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
@@ -79,13 +78,9 @@ class KeptBenchmark(Benchmark):
                 found.append((f"{share:.0%}", str(folder)))
         return self.scores(found, tests, "shares", ["energy"])
 
-    def scores(
-        self, detectors: Sequence[tuple[str, str]], sets: TestSets, folder: str, *options, **named
-    ) -> pd.DataFrame:
-        """As of the benchmark; detectors are loaded with the classifier's code."""
-        module = self.classifier.network.own_module()
-        loaded = [(name, load_detector(place, "cpu", module)) for name, place in detectors]
-        return super().scores(loaded, sets, folder, *options, **named)
+    def load(self, place: str | Path) -> Detector:
+        """As of the benchmark, with the classifier's code."""
+        return load_detector(place, "cpu", self.classifier.network.own_module())
 
 
 def with_judge(data: Data, output: Path, per_class: int, weights: Path) -> KeptBenchmark:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from judge import Judge
 from matplotlib.figure import Figure
+from records import THRESHOLDS
 from sets import SECONDS
 
 from sona_pipeline import (
@@ -18,7 +19,10 @@ from sona_pipeline import (
     open_outlier_set,
     plain,
     read_rows,
+    results_of,
     save_figure,
+    score_columns,
+    summary,
     with_spread,
     write_text,
 )
@@ -108,45 +112,62 @@ def _write_parts(folder: Path, lines: list[str], parts: Sequence[Part], run: dic
     write_text(folder / "run.json", json.dumps(run, indent=2) + "\n")
 
 
-def describe_run(command: str, counts: dict, seeds: int, sets: Sequence[Path], detectors: Sequence[Path]) -> dict:
-    """How a table came about: the command, counts of images, seeds, versions, and minutes of work."""
-    minutes = {
-        kind: round(sum(float((folder / SECONDS).read_text()) for folder in folders) / 60, 1)
-        for kind, folders in (("generation", sets), ("training", detectors))
-    }
+def found_of(tables: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Results of `evaluate_detectors`, from the scores of records by row."""
+    runs = []
+    for name, seeds in tables.items():
+        for scores in seeds:
+            limits = scores.attrs[THRESHOLDS]
+            results = {score: results_of(scores, score, limits.get(score)) for score in score_columns(scores)}
+            runs.append((name, results))
+    return summary(runs)
+
+
+def describe_run(command: str, counts: dict, seeds: int, seconds: Mapping[str, int]) -> dict:
+    """How a table came about: the command, counts of images, seeds, versions, and minutes of work.
+
+    Args:
+        command: that makes it.
+        counts: of images.
+        seeds: how many.
+        seconds: of work, by folder and name of what was made; outlier sets are in "sets".
+    """
+    minutes = {"generation": 0.0, "training": 0.0}
+    for name, count in seconds.items():
+        minutes["generation" if name.startswith("sets/") else "training"] += count / 60
     return {
         "command": command,
         "seeds": list(range(seeds)),
         "images": counts,
-        "minutes": minutes,
+        "minutes": {kind: round(count, 1) for kind, count in minutes.items()},
         "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
     }
 
 
-def describe_differences(folder: Path, tests: Sequence[str], baseline: str) -> Part:
-    """A row a number of the differences that `evaluate_detectors` wrote for each test."""
-    found = pd.concat([pd.read_csv(folder / test / "differences.csv").assign(test=test) for test in tests])
+def describe_differences(found: Mapping[str, pd.DataFrame], baseline: str) -> Part:
+    """A row a number of the differences that `compare` found, by test."""
+    rows = pd.concat([differences.assign(test=test) for test, differences in found.items()])
     rows = pd.DataFrame(
         {
-            "row": found["method"],
-            "test": found["test"],
-            "set": found["set"],
-            "metric": found["metric"].replace(WORDS),
-            "difference": found["difference"].map("{:+.1f}".format),
-            "95 % interval": [f"{low:+.1f} to {high:+.1f}" for low, high in zip(found["low"], found["high"])],
-            "verdict": found["verdict"],
+            "row": rows["method"],
+            "test": rows["test"],
+            "set": rows["set"].where(rows["set"] != "mean", rows["group"].replace(WORDS) + " mean"),
+            "metric": rows["metric"].replace(WORDS),
+            "difference": rows["difference"].map("{:+.1f}".format),
+            "95 % interval": [f"{low:+.1f} to {high:+.1f}" for low, high in zip(rows["low"], rows["high"])],
+            "verdict": rows["verdict"],
         }
     )
     return Part(f"Differences from {baseline}", DIFFERENCES_NOTE, rows, "differences.csv")
 
 
-def describe_sets(sets: Mapping[str, Path], images: ImageSet, judge: Judge) -> Part:
-    """A row an outlier set: distances from the sources, saturation, and what the judge sees."""
-    rows = pd.DataFrame([{"set": name} | _description(folder, images, judge) for name, folder in sets.items()])
-    return Part("Outliers", SETS_NOTE, rows, "sets.csv")
+def describe_sets(rows: Mapping[str, dict]) -> Part:
+    """A row an outlier set, of what `description` said."""
+    return Part("Outliers", SETS_NOTE, pd.DataFrame([{"set": name} | row for name, row in rows.items()]), "sets.csv")
 
 
-def _description(folder: Path, images: ImageSet, judge: Judge) -> dict[str, float | int]:
+def description(folder: Path, images: ImageSet, judge: Judge) -> dict[str, float | int]:
+    """Of an outlier set: distances from the sources, saturation, and what the judge sees."""
     pairs, checks = open_outlier_set(folder, images), pd.DataFrame(read_rows(folder))
     sources, outliers = ([some.image(i) for i in range(len(some))] for some in (pairs.images, pairs.outliers))
     classes = [pairs.images.label_name(i) for i in range(len(pairs.images))]

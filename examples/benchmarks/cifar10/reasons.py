@@ -1,13 +1,13 @@
 """What detectors make of validation images that says why a post-hoc score is good or bad with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from outcome import Part
 
-from sona_pipeline import Detector, ImageSet, TestSets, load_detector, read_scores, with_spread
+from sona_pipeline import Detector, ImageSet, TestSets, load_detector, with_spread
 
 REASONS_NOTE = """Means over the images, ± standard deviation over the seeds; all are validation images. "length" is the
 norm of the penultimate features. "sum / largest" is their sum by the sum of the largest 15 %, of which SCALE takes the
@@ -17,22 +17,22 @@ SCALE_SHARE = 0.15
 BATCH = 250
 
 
-def describe_reasons(detectors: Sequence[tuple[str, str]], sets: TestSets, scores: Path) -> Part:
+def describe_reasons(
+    detectors: Mapping[str, Sequence[Path]], sets: TestSets, scores: Mapping[str, Sequence[pd.DataFrame]]
+) -> Part:
     """A row a method and set.
 
     Args:
-        detectors: method name and folder of each; those of one name are seeds of one method.
+        detectors: folders by method, one a seed.
         sets: that the detectors were scored on.
-        scores: the folder that `evaluate_detectors` wrote scores of these detectors and sets to, `kl_matching` and
-            `gram` among them.
+        scores: of these detectors on these sets, `kl_matching` and `gram` among them.
     """
-    found, seeds = [], {}
-    for method, folder in detectors:
-        seed = seeds[method] = seeds.get(method, -1) + 1
-        table = read_scores(scores / f"{method}-{seed}.parquet")
-        for _, name, images in sets:
-            values = _features(load_detector(folder), images) | _scores(table[table["set"] == name])
-            found.append({"detector": method, "images": name} | values)
+    found = []
+    for method, folders in detectors.items():
+        for folder, table in zip(folders, scores[method]):
+            for _, name, images in sets:
+                values = _features(load_detector(folder), images) | _scores(table[table["set"] == name])
+                found.append({"detector": method, "images": name} | values)
     grouped = pd.DataFrame(found).groupby(["detector", "images"], sort=False)
     means, spread = grouped.mean(), grouped.std()
     rows = means.apply(lambda column: [with_spread(*pair) for pair in zip(column, spread[column.name])])

@@ -10,6 +10,7 @@ Stopped, each goes on where it was. See README.md beside this file.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +26,23 @@ from growth import growth_figure
 from judge import CLASSES, Judge
 from kept import KeptBenchmark, with_judge
 from model import draw_sheet, load_model
-from outcome import describe_differences, describe_run, describe_sets, write_outcome, write_parts
+from outcome import (
+    describe_differences,
+    describe_run,
+    describe_sets,
+    description,
+    found_of,
+    write_outcome,
+    write_parts,
+)
 from pretrained import write_start
 from reasons import describe_reasons
+from records import Records, seconds_of
 from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
+from sets import SECONDS
 from shortcuts import changed, changes, describe_changes, describe_measures
 
-from sona_pipeline import open_outlier_set, save_figure, write_text
+from sona_pipeline import compare, open_outlier_set, save_figure, write_text
 
 app = App(help="The paper's comparisons on CIFAR-10, at a size that two cores can run.", version_flags=())
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
@@ -212,7 +223,8 @@ def shortcuts(
     benchmark = Benchmark(open_data(data, per_class), output, per_class)
     table, pipe, kind = TABLES["detectors"], load_model(output / "model"), "test" if test else "validation"
     table = replace(table, far_validation=(*SHIPPED, *KINDS))
-    detectors, _ = benchmark.detectors(table, seeds)
+    rows = [(name, row, seed) for name, row in table.rows.items() for seed in range(seeds)]
+    detectors = [(name, str(benchmark.detector(row, seed))) for name, row, seed in rows]
     judged = benchmark.tests(table)[kind]
     found = {
         name: benchmark.scores(detectors, changed(judged, change), f"shortcuts/{kind}/{name}", table.scores)
@@ -223,7 +235,8 @@ def shortcuts(
     parts = [describe_measures(judged.id, sets | judged.near | judged.far, pipe), describe_changes(found)]
     command = f"python examples/benchmarks/cifar10/run.py shortcuts --per-class {per_class} --seeds {seeds}"
     command += " --test" if test else ""
-    run = describe_run(command, benchmark.data.counts(), seeds, [], [Path(place) for _, place in detectors])
+    seconds = {place: int((Path(place) / SECONDS).read_text()) for _, place in detectors}
+    run = describe_run(command, benchmark.data.counts(), seeds, seconds)
     folder = results / "shortcuts" / kind
     write_parts(folder, "Shortcuts", run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
@@ -234,29 +247,33 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     is_near_test = name == NEAR_TEST
     table = TABLES["detectors" if is_near_test else name]
     seeds = seeds or table.seeds
-    detectors, failed = benchmark.detectors(table, seeds)
     tests = benchmark.near_tests() if is_near_test else benchmark.tests(table)
-    found = {
-        kind: benchmark.scores(detectors, sets, f"{name}/{kind}", table.scores, table.baseline)
-        if table.scores
-        else benchmark.own_scores(table, detectors, sets, f"{name}/{kind}")
-        for kind, sets in tests.items()
-    }
-    kinds = [kind for row, r in table.rows.items() if (kind := r.outliers) in SETS and row not in failed]
-    made = [benchmark.outliers(kind, seed) for kind in dict.fromkeys(kinds) for seed in range(seeds)]
-    command = (
-        f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class} --seeds {seeds}"
-    )
-    run = describe_run(command, benchmark.data.counts(), seeds, made, [Path(place) for _, place in detectors])
-    first = {kind: benchmark.outliers(kind, 0) for kind in dict.fromkeys(kinds)}
-    parts = [describe_sets(first, benchmark.data.train, judge)] if judge and first and not is_near_test else []
+    records = Records(folder / "scores", tests, benchmark.data.train, benchmark.model)
+    scores, failed = benchmark.scored(table, seeds, tests, records)
+    found = {test: found_of(by_row) for test, by_row in scores.items()}
+    parts = []
+    kinds = dict.fromkeys(row.outliers for title, row in table.rows.items() if title not in failed)
+    if judge and not is_near_test and (kinds := [kind for kind in kinds if kind in SETS]):
+
+        def described(kind: str) -> dict:
+            return description(benchmark.outliers(kind, 0), benchmark.data.train, judge)
+
+        parts.append(describe_sets({kind: records.set_of(kind, partial(described, kind)) for kind in kinds}))
     if table.baseline:
-        parts.append(describe_differences(benchmark.results(name), list(tests), table.baseline))
+        differences = {test: compare(by_row, table.baseline) for test, by_row in scores.items()}
+        parts.append(describe_differences(differences, table.baseline))
     if name == SYSTEMS_TABLE:
         parts.append(describe_claims(found["test"]))
     if name == REMEDIES_TABLE:
-        parts = [describe_reasons(detectors, tests["validation"], benchmark.results(f"{name}/validation") / "scores")]
+        detectors = {
+            title: [benchmark.detector(row, seed) for seed in range(seeds)] for title, row in table.rows.items()
+        }
+        parts = [describe_reasons(detectors, tests["validation"], scores["validation"])]
     title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
+    command = (
+        f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class} --seeds {seeds}"
+    )
+    run = describe_run(command, benchmark.data.counts(), seeds, seconds_of(scores))
     write_outcome(folder, title, found, failed, run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
 

@@ -1,0 +1,74 @@
+"""Scores of detectors kept beside a table: it is made row by row, and needs no detector that was scored before."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sona_pipeline import ImageSet, TestSets, read_scores, settle_settings, write_text
+
+WORK, THRESHOLDS = "seconds", "thresholds"
+"""Attributes of a record: seconds of work by what was made, and thresholds by score."""
+
+
+class Records:
+    """The scores of the detectors of a table, a parquet file a detector and test.
+
+    Args:
+        folder: of the files.
+        tests: what detectors are scored on, by the name of the test.
+        train: the ID training images.
+        model: folder of the diffusion model that outliers are made by.
+
+    Raises:
+        ValueError: the folder has scores of other images, or of another model.
+    """
+
+    def __init__(self, folder: Path, tests: Mapping[str, TestSets], train: ImageSet, model: Path):
+        self.folder, self.tests = folder, tests
+        images = {f"{test}/{name}": _digest_of(images) for test, sets in tests.items() for _, name, images in sets}
+        weights = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(model.rglob("*.safetensors"))))
+        settings = {"train": _digest_of(train), **images, "model": weights.hexdigest()[:16]}
+        settle_settings(folder / "settings.json", settings)
+
+    def of(self, stem: str, make: Callable[[], Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+        """The scores of a detector by test.
+
+        Args:
+            stem: of the names of its files.
+            make: scores it by test, where a file is missing; each table has the attributes of a record.
+        """
+        paths = {test: self.folder / test / f"{stem}.parquet" for test in self.tests}
+        if not all(path.exists() for path in paths.values()):
+            for test, table in make().items():
+                paths[test].parent.mkdir(exist_ok=True)
+                partial = paths[test].with_suffix(".partial")
+                _compact(table).to_parquet(partial, index=False, compression="zstd", compression_level=19)
+                partial.replace(paths[test])
+        return {test: read_scores(path) for test, path in paths.items()}
+
+    def set_of(self, name: str, make: Callable[[], dict]) -> dict:
+        """What the table says of an outlier set; `make` finds it, if it is not there yet."""
+        path = self.folder / "sets" / f"{name}.json"
+        if not path.exists():
+            write_text(path, json.dumps(make(), indent=2) + "\n")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def seconds_of(scores: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]]) -> dict[str, int]:
+    """Seconds of work by what was made, of all records."""
+    records = [table for by_row in scores.values() for tables in by_row.values() for table in tables]
+    return {name: count for table in records for name, count in table.attrs[WORK].items()}
+
+
+def _compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with numbers that take less room: what networks compute in float32, the confidence to four digits."""
+    single = {name: "float32" for name in table.select_dtypes("floating")}
+    return table.round({"confidence": 4}).astype(single | {"label": "int16", "predicted": "int16"})
+
+
+def _digest_of(images: ImageSet) -> str:
+    content = json.dumps([list(images.keys), list(images.labels), list(images.classes)])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
