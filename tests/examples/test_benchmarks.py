@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,27 @@ def test_bare_calls_are_those_of_the_pipeline(speed, tiny_pipe):
     assert bare.rows == 3 * (1 + 4 + 2)
     again = speed.bare_denoiser.BareDenoiser(tiny_pipe.unet, bare)
     assert all(one is other for one, other in zip(tree_leaves(bare.calls), tree_leaves(again.calls), strict=True))
+
+
+def test_calls_alone_are_made_between_steps_and_count_apart(speed, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, seconds: float) -> None:
+            clock[0] += seconds
+
+    pipe = SimpleNamespace(denoiser=Denoiser())
+
+    def call(callback_on_step_end=lambda *_: {}) -> None:
+        for step in range(3):
+            pipe.denoiser(10.0 + step)
+            clock[0] += 0.5  # of the rest of a step
+            callback_on_step_end(pipe, step, 0, {})
+
+    bare = SimpleNamespace(calls=[((10.0 + step - 1,), {}) for step in range(3)])
+    found = speed.family_calls.seconds_by_steps(pipe, call, bare)
+    assert found == {"pipeline": 34.5, "bare denoiser": 30.0, "denoiser within the pipeline": 33.0}
 
 
 def test_sega_computes_five_rows_an_image_and_step(speed, tiny_pipe):

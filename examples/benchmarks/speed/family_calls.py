@@ -4,11 +4,12 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from bare_denoiser import BareDenoiser
 from family_models import LAYOUTS, outliers, pipeline_of
-from timing import Comparison, Ratio, rounds_in_turn
+from timing import Comparison, Ratio, seconds_of
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,38 @@ def _beside_bare(name: str, size: Size, rounds: int) -> Comparison:
     pipe.denoiser.to(size.dtype)
     call = outliers(pipe, name, size.images, size.side, size.steps)
     bare = BareDenoiser(pipe.denoiser, call)
-    inside: list[float] = []
-    things = {"pipeline": lambda: inside.append(seconds_inside(pipe.denoiser, call)), "bare denoiser": bare}
-    seconds = rounds_in_turn(things, rounds)
-    seconds["denoiser within the pipeline"] = inside[-rounds:]
+    by_round = [seconds_by_steps(pipe, call, bare) for _ in range(rounds + 1)][1:]
+    seconds = {thing: [one[thing] for one in by_round] for thing in by_round[0]}
     millions = sum(one.numel() for one in pipe.denoiser.parameters()) // 10**6
     counts = {"million parameters": millions, "images": size.images, "steps": size.steps, "calls": len(bare.calls)}
     ratios = Ratio("pipeline", "bare denoiser", size.goal), Ratio("pipeline", "denoiser within the pipeline")
     return Comparison(f"{name}, {size.title}", counts, size.images, "images", seconds, ratios)
 
 
-def seconds_inside(denoiser: torch.nn.Module, call: Callable[[], None]) -> float:
-    """How long the calls of a denoiser take within a call of its pipeline; what else runs here slows both alike."""
-    started: list[float] = []
-    ended: list[float] = []
+def seconds_by_steps(pipe: Any, call: Callable[..., None], bare: BareDenoiser) -> dict[str, float]:
+    """How long a call of the pipeline takes, the calls of its denoiser within it, and the same calls alone.
+
+    Each of these is made after the step that it is the same as, so that whatever slows the machine slows both alike.
+    """
+    started, ended, alone, again = [], [], [], iter(bare.calls)
+
+    def after_step(*_: object) -> dict:
+        arguments, named = next(again)
+        alone.append(seconds_of(lambda: pipe.denoiser(*arguments, **named)))
+        return {}
+
     hooks = [
-        denoiser.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
-        denoiser.register_forward_hook(lambda *_: ended.append(time.perf_counter())),
+        pipe.denoiser.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
+        pipe.denoiser.register_forward_hook(lambda *_: ended.append(time.perf_counter())),
     ]
     try:
-        call()
+        whole = seconds_of(lambda: call(callback_on_step_end=after_step))
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(ended) - sum(started)
+    calls = [end - start for start, end in zip(started, ended, strict=True)]
+    return {
+        "pipeline": whole - sum(alone),
+        "bare denoiser": sum(alone),
+        "denoiser within the pipeline": sum(calls[::2]),
+    }

@@ -243,15 +243,18 @@ def conditions_of(pipe: Any, name: str, generator: torch.Generator) -> dict[str,
     return made
 
 
-def outliers(pipe: Any, name: str, images: int, side: int, steps: int) -> Callable[[], None]:
-    """A call from latents to latents with `side` x `side` latents of the autoencoder, all steps for all images."""
+def outliers(pipe: Any, name: str, images: int, side: int, steps: int) -> Callable[..., None]:
+    """A call from latents to latents with `side` x `side` latents of the autoencoder, all steps for all images.
+
+    It takes further arguments of the pipeline.
+    """
     generator = torch.Generator().manual_seed(SEED)
     prompts = {f"{kind}_prompt_embeds": conditions_of(pipe, name, generator) for kind in ("uncond", "id", "ood")}
     side = side * pipe.vae_scale_factor // pipe.latent_side
     latents = torch.randn(images, pipe.latent_channels, side, side, generator=generator)
 
-    def call() -> None:
-        given = prompts | {"num_inference_steps": steps, "stop_step": steps}
+    def call(**options: Any) -> None:
+        given = prompts | {"num_inference_steps": steps, "stop_step": steps} | options
         pipe(latents, **given, output_type="latent", generator=generator)
 
     return call
