@@ -1159,14 +1159,15 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
         batch = Batch(latents, conditions, joins, generator)
         sega = Sega(warmup_steps, cooldown_steps, momentum_scale, momentum_beta, source)
 
-        for step in self.denoising_steps(schedule, device, batch.joins):
-            latents, conditions, generators = batch.take(step.active)
-            noise_uncond, noise_id, noise_ood = self.predict_noise(latents, step.t, conditions, cross_attention_kwargs)
-            found = sega(sona_guidance(noise_uncond, noise_id, noise_ood, **regions), step)
-            noise_pred = noise_uncond + guidance_scale * found.guidance
-            extra = step_kwargs(self.scheduler, eta, generators)
-            batch.put(self.scheduler.step(noise_pred, step.t, latents, **extra, return_dict=False)[0], step)
-            call_back(self, step, batch, found, noise_pred)
+        with room_to_compile(self.denoiser):
+            for step in self.denoising_steps(schedule, device, batch.joins):
+                latents, conditions, generators = batch.take(step.active)
+                predictions = self.predict_noise(latents, step.t, conditions, cross_attention_kwargs)
+                found = sega(sona_guidance(*predictions, **regions), step)
+                noise_pred = predictions[0] + guidance_scale * found.guidance
+                extra = step_kwargs(self.scheduler, eta, generators)
+                batch.put(self.scheduler.step(noise_pred, step.t, latents, **extra, return_dict=False)[0], step)
+                call_back(self, step, batch, found, noise_pred)
 
         batch.raise_if_bad()
         images, nsfw_content_detected = self.decode(batch.in_caller_order(batch.latents), output_type)
@@ -1246,7 +1247,7 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
         """
         rows = seen_by_model(self.scheduler, torch.cat([latents] * 3), t).to(conditions["prompt_embeds"].dtype)
         flat = {name: value.flatten(0, 1) for name, value in conditions.items()}
-        with self.sharing(len(rows)), room_to_compile(self.denoiser):
+        with self.sharing(len(rows)):
             predicted = self.denoise(rows, t, flat, attention)
         return predicted.to(latents.dtype).chunk(3)
 
@@ -1273,7 +1274,10 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
 
 
 def room_to_compile(denoiser: torch.nn.Module) -> AbstractContextManager:
-    """Let blocks that are compiled one by one be compiled for every width that they have, and for any batch size."""
+    """Let blocks that are compiled one by one be compiled for every width that they have, and for any batch size.
+
+    It looks at all modules, which takes milliseconds: once a call, and not at every step.
+    """
     if all(module._compiled_call_impl is None for module in denoiser.modules()):
         return nullcontext()
     import torch._dynamo.config as settings

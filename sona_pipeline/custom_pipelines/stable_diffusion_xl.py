@@ -1160,14 +1160,15 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
         batch = Batch(latents, conditions, joins, generator)
         sega = Sega(warmup_steps, cooldown_steps, momentum_scale, momentum_beta, source)
 
-        for step in self.denoising_steps(schedule, device, batch.joins):
-            latents, conditions, generators = batch.take(step.active)
-            noise_uncond, noise_id, noise_ood = self.predict_noise(latents, step.t, conditions, cross_attention_kwargs)
-            found = sega(sona_guidance(noise_uncond, noise_id, noise_ood, **regions), step)
-            noise_pred = noise_uncond + guidance_scale * found.guidance
-            extra = step_kwargs(self.scheduler, eta, generators)
-            batch.put(self.scheduler.step(noise_pred, step.t, latents, **extra, return_dict=False)[0], step)
-            call_back(self, step, batch, found, noise_pred)
+        with room_to_compile(self.denoiser):
+            for step in self.denoising_steps(schedule, device, batch.joins):
+                latents, conditions, generators = batch.take(step.active)
+                predictions = self.predict_noise(latents, step.t, conditions, cross_attention_kwargs)
+                found = sega(sona_guidance(*predictions, **regions), step)
+                noise_pred = predictions[0] + guidance_scale * found.guidance
+                extra = step_kwargs(self.scheduler, eta, generators)
+                batch.put(self.scheduler.step(noise_pred, step.t, latents, **extra, return_dict=False)[0], step)
+                call_back(self, step, batch, found, noise_pred)
 
         batch.raise_if_bad()
         images, nsfw_content_detected = self.decode(batch.in_caller_order(batch.latents), output_type)
@@ -1247,7 +1248,7 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
         """
         rows = seen_by_model(self.scheduler, torch.cat([latents] * 3), t).to(conditions["prompt_embeds"].dtype)
         flat = {name: value.flatten(0, 1) for name, value in conditions.items()}
-        with self.sharing(len(rows)), room_to_compile(self.denoiser):
+        with self.sharing(len(rows)):
             predicted = self.denoise(rows, t, flat, attention)
         return predicted.to(latents.dtype).chunk(3)
 
@@ -1274,7 +1275,10 @@ class SONAMixin(SavingMixin, ImagesMixin, PromptsMixin):
 
 
 def room_to_compile(denoiser: torch.nn.Module) -> AbstractContextManager:
-    """Let blocks that are compiled one by one be compiled for every width that they have, and for any batch size."""
+    """Let blocks that are compiled one by one be compiled for every width that they have, and for any batch size.
+
+    It looks at all modules, which takes milliseconds: once a call, and not at every step.
+    """
     if all(module._compiled_call_impl is None for module in denoiser.modules()):
         return nullcontext()
     import torch._dynamo.config as settings
@@ -1367,21 +1371,19 @@ def before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
 
     None that is compiled, or a part of what is, since hooks break the graph.
     """
-    compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
-    if hasattr(unet, "_orig_mod") or unet in compiled:
+    if hasattr(unet, "_orig_mod"):
         return []
-    found = [unet.conv_in]
+    paths: list[list[torch.nn.Module]] = [[unet.conv_in]]
     for block in unet.down_blocks:
         if not getattr(block, "has_cross_attention", False):
-            found.append(block)
+            paths.append([block])
             continue
-        found.append(block.resnets[0])
+        paths.append([block, block.resnets[0]])
         transformer = next(iter(getattr(block.attentions[0], "transformer_blocks", [])), None)
         if transformer is not None and not transformer.only_cross_attention:
-            found.append(transformer.attn1)
+            paths.append([block, block.attentions[0], transformer, transformer.attn1])
         break
-    inside = {id(part) for module in compiled for part in module.modules()}
-    return [module for module in found if id(module) not in inside]
+    return [path[-1] for path in paths if all(module._compiled_call_impl is None for module in [unet, *path])]
 
 
 @contextmanager

@@ -56,21 +56,19 @@ def before_prompts(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
 
     None that is compiled, or a part of what is, since hooks break the graph.
     """
-    compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
-    if hasattr(unet, "_orig_mod") or unet in compiled:
+    if hasattr(unet, "_orig_mod"):
         return []
-    found = [unet.conv_in]
+    paths: list[list[torch.nn.Module]] = [[unet.conv_in]]
     for block in unet.down_blocks:
         if not getattr(block, "has_cross_attention", False):
-            found.append(block)
+            paths.append([block])
             continue
-        found.append(block.resnets[0])
+        paths.append([block, block.resnets[0]])
         transformer = next(iter(getattr(block.attentions[0], "transformer_blocks", [])), None)
         if transformer is not None and not transformer.only_cross_attention:
-            found.append(transformer.attn1)
+            paths.append([block, block.attentions[0], transformer, transformer.attn1])
         break
-    inside = {id(part) for module in compiled for part in module.modules()}
-    return [module for module in found if id(module) not in inside]
+    return [path[-1] for path in paths if all(module._compiled_call_impl is None for module in [unet, *path])]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
 
 from sona_pipeline.pipelines.arguments import check_numbers
 from sona_pipeline.pipelines.batch import Conditions
-from sona_pipeline.pipelines.core import SONAMixin
+from sona_pipeline.pipelines.core import SONAMixin, room_to_compile
 from sona_pipeline.pipelines.guidance import SONAGuidance
 from sona_pipeline.pipelines.modular.components import FamilyBlock, pipeline_of
 from sona_pipeline.pipelines.modular.guider import SONAGuider
@@ -122,6 +122,7 @@ class DenoiseBlock(LoopSequentialPipelineBlocks):
     description = "Denoises from the stop step to the image."
 
     def __init__(self, family: type[SONAMixin]):
+        self.family = family
         self.block_names = ["predict", "guide", "step"]
         self.block_classes = [PredictBlock(family), GuideBlock(), SchedulerBlock(family)]
         super().__init__()
@@ -136,7 +137,8 @@ class DenoiseBlock(LoopSequentialPipelineBlocks):
         """Denoise; FloatingPointError if latents become NaN or infinite."""
         it = self.get_block_state(state)
         check_numbers(eta=it.eta)
-        with self.progress_bar(total=len(it.timesteps)) as progress_bar:
+        denoiser = pipeline_of(self.family, components).denoiser
+        with room_to_compile(denoiser), self.progress_bar(total=len(it.timesteps)) as progress_bar:
             for i, t in enumerate(it.timesteps):
                 components, it = self.loop_step(components, it, i=i, t=t)
                 progress_bar.update()
