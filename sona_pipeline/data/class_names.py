@@ -114,11 +114,11 @@ def _stem(word: str) -> str:
 
     Axe and axes, cherry and cherries, movie and movies fall together.
     """
-    if len(word) > 3:
-        word = re.sub(r"(?<!s)s$", "", word)
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        word = word[:-1]
     if len(word) > 2:
-        word = re.sub(r"(ss|x|ch|sh)e$", r"\1", word)
-        word = re.sub(r"(ie|y)$", "i", word)
+        word = word[:-1] if word.endswith(("sse", "xe", "che", "she")) else word
+        word = re.sub("(ie|y)$", "i", word) if word.endswith(("ie", "y")) else word
     return word
 
 
