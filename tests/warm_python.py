@@ -1,6 +1,6 @@
 """`python -m sona_pipeline` without the seconds of its imports, for tests of scripts with many steps.
 
-A server imports the package once and runs each step in a fork of itself; `python` in a folder to be put in front of the
+A server imports the package once, loads a model, and runs each step in a fork of itself; `python` in a folder to be put in front of the
 PATH hands its arguments, environment and output over to the server.
 """
 
@@ -54,7 +54,11 @@ def serve(address: str) -> None:
     import sona_pipeline.generation.generate
     import sona_pipeline.generation.inspection
     import sona_pipeline.training.train  # noqa: F401
+    from sona_pipeline import load_pipeline
+    from sona_pipeline.data.class_names import synsets
 
+    load_pipeline("tiny", "cpu")  # transformers and diffusers load more of themselves, and keep it
+    synsets("cat")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
