@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from warm_python import fresh_python
 
 from sona_pipeline import sample
 
@@ -64,7 +64,7 @@ def run(code: str, package: Path, folder: Path) -> dict[str, bytes]:
     lines = json.dumps([line.split() for line in LINES])
     environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
     code = f"import json\n{code}\nfor line in json.loads({lines!r}):\n    call(line)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([fresh_python(), "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*") if path.is_file()}
 

@@ -1,43 +1,66 @@
-"""`python -m sona_pipeline` without the seconds of its imports, for tests of scripts with many steps.
+"""Python processes without the seconds of their imports, for tests of scripts with many steps and of fresh processes.
 
-A server imports the package once, loads a model, and runs each step in a fork of itself; `python` in a folder to be put in front of the
-PATH hands its arguments, environment and output over to the server.
+A server imports what takes long and runs each process in a fork of itself. `python` in a folder hands its arguments,
+environment and files over to the server: in place of `sys.executable`, or in front of the PATH.
 """
 
+import atexit
 import json
 import os
+import runpy
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 CLIENT = """\
 #!{python} -IS
 import json, os, socket, sys
-if sys.argv[1:3] != ["-m", "sona_pipeline"]:
+if not {takes_all} and sys.argv[1:3] != ["-m", "sona_pipeline"]:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({address!r})
-    socket.send_fds(connection, [b"."], [1, 2])
-    connection.sendall(json.dumps([sys.argv[3:], os.getcwd(), dict(os.environ)]).encode())
+    socket.send_fds(connection, [b"."], [0, 1, 2])
+    connection.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
     connection.shutdown(socket.SHUT_WR)
     sys.exit(int(connection.recv(16)))
 """
 
 
+@cache
+def fresh_python() -> str:
+    """A `python` that has imported torch and what it needs, but nothing of Hugging Face or of this package."""
+    folder = tempfile.TemporaryDirectory(prefix="fresh")
+    server = warm_python(Path(folder.name), takes_all=True)
+    server.__enter__()
+    atexit.register(folder.cleanup)
+    atexit.register(server.__exit__, None, None, None)
+    return str(Path(folder.name) / "python")
+
+
 @contextmanager
-def warm_python(folder: Path) -> Iterator[Path]:
-    """A server, as long as the context lasts; gives the folder of its `python`, which lies in `folder`."""
+def warm_python(folder: Path, takes_all: bool = False) -> Iterator[Path]:
+    """A server, as long as the context lasts; gives the folder of its `python`, which lies in `folder`.
+
+    It has the package and a model, and runs `python -m sona_pipeline` only; or, if it `takes_all`, see `fresh_python`.
+    """
     client, address = folder / "python", str(folder / "socket")
-    client.write_text(CLIENT.format(python=sys.executable, address=address))
+    client.write_text(CLIENT.format(python=sys.executable, address=address, takes_all=takes_all))
     client.chmod(client.stat().st_mode | stat.S_IXUSR)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, __file__, address], stdout=subprocess.PIPE, env=environment) as server:
+    command, environment = (
+        [sys.executable, __file__, address, str(int(takes_all))],
+        os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if takes_all:
+        environment.pop("PYTHONPATH", None)  # each process has its own
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as server:
         try:
             assert server.stdout.readline(), "the server did not get ready"
             yield folder
@@ -45,8 +68,21 @@ def warm_python(folder: Path) -> Iterator[Path]:
             server.kill()
 
 
-def serve(address: str) -> None:
-    """Run steps as they are asked for, each in a process of its own."""
+def import_libraries() -> None:
+    """What no variable of the environment changes, so that a process may have one of its own."""
+    import pandas  # noqa: F401
+    import sklearn  # noqa: F401
+    import sympy  # noqa: F401
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.distributed.tensor  # noqa: F401
+
+    names = ("huggingface_hub", "transformers", "diffusers", "datasets", "accelerate", "sona_pipeline")
+    assert not (there := sys.modules.keys() & set(names)), there
+
+
+def import_package() -> None:
+    """The package, and what transformers and diffusers load with a model and keep."""
     import datasets  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
@@ -57,8 +93,12 @@ def serve(address: str) -> None:
     from sona_pipeline import load_pipeline
     from sona_pipeline.data.class_names import synsets
 
-    load_pipeline("tiny", "cpu")  # transformers and diffusers load more of themselves, and keep it
+    load_pipeline("tiny", "cpu")
     synsets("cat")
+
+
+def serve(address: str) -> None:
+    """Run processes as they are asked for, each in a fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -67,38 +107,58 @@ def serve(address: str) -> None:
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
-                code = step(connection)
+                code = process(connection)
                 connection.sendall(str(code).encode())
                 os._exit(0)
             connection.close()
 
 
-def step(connection: socket.socket) -> int:
-    """What one `python -m sona_pipeline` does; gives its exit code."""
-    from sona_pipeline.cli.app import main
-
+def process(connection: socket.socket) -> int:
+    """What one `python` does; gives its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
-    for own, given in enumerate(descriptors, start=1):
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+    for own, given in enumerate(descriptors):
         os.dup2(given, own)
+        os.close(given)
     with connection.makefile() as request:
         arguments, folder, environment = json.load(request)
-    sys.argv = ["sona", *arguments]
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     try:
-        main()
+        start(arguments)
         return 0
     except SystemExit as ended:
-        return int(ended.code or 0)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        return 1 if isinstance(ended.code, str) else ended.code or 0
     except BaseException:
         traceback.print_exc()
         return 1
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+
+
+def start(arguments: list[str]) -> None:
+    """`python` with these arguments: `-c CODE`, `-m MODULE` or a script, and what follows."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding=os.environ.get("PYTHONIOENCODING", "utf-8"))
+    sys.path[0] = ""
+    sys.path[1:1] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    kind, *others = arguments
+    if kind == "-c":
+        sys.argv = ["-c", *others[1:]]
+        exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
+    elif kind == "-m":
+        sys.argv = others
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = arguments, str(Path(kind).resolve().parent)
+        runpy.run_path(kind, run_name="__main__")
 
 
 if __name__ == "__main__":
+    (import_libraries if sys.argv[2] == "1" else import_package)()
     serve(sys.argv[1])

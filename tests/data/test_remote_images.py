@@ -17,6 +17,7 @@ import webdataset
 from loopback_hub import LoopbackHub
 from loopback_s3 import BUCKET, LoopbackS3, without_credentials
 from PIL import Image
+from warm_python import fresh_python
 
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_images
@@ -119,7 +120,7 @@ print(json.dumps([images.keys, images.labels, images.classes, digests]))
 def test_a_data_set_of_the_hub_is_read_where_it_lies(root, tmp_path):
     with LoopbackHub() as hub:
         hub.add("user/photos", root / "parquet", "dataset")
-        command = [sys.executable, "-c", ON_THE_HUB]
+        command = [fresh_python(), "-c", ON_THE_HUB]
         run = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub.environment(tmp_path))
         assert run.returncode == 0, run.stderr
     here = open_images(root / "parquet", labelled=True)

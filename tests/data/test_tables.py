@@ -4,7 +4,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -14,6 +13,7 @@ from loopback_hub import LoopbackHub
 from pictures import picture, shades
 from PIL import Image
 from pyarrow import parquet as pq
+from warm_python import fresh_python
 
 from sona_pipeline.data.images import open_images
 
@@ -230,7 +230,7 @@ def test_data_set_on_the_hub(tmp_path):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | hub.environment(
             tmp_path / "home"
         )
-        command = [sys.executable, "-c", ON_THE_HUB]
+        command = [fresh_python(), "-c", ON_THE_HUB]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "found.json").read_text())

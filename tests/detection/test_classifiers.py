@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from warm_python import fresh_python
 
 from sona_pipeline.detection.classifiers import as_detector, load_classifier
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
@@ -310,7 +310,7 @@ def test_from_the_hub_and_never_a_pickle(tmp_path):
             hub.add(f"user/{name}", tmp_path / name)
         environment = os.environ | hub.environment(tmp_path / "home")
         said = subprocess.run(
-            [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True
+            [fresh_python(), "-c", ASK], env=environment, capture_output=True, text=True, check=True
         ).stdout.splitlines()
         assert not any("pytorch_model.bin" in request for request in hub.requests)
     assert said[-2] == str(CLASSES)

@@ -2,7 +2,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from shapes import shapes
+from warm_python import fresh_python
 
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
 from sona_pipeline.detection.scores.of_logits import energy, msp
@@ -144,7 +144,7 @@ def test_what_is_no_detector_on_the_hub_is_refused_and_a_pickle_is_not_opened(de
         for name in names[:2]:
             hub.add(name, tmp_path / name.removeprefix("user/"))
         environment = os.environ | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-c", REFUSALS, *names]
+        command = [fresh_python(), "-c", REFUSALS, *names]
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     assert re.match(r"user/pickled ValueError .*pytorch_model\.bin is a pickle, and is not loaded", said[0])
     assert said[1].startswith("user/bert FileNotFoundError user/bert holds a model, but no detector")

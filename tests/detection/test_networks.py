@@ -1,6 +1,5 @@
 import os
 import subprocess
-import sys
 
 import pytest
 import timm
@@ -19,6 +18,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from warm_python import fresh_python
 
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.networks import build, preprocessing
@@ -145,7 +145,7 @@ def test_weights_of_timm_are_taken_from_safetensors_and_never_from_a_pickle(tmp_
             torch.save(model.state_dict(), tmp_path / name / "pytorch_model.bin")
             hub.add(repository, tmp_path / name)
         environment = os.environ | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-c", FINE_TUNING]
+        command = [fresh_python(), "-c", FINE_TUNING]
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
         assert not any("pytorch_model.bin" in request for request in hub.requests)
     refusal = "has no pretrained weights in safetensors, and a pickle is not loaded: choose another network"

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from accelerate.state import AcceleratorState
 from benchmark_modules import modules_of
 from PIL import Image
 from tiny_pipelines import build
+from warm_python import fresh_python
 
 from sona_pipeline import (
     SCHEDULERS,
@@ -224,7 +224,7 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     script = FOLDER.parent.parent / "train_latent_diffusion.py"
     small = ("--unet-steps", 2, "--batch-size", 4, "--autoencoder", "patches")
     command = [script, "--data", tmp_path / "diffusion.parquet", "--output", tmp_path / "model", *small]
-    subprocess.run([sys.executable, *map(str, command)], check=True)
+    subprocess.run([fresh_python(), *map(str, command)], check=True)
     places = ("--output", tmp_path, "--results", tmp_path / "results", "--judge", judge)
     run("model", *places, "--per-class", 1)
     assert Image.open(tmp_path / "results" / "model" / "sheet.png").size[0] > 32

@@ -3,7 +3,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
+from warm_python import fresh_python
 
 from sona_pipeline import TINY_MODEL
 from sona_pipeline.generation.checkpoint import find_batch_size, identity, load_pipeline
@@ -157,7 +157,7 @@ def test_a_model_of_the_hub_is_told_by_its_commit(tmp_path):
     with LoopbackHub() as hub:
         commit = hub.add("user/model", TINY_MODEL).commit()
         run = subprocess.run(
-            [sys.executable, "-c", script],
+            [fresh_python(), "-c", script],
             capture_output=True,
             text=True,
             check=True,

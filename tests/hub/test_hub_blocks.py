@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from loopback_hub import TOKEN, LoopbackHub
+from warm_python import fresh_python
 
 import sona_pipeline
 from sona_pipeline import TINY_MODEL, load_pipeline, write_blocks_repository
@@ -62,7 +63,7 @@ torch.save({"latents": latents, "shares": seen.shares, "null": pipe.null_compone
 
 def in_process(code, folder, environment):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([fresh_python(), "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import TOKEN, LoopbackHub, is_lfs, lfs_id
 from safetensors.torch import load_file
+from warm_python import fresh_python
 
 import sona_pipeline
 from sona_pipeline.data.outlier_set import open_outliers, read_rows, read_samples
@@ -83,7 +84,7 @@ app(["score", "--detector", "user/detector", "photo.png", "--json"])
 
 def in_process(code: str, *arguments: str, cwd: Path, environment: dict) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), **environment}
-    command = [sys.executable, *(("-c", code) if code else ("-m", "sona_pipeline")), *arguments]
+    command = [fresh_python(), *(("-c", code) if code else ("-m", "sona_pipeline")), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -243,7 +244,7 @@ def test_space_builds_its_page_with_the_package_beside_it(pushed, tmp_path):
     code = "from sona_pipeline.demo import page, worker\n"
     code += "with worker.Worker() as one: print(len(page.build(one).fns), page.__file__)"
     environment = {"PATH": "", "HOME": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=environment, capture_output=True, text=True)
+    done = subprocess.run([fresh_python(), "-c", code], cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     events, package = done.stdout.split()[-2:]
     assert int(events) > 5 and Path(package).parent == copy / "sona_pipeline" / "demo"

@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import __version__
 from loopback_hub import LoopbackHub
+from warm_python import fresh_python
 
 from sona_pipeline import TINY_MODEL, SONAPipeline, load_pipeline
 from sona_pipeline.cli.app import main
@@ -74,7 +74,7 @@ def test_bare_name_loads_from_the_mirror_that_diffusers_asks(folder, tmp_path):
         hub.add("diffusers/community-pipelines-mirror", tmp_path / "mirror", repo_type="dataset")
         hub.add("user/tiny", TINY_MODEL)
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-c", CALL + LOAD.replace("VERSION", repr(__version__))]
+        command = [fresh_python(), "-c", CALL + LOAD.replace("VERSION", repr(__version__))]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     scope = {"torch": torch}

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from loopback_hub import LoopbackHub
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from single_files import write_single_file
+from warm_python import fresh_python
 
 from sona_pipeline import SONAPipeline, load_pipeline
 from sona_pipeline.generation.checkpoint import identity
@@ -85,7 +85,7 @@ def in_fresh_process(script, folder, environment):
     report = "def report(**values):\n    torch.save(values, 'report.pt')\n"
     code = "\n".join([prelude, inspect.getsource(outlier_latents), report, inspect.cleandoc(script)])
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([fresh_python(), "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(folder / "report.pt")
 

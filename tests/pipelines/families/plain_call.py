@@ -3,11 +3,11 @@
 import itertools
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
+from warm_python import fresh_python
 
 STEPS, SCALE, SHARE = 6, 10.0, 0.2
 Predict = Callable[[torch.Tensor, torch.Tensor, str], torch.Tensor]
@@ -73,6 +73,6 @@ made = pipe(image, "a cat", "a dog", stop_step=2, num_inference_steps=4, output_
 assert "sona_pipeline" not in sys.modules
 print(json.dumps(made.flatten()[:50].tolist()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([fresh_python(), "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.tensor(json.loads(done.stdout.strip().splitlines()[-1]))
