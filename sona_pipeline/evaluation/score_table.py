@@ -202,9 +202,10 @@ def results_of(table: ScoreTable, score: str, threshold: float | Sequence[float]
     """
     if score not in score_columns(table):
         raise ValueError(f"the table has no score {score!r}: it has {score_columns(table)}")
+    facts, table = table.attrs.get("fits", {}).get(score, {}), _without_attrs(table)
     id_rows, shifted = table[table["group"] == "id"], table[table["group"] == "covariate"]
     results: dict[str, Any] = {"id_accuracy": _accuracy(id_rows)}
-    if facts := table.attrs.get("fits", {}).get(score, {}):
+    if facts:
         results |= {name: facts[name] for name in ("parameters", "validation_auroc") if facts.get(name)}
     if threshold is not None:
         limits = threshold if np.ndim(threshold) == 0 else np.asarray(threshold)[id_rows["predicted"]]
@@ -227,8 +228,16 @@ def score_columns(table: ScoreTable) -> list[str]:
 
 def by_set(table: ScoreTable, score: str, group: str) -> dict[str, np.ndarray]:
     """The scores `[N]` of each set of a group: "id", "covariate", "near_ood" or "far_ood"."""
+    table = _without_attrs(table)
     rows = table[table["group"] == group]
     return {name: part[score].to_numpy() for name, part in rows.groupby("set", sort=False)}
+
+
+def _without_attrs(table: ScoreTable) -> ScoreTable:
+    """The same numbers; pandas copies all that `attrs` hold whenever it takes rows or columns."""
+    bare = table.copy(deep=False)
+    bare.attrs = {}
+    return bare
 
 
 def content_of(images: ImageSet) -> str:
