@@ -143,8 +143,9 @@ def process(connection: socket.socket) -> int:
 
 def start(arguments: list[str]) -> None:
     """`python` with these arguments: `-c CODE`, `-m MODULE` or a script, and what follows."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding=os.environ.get("PYTHONIOENCODING", "utf-8"))
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = os.fdopen(1, "w", 1, encoding, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding, "backslashreplace", closefd=False)
     sys.path[0] = ""
     sys.path[1:1] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     kind, *others = arguments
