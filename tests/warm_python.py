@@ -1,7 +1,8 @@
 """Python processes without the seconds of their imports, for tests of scripts with many steps and of fresh processes.
 
 A server imports what takes long and runs each process in a fork of itself. `python` in a folder hands its arguments,
-environment and files over to the server: in place of `sys.executable`, or in front of the PATH.
+environment and files over to the server: in place of `sys.executable`, or in front of the PATH. Such a process has one
+thread, and ends without `atexit`.
 """
 
 import atexit

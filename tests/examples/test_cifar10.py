@@ -52,7 +52,7 @@ def images() -> ImageSet:
     return ImageSet(tuple(f"{k}.png" for k in range(6)), (0, 1) * 3, ("cat", "dog"), pictures.__getitem__)
 
 
-MAKING = SimpleNamespace(of=lambda stem, make: make())
+MAKING = SimpleNamespace(of=lambda stem, made, make: make())
 """Records that keep nothing."""
 
 

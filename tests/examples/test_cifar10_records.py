@@ -39,18 +39,27 @@ def scored() -> dict[str, pd.DataFrame]:
     ]
     table = pd.DataFrame(rows)
     table["energy"] = rng.normal(-9, 1, len(table)).astype("float32").astype("float64")
-    table.attrs |= {"seconds": {"detectors/a-0": 3, "sets/b-0": 5}, "thresholds": {"energy": -8.5}}
+    table.attrs |= {
+        "made": "by hand",
+        "versions": {"torch": "2.0"},
+        "seconds": {"detectors/a-0": 3, "sets/b-0": 5},
+        "thresholds": {"energy": -8.5},
+    }
     return {"test": table}
 
 
 def test_a_record_has_what_was_found_and_is_made_once(records, tmp_path):
     wanted = scored()["test"]
     kept = records.Records(tmp_path / "scores", TESTS, TRAIN, tmp_path / "model")
-    found = kept.of("SONA-0", scored)["test"]
-    again = records.Records(tmp_path / "scores", TESTS, TRAIN, tmp_path / "model").of("SONA-0", None)["test"]
+    found = kept.of("SONA-0", "by hand", scored)["test"]
+    place = tmp_path / "scores", TESTS, TRAIN, tmp_path / "model"
+    again = records.Records(*place).of("SONA-0", "by hand", None)["test"]
     assert results_of(again, "energy", -8.5) == results_of(found, "energy", -8.5) == results_of(wanted, "energy", -8.5)
     assert (again["confidence"] - wanted["confidence"]).abs().max() <= 5.1e-5
     assert records.seconds_of({"test": {"SONA": [found, again]}}) == {"detectors/a-0": 3, "sets/b-0": 5}
+    assert records.versions_of({"test": {"SONA": [found, again]}}) == [{"torch": "2.0"}] * 2
+    with pytest.raises(ValueError, match=r"SONA-0.parquet is of a detector that was made otherwise \(by hand then, by"):
+        kept.of("SONA-0", "by machine", None)
     assert sorted(path.name for path in (tmp_path / "scores" / "test").iterdir()) == ["SONA-0.parquet"]
 
 

@@ -1,8 +1,10 @@
 """Outlier sets and detectors in a folder, made when a table asks for them, and what detectors make of the test sets."""
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -10,8 +12,9 @@ from unittest.mock import patch
 import pandas as pd
 from data import Data
 from model import load_model
+from outcome import package_versions
 from pretrained import FINE_TUNING
-from records import THRESHOLDS, WORK, Records
+from records import MADE, THRESHOLDS, VERSIONS, WORK, Records, digest_of_model
 from remedies import REMEDIES
 from rows import DISPENSABLE, SETS, Row, Table
 from sets import SECONDS, make_set
@@ -31,6 +34,7 @@ from sona_pipeline import (
     load_detector,
     open_outlier_set,
     score_images,
+    settle_settings,
     stems,
     train_detector,
     write_text,
@@ -56,6 +60,7 @@ class Benchmark:
     place = "detectors"
     """Folder of the detectors."""
     running = Running(mixed_precision="bf16", cpu=True)
+    recipe = RECIPE
 
     def __init__(self, data: Data, output: Path, per_class: int):
         self.data, self.per_class, self.model = data, per_class, output / "model"
@@ -73,9 +78,12 @@ class Benchmark:
         failed: dict[str, str] = {}
         names = [name for _ in range(seeds) for name in table.rows]
         for k, (name, stem) in enumerate(zip(names, stems(names))):
+            if name in failed:
+                continue
             row = table.rows[name]
+            make = partial(self._scored, table, row, k // len(table.rows), tests)
             try:
-                scores = records.of(stem, partial(self._scored, table, row, k // len(table.rows), tests))
+                scores = records.of(stem, self.how_made(table, row), make)
             except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
                 if row.outliers not in DISPENSABLE:
                     raise
@@ -88,6 +96,23 @@ class Benchmark:
             for name in failed:
                 del by_row[name]
         return found, failed
+
+    def how_made(self, table: Table, row: Row) -> str:
+        """What a row's detectors follow from, beside images and diffusion model, and what they are judged by."""
+        defaults = asdict(TrainingSettings())
+        made = {
+            "row": asdict(row),
+            "set": asdict(SETS[row.outliers]) if row.outliers in SETS else None,
+            "training": {name: value for name, value in asdict(self.recipe).items() if value != defaults[name]},
+            "start": self.start_of(row),
+            "scores": table.scores or [row.score],
+        }
+        return json.dumps(made, default=str)
+
+    def start_of(self, row: Row) -> str | None:
+        """A digest of the weights that training starts from, if they are not random."""
+        weights = self.pretrained / "model.safetensors"
+        return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if row.is_fine_tuned else None
 
     def _scored(self, table: Table, row: Row, seed: int, tests: Mapping[str, TestSets]) -> dict[str, pd.DataFrame]:
         place = self.detector(row, seed)
@@ -107,7 +132,8 @@ class Benchmark:
                     batch_size=BATCH_SIZE,
                     title=f"scores of {place.name}, {test}",
                 )
-                scored.attrs |= {WORK: seconds, THRESHOLDS: {detector.score: detector.thresholds}}
+                scored.attrs |= {MADE: self.how_made(table, row), WORK: seconds, VERSIONS: package_versions()}
+                scored.attrs[THRESHOLDS] = {detector.score: detector.thresholds}
                 found[test] = scored if table.scores else scored.rename(columns={row.score: OWN})
         return found
 
@@ -124,7 +150,7 @@ class Benchmark:
 
     def _make_detector(self, row: Row, seed: int, folder: Path) -> None:
         changes, start = (FINE_TUNING, load_detector(self.pretrained, "cpu")) if row.is_fine_tuned else ({}, None)
-        self._train(row, replace(RECIPE, seed=seed, **changes | row.training), start, folder)
+        self._train(row, replace(self.recipe, seed=seed, **changes | row.training), start, folder)
 
     def _train(self, row: Row, settings: TrainingSettings, start: Detector | None, folder: Path) -> None:
         images, outliers = self._training_sets(row, settings.seed)
@@ -162,6 +188,7 @@ class Benchmark:
 
     def _make(self, name: str, images: ImageSet, folder: Path, seed: int) -> None:
         recipe, settings = SETS[name], GenerationSettings(self.data.ood_labels, seed=seed)
+        settle_settings(self.folder / "settings.json", {"model": digest_of_model(self.model)})
         model = self.model / "early" if recipe.is_early else self.model
 
         def load(scheduler: str) -> SONAPipeline:

@@ -1,6 +1,7 @@
 """The benchmark of a classifier that is kept: as it is, and fine-tuned on outliers with its head."""
 
 import copy
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class KeptBenchmark(Benchmark):
         self, data: Data, output: Path, per_class: int, classifier: Detector | None, place: str = "kept-efficientnet"
     ):
         super().__init__(data, output, per_class)
-        self.place = place
+        self.place, self.recipe = place, RECIPES["finetune"]
         if classifier is None:
             self.running = Running(mixed_precision="no", cpu=True)  # depthwise convolutions are slow in bfloat16
             classifier = load_detector(self.detector(Row(None, is_fine_tuned=True), 0), "cpu")
@@ -57,7 +58,7 @@ class KeptBenchmark(Benchmark):
         elif row.training == AS_IT_IS:
             calibrate_detector(self.classifier, self.data.validation, output=folder)
         else:
-            settings = replace(RECIPES["finetune"], seed=seed, **row.training)
+            settings = replace(self.recipe, seed=seed, **row.training)
             self._train(row, settings, self.classifier, folder)
 
     def by_share(self, tests: TestSets, seeds: int) -> pd.DataFrame:
@@ -77,6 +78,11 @@ class KeptBenchmark(Benchmark):
                     calibrate_detector(detector, self.data.validation, output=folder)
                 found.append((f"{share:.0%}", str(folder)))
         return self.scores(found, tests, "shares", ["energy"])
+
+    def start_of(self, row: Row) -> str | None:
+        """A digest of the classifier."""
+        values = self.classifier.state_dict().values()
+        return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in values)).hexdigest()[:16]
 
     def load(self, place: str | Path) -> Detector:
         """As of the benchmark, with the classifier's code."""

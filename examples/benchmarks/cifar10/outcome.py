@@ -123,7 +123,14 @@ def found_of(tables: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
     return summary(runs)
 
 
-def describe_run(command: str, counts: dict, seeds: int, seconds: Mapping[str, int]) -> dict:
+def package_versions() -> dict[str, str]:
+    """Versions of what figures depend on."""
+    return {name: version(name) for name in VERSIONS} | {"python": platform.python_version()}
+
+
+def describe_run(
+    command: str, counts: dict, seeds: int, seconds: Mapping[str, int], versions: Sequence[Mapping[str, str]]
+) -> dict:
     """How a table came about: the command, counts of images, seeds, versions, and minutes of work.
 
     Args:
@@ -131,6 +138,7 @@ def describe_run(command: str, counts: dict, seeds: int, seconds: Mapping[str, i
         counts: of images.
         seeds: how many.
         seconds: of work, by folder and name of what was made; outlier sets are in "sets".
+        versions: `package_versions` of each part of the work.
     """
     minutes = {"generation": 0.0, "training": 0.0}
     for name, count in seconds.items():
@@ -140,7 +148,7 @@ def describe_run(command: str, counts: dict, seeds: int, seconds: Mapping[str, i
         "seeds": list(range(seeds)),
         "images": counts,
         "minutes": {kind: round(count, 1) for kind, count in minutes.items()},
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "versions": {name: ", ".join(sorted({one[name] for one in versions})) for name in versions[0]},
     }
 
 

@@ -9,12 +9,20 @@ import pandas as pd
 
 from sona_pipeline import ImageSet, TestSets, read_scores, settle_settings, write_text
 
-WORK, THRESHOLDS = "seconds", "thresholds"
-"""Attributes of a record: seconds of work by what was made, and thresholds by score."""
+MADE, WORK, THRESHOLDS, VERSIONS = "made", "seconds", "thresholds", "versions"
+"""Attributes of a record: how its detector was made, seconds of work by what was made for it, thresholds by score, and
+versions of packages."""
+PARTS = ("text_encoder", "unet", "vae")
+"""Folders of a diffusion model that outliers follow from."""
+
+Scores = Mapping[str, Mapping[str, Sequence[pd.DataFrame]]]
+"""Of the detectors of a table, by test and row, a table a seed."""
 
 
 class Records:
     """The scores of the detectors of a table, a parquet file a detector and test.
+
+    What images are is told by their keys and labels; pixels do not count.
 
     Args:
         folder: of the files.
@@ -29,16 +37,19 @@ class Records:
     def __init__(self, folder: Path, tests: Mapping[str, TestSets], train: ImageSet, model: Path):
         self.folder, self.tests = folder, tests
         images = {f"{test}/{name}": _digest_of(images) for test, sets in tests.items() for _, name, images in sets}
-        weights = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(model.rglob("*.safetensors"))))
-        settings = {"train": _digest_of(train), **images, "model": weights.hexdigest()[:16]}
+        settings = {"train": _digest_of(train), **images, "model": digest_of_model(model)}
         settle_settings(folder / "settings.json", settings)
 
-    def of(self, stem: str, make: Callable[[], Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    def of(self, stem: str, made: str, make: Callable[[], Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
         """The scores of a detector by test.
 
         Args:
             stem: of the names of its files.
+            made: how the detector is made, and what it is judged by.
             make: scores it by test, where a file is missing; each table has the attributes of a record.
+
+        Raises:
+            ValueError: the file is of a detector that was made otherwise.
         """
         paths = {test: self.folder / test / f"{stem}.parquet" for test in self.tests}
         if not all(path.exists() for path in paths.values()):
@@ -47,7 +58,14 @@ class Records:
                 partial = paths[test].with_suffix(".partial")
                 _compact(table).to_parquet(partial, index=False, compression="zstd", compression_level=19)
                 partial.replace(paths[test])
-        return {test: read_scores(path) for test, path in paths.items()}
+        found = {test: read_scores(path) for test, path in paths.items()}
+        for test, table in found.items():
+            if table.attrs[MADE] != made:
+                raise ValueError(
+                    f"{paths[test]} is of a detector that was made otherwise ({table.attrs[MADE]} then, {made} now):"
+                    " remove it, or choose another folder for results"
+                )
+        return found
 
     def set_of(self, name: str, make: Callable[[], dict]) -> dict:
         """What the table says of an outlier set; `make` finds it, if it is not there yet."""
@@ -57,10 +75,24 @@ class Records:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def seconds_of(scores: Mapping[str, Mapping[str, Sequence[pd.DataFrame]]]) -> dict[str, int]:
+def digest_of_model(folder: Path) -> str:
+    """A digest of the weights of a diffusion model."""
+    files = [file for part in PARTS for file in sorted((folder / part).glob("*.safetensors"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def seconds_of(scores: Scores) -> dict[str, int]:
     """Seconds of work by what was made, of all records."""
-    records = [table for by_row in scores.values() for tables in by_row.values() for table in tables]
-    return {name: count for table in records for name, count in table.attrs[WORK].items()}
+    return {name: count for attributes in _attributes(scores) for name, count in attributes[WORK].items()}
+
+
+def versions_of(scores: Scores) -> list[dict[str, str]]:
+    """Versions of packages of all records."""
+    return [attributes[VERSIONS] for attributes in _attributes(scores)]
+
+
+def _attributes(scores: Scores) -> list[dict]:
+    return [table.attrs for by_row in scores.values() for tables in by_row.values() for table in tables]
 
 
 def _compact(table: pd.DataFrame) -> pd.DataFrame:

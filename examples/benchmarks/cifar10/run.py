@@ -32,12 +32,13 @@ from outcome import (
     describe_sets,
     description,
     found_of,
+    package_versions,
     write_outcome,
     write_parts,
 )
 from pretrained import write_start
 from reasons import describe_reasons
-from records import Records, seconds_of
+from records import Records, seconds_of, versions_of
 from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from sets import SECONDS
 from shortcuts import changed, changes, describe_changes, describe_measures
@@ -236,7 +237,7 @@ def shortcuts(
     command = f"python examples/benchmarks/cifar10/run.py shortcuts --per-class {per_class} --seeds {seeds}"
     command += " --test" if test else ""
     seconds = {place: int((Path(place) / SECONDS).read_text()) for _, place in detectors}
-    run = describe_run(command, benchmark.data.counts(), seeds, seconds)
+    run = describe_run(command, benchmark.data.counts(), seeds, seconds, [package_versions()])
     folder = results / "shortcuts" / kind
     write_parts(folder, "Shortcuts", run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
@@ -273,7 +274,7 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
     command = (
         f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class} --seeds {seeds}"
     )
-    run = describe_run(command, benchmark.data.counts(), seeds, seconds_of(scores))
+    run = describe_run(command, benchmark.data.counts(), seeds, seconds_of(scores), versions_of(scores))
     write_outcome(folder, title, found, failed, run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
 
