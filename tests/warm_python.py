@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -38,12 +38,10 @@ with socket.socket(socket.AF_UNIX) as connection:
 @cache
 def fresh_python() -> str:
     """A `python` that has imported torch and what it needs, but nothing of Hugging Face or of this package."""
-    folder = tempfile.TemporaryDirectory(prefix="fresh")
-    server = warm_python(Path(folder.name), takes_all=True)
-    server.__enter__()
-    atexit.register(folder.cleanup)
-    atexit.register(server.__exit__, None, None, None)
-    return str(Path(folder.name) / "python")
+    stack = ExitStack()
+    atexit.register(stack.close)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fresh")))
+    return str(stack.enter_context(warm_python(folder, takes_all=True)) / "python")
 
 
 @contextmanager
@@ -55,10 +53,8 @@ def warm_python(folder: Path, takes_all: bool = False) -> Iterator[Path]:
     client, address = folder / "python", str(folder / "socket")
     client.write_text(CLIENT.format(python=sys.executable, address=address, takes_all=takes_all))
     client.chmod(client.stat().st_mode | stat.S_IXUSR)
-    command, environment = (
-        [sys.executable, __file__, address, str(int(takes_all))],
-        os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, __file__, address, *(["libraries"] if takes_all else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if takes_all:
         environment.pop("PYTHONPATH", None)  # each process has its own
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as server:
@@ -162,5 +158,5 @@ def start(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    (import_libraries if sys.argv[2] == "1" else import_package)()
+    (import_libraries if "libraries" in sys.argv else import_package)()
     serve(sys.argv[1])

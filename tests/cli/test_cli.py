@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from warm_python import fresh_python, warm_python
+from warm_python import warm_python
 
 from sona_pipeline import __version__
 from sona_pipeline.cli.app import app, main
@@ -234,7 +234,7 @@ def test_validation_list_has_the_classes_of_the_training_list(folders, tmp_path,
 def test_message_of_a_process_has_no_traceback_and_keeps_brackets(sona, folders, tmp_path):
     missing = tmp_path / "[/red] no"
     options = ("--data", missing, "--ood-labels", folders / "labels.txt", "--output", tmp_path)
-    run = sona("generate", *options, code=2, python=fresh_python())
+    run = sona("generate", *options, code=2, python=sys.executable)
     assert f"{missing} does not exist" in run.stderr.replace("\n", " ")
     assert "Traceback" not in run.stderr
 

@@ -65,7 +65,7 @@ def test_a_record_has_what_was_found_and_is_made_once(records, tmp_path):
 
 def test_what_is_said_of_a_set_is_found_once(records, tmp_path):
     kept = records.Records(tmp_path / "scores", TESTS, TRAIN, tmp_path / "model")
-    assert kept.set_of("sona", lambda: {"images": 20}) == kept.set_of("sona", None) == {"images": 20}
+    assert kept.set_of("sona", lambda name: {"images": 20}) == kept.set_of("sona", None) == {"images": 20}
 
 
 def test_records_of_other_images_or_of_another_model_are_refused(records, tmp_path):

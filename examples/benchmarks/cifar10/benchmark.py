@@ -14,7 +14,7 @@ from data import Data
 from model import load_model
 from outcome import package_versions
 from pretrained import FINE_TUNING
-from records import MADE, THRESHOLDS, VERSIONS, WORK, Records, digest_of_model
+from records import MADE, THRESHOLDS, VERSIONS, WORK, Records, Scores, digest_of_model
 from remedies import REMEDIES
 from rows import DISPENSABLE, SETS, Row, Table
 from sets import SECONDS, make_set
@@ -69,7 +69,7 @@ class Benchmark:
 
     def scored(
         self, table: Table, seeds: int, tests: Mapping[str, TestSets], records: Records
-    ) -> tuple[dict[str, dict[str, list[pd.DataFrame]]], dict[str, str]]:
+    ) -> tuple[Scores, dict[str, str]]:
         """Scores of the detectors of a table, by test and row; and, by row, why there are none.
 
         What `records` lack is made, all rows of a seed before the next. A row whose set cannot be made has none.

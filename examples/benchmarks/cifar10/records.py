@@ -67,11 +67,11 @@ class Records:
                 )
         return found
 
-    def set_of(self, name: str, make: Callable[[], dict]) -> dict:
-        """What the table says of an outlier set; `make` finds it, if it is not there yet."""
+    def set_of(self, name: str, make: Callable[[str], dict]) -> dict:
+        """What the table says of an outlier set; `make` finds it by the name, if it is not there yet."""
         path = self.folder / "sets" / f"{name}.json"
         if not path.exists():
-            write_text(path, json.dumps(make(), indent=2) + "\n")
+            write_text(path, json.dumps(make(name), indent=2) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,6 @@ Stopped, each goes on where it was. See README.md beside this file.
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -259,7 +258,7 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
         def described(kind: str) -> dict:
             return description(benchmark.outliers(kind, 0), benchmark.data.train, judge)
 
-        parts.append(describe_sets({kind: records.set_of(kind, partial(described, kind)) for kind in kinds}))
+        parts.append(describe_sets({kind: records.set_of(kind, described) for kind in kinds}))
     if table.baseline:
         differences = {test: compare(by_row, table.baseline) for test, by_row in scores.items()}
         parts.append(describe_differences(differences, table.baseline))
