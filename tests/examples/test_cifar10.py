@@ -388,6 +388,48 @@ def test_energy_and_knn_count_alike(bench, monkeypatch, detector):
     torch.testing.assert_close(found, expected.double(), rtol=1e-3, atol=1e-4)
 
 
+def test_mixtures_and_filters_are_of_sets_of_the_same_images(bench, images, sona, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    classifier = Detector(["cat", "dog"]).eval()
+    places = {"unipc-12": tmp_path / "one", "classes-12": tmp_path / "two"}
+    for place, label_seed in zip(places.values(), (3, 4)):
+        bench.sets.make_set(bench.sets.Recipe(changes={"seed": label_seed}), images, load, place, SETTINGS)
+    monkeypatch.setattr(bench.benchmark.Benchmark, "outliers", lambda self, name, seed: places[name])
+    monkeypatch.setattr(bench.benchmark.Benchmark, "load", lambda self, place: classifier)
+    monkeypatch.setattr(bench.benchmark.Benchmark, "detector", lambda self, row, seed: tmp_path)
+    benchmark = bench.benchmark.Benchmark(SimpleNamespace(train=images), tmp_path, 3)
+    row = bench.rows.Row("unipc-12", also=("classes-12",))
+    both = benchmark._training_sets(row, 0)[1]
+    pictures = [both.outliers.image(k).tobytes() for k in range(len(both.outliers))]
+    for k, place in enumerate(places.values()):
+        alone = open_outlier_set(place, images).outliers
+        assert pictures[k * len(images) : (k + 1) * len(images)] == [
+            alone.image(i).tobytes() for i in range(len(alone))
+        ]
+    assert len(set(pictures)) == 2 * len(images)
+
+    with torch.no_grad():
+        shares = classifier(classifier.pixels([both.outliers.image(k) for k in range(len(images))])).softmax(dim=1)
+    own = shares[range(len(images)), both.images.labels]
+    for name, stays in (("rodeo", own <= 0.5), ("bad-ood", (shares.amax(1) >= 0.3) & (shares.amax(1) <= 0.5))):
+        pairs = benchmark._training_sets(replace(row, also=(), reject=name), 0)[1]
+        assert [strength > 0 for strength in pairs.strengths] == stays.tolist() and len(pairs.images) == len(images)
+    assert 0 < (own <= 0.5).sum() < len(images)
+
+
+def test_tables_for_choices_have_no_test_images(bench, images):
+    names = (*bench.rows.SHIPPED, *bench.rows.KINDS)
+    data = SimpleNamespace(
+        **dict.fromkeys(("validation", "near_validation", "test", "near_test"), images),
+        far_validation=dict.fromkeys(names, images),
+        far_test={"digits": images},
+    )
+    benchmark = bench.benchmark.Benchmark(data, Path("nowhere"), 3)
+    kinds = {name: set(benchmark.tests(table)) for name, table in bench.rows.TABLES.items()}
+    assert kinds.pop("worth") == {"validation"}
+    assert all(found == {"validation", "test"} for found in kinds.values())
+
+
 def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_path, monkeypatch):
     benchmark = bench.benchmark.Benchmark(SimpleNamespace(train=images, ood_labels=("wolf",)), tmp_path, 3)
 

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pandas as pd
 from data import Data
+from filters import FILTERS, filtered
 from model import load_model
 from outcome import package_versions
 from pretrained import FINE_TUNING
@@ -33,6 +34,7 @@ from sona_pipeline import (
     evaluate_detectors,
     load_detector,
     open_outlier_set,
+    open_outlier_sets,
     score_images,
     settle_settings,
     stems,
@@ -44,6 +46,8 @@ RECIPE = replace(RECIPES["small"], outlier_augmentation="none")
 """The recipe of all rows; those that are about what the package ships have its augmentation of outliers again."""
 OWN = "own"
 """The score of a table where each row has its own."""
+OPTIONAL = ("also", "reject")
+"""Of a row; the records of rows without them do not name them."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
 BATCH_SIZE = 250
 
@@ -85,7 +89,7 @@ class Benchmark:
             try:
                 scores = records.of(stem, self.how_made(table, row), make)
             except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
-                if row.outliers not in DISPENSABLE:
+                if not set(row.sets) & set(DISPENSABLE):
                     raise
                 kind = "" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: "
                 failed[name] = f"{kind}{error}"
@@ -101,8 +105,9 @@ class Benchmark:
         """What a row's detectors follow from, beside images and diffusion model, and what they are judged by."""
         defaults = asdict(TrainingSettings())
         made = {
-            "row": asdict(row),
-            "set": asdict(SETS[row.outliers]) if row.outliers in SETS else None,
+            "row": {name: value for name, value in asdict(row).items() if value or name not in OPTIONAL},
+            "set": asdict(SETS[row.sets[0]]) if row.sets else None,
+            **({"also": [asdict(SETS[name]) for name in row.also]} if row.also else {}),
             "training": {name: value for name, value in asdict(self.recipe).items() if value != defaults[name]},
             "start": self.start_of(row),
             "scores": table.scores or [row.score],
@@ -117,7 +122,7 @@ class Benchmark:
     def _scored(self, table: Table, row: Row, seed: int, tests: Mapping[str, TestSets]) -> dict[str, pd.DataFrame]:
         place = self.detector(row, seed)
         detector, scores = self.load(place), table.scores or (row.score,)
-        made = [place, self.outliers(row.outliers, seed)] if row.outliers in SETS else [place]
+        made = [place, *(self.outliers(name, seed) for name in row.sets)]
         seconds = {f"{some.parent.name}/{some.name}": int((some / SECONDS).read_text()) for some in made}
         found = {}
         with patch.dict(POST_HOC, {name: REMEDIES[name] for name in scores if name in REMEDIES}):
@@ -140,7 +145,9 @@ class Benchmark:
     def detector(self, row: Row, seed: int) -> Path:
         """Folder of a trained detector."""
         named = "".join(f",{key}={value}" for key, value in sorted(row.training.items()))
-        kind = f"{row.outliers}{'' if row.round_trips else ',alone'}{',fine-tuned' if row.is_fine_tuned else ''}{named}"
+        kind = "+".join((str(row.outliers), *row.also))
+        kind += f"{'' if row.round_trips else ',alone'}{',fine-tuned' if row.is_fine_tuned else ''}{named}"
+        kind += f",reject={row.reject}" if row.reject else ""
         folder = self.folder / self.place / f"{kind}-{seed}"
         if not (folder / SECONDS).exists():
             started = time.monotonic()
@@ -171,7 +178,10 @@ class Benchmark:
             return images, None
         if row.outliers == "real":
             return images, self.data.real_outliers.drawn(len(images))
-        pairs = open_outlier_set(self.outliers(row.outliers, seed), images)
+        pairs = open_outlier_sets([self.outliers(name, seed) for name in row.sets], images)
+        if row.reject:
+            classifier = self.load(self.detector(Row(None), seed))
+            pairs = filtered(pairs, FILTERS[row.reject], classifier)
         return pairs.images, pairs if row.round_trips else replace(pairs, reconstructions=None)
 
     def outliers(self, name: str, seed: int) -> Path:
@@ -199,13 +209,13 @@ class Benchmark:
         make_set(recipe, images, load, folder, settings)
 
     def tests(self, table: Table) -> dict[str, TestSets]:
-        """What the detectors of a table are judged by: "validation" for choices, "test" once."""
+        """What the detectors of a table are judged by: "validation" for choices, and "test" once, of what is chosen."""
         data = self.data
         far = {name: data.far_validation[name] for name in table.far_validation}
-        return {
-            "validation": TestSets(data.validation, {"held-out classes": data.near_validation}, far),
-            "test": TestSets(data.test, {"cifar100": data.near_test}, data.far_test),
-        }
+        tests = {"validation": TestSets(data.validation, {"held-out classes": data.near_validation}, far)}
+        if table.is_choice:
+            return tests
+        return tests | {"test": TestSets(data.test, {"cifar100": data.near_test}, data.far_test)}
 
     def near_tests(self) -> dict[str, TestSets]:
         """SONA outliers of test images as near-OOD test sets, each beside real images of unseen classes."""

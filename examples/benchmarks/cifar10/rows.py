@@ -1,6 +1,6 @@
 """The rows of the tables: which outliers, and how a detector is trained on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from far_kinds import KINDS
@@ -39,6 +39,11 @@ SETS = {
     "global": Recipe(changes={"way": "global"}),
     "text-to-image-12": Recipe(changes=FEW | {"way": "text"}, scheduler="unipc"),
     "global-12": Recipe(changes=FEW | {"way": "global"}, scheduler="unipc"),
+    "again-12": Recipe(changes=FEW | {"seed": 1000}, scheduler="unipc"),
+    "classes-12": Recipe(changes=FEW | {"blend": "classes"}, scheduler="unipc"),
+    "labels-12": Recipe(changes=FEW | {"blend": "labels"}, scheduler="unipc"),
+    "scale-5-12": Recipe(changes=FEW | {"guidance_scale": 5.0}, scheduler="unipc"),
+    "scale-5-lambda-0.4-12": Recipe(changes=FEW | {"guidance_scale": 5.0, "mask_threshold": 0.4}, scheduler="unipc"),
     "sega": Recipe(changes={"way": "sega"}, batch_size=10_000),
     "leditspp": Recipe(changes={"way": "leditspp"}, batch_size=10_000),
     "diffedit": Recipe(changes={"way": "diffedit"}),
@@ -79,6 +84,8 @@ class Row:
         round_trips: whether VAE round trips of the ID images are trained on as ID images, where there is a set.
         is_fine_tuned: whether training starts from the weights of `pretrained.py`.
         score: that its paper judges it by, in a table where each row has its own.
+        also: further names of `SETS`: each time an image is trained on, its outlier is drawn from one of the sets.
+        reject: a name of `FILTERS`: outliers that it leaves out are not trained on.
     """
 
     outliers: str | None
@@ -86,6 +93,13 @@ class Row:
     round_trips: bool = True
     is_fine_tuned: bool = False
     score: str | None = None
+    also: tuple[str, ...] = ()
+    reject: str | None = None
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of `SETS`."""
+        return [name for name in (self.outliers, *self.also) if name in SETS]
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class Table:
         seeds: how many there are of each row, unless asked otherwise.
         far_validation: kinds of far-OOD validation images that choices are made by, too.
         baseline: the row that the others are compared with, with intervals, if there is one.
+        is_choice: whether it is for choices, so that test images have no part in it.
     """
 
     title: str
@@ -107,6 +122,7 @@ class Table:
     seeds: int = 1
     far_validation: tuple[str, ...] = ()
     baseline: str | None = None
+    is_choice: bool = False
 
 
 SHIPPED = ("clothing", "photos")
@@ -126,8 +142,16 @@ KEPT_ROWS = {
     "fine-tuned with SONA": Row("unipc-12"),
 }
 """Of a classifier that is kept, by the recipe 'finetune'."""
+FAST = Row("unipc-12", SHIPPED_RECIPE)
+"""SONA as shipped."""
 FEATURES = 128.0
 """D of ResNet-8, by which the mutual information is divided: as gamma, it takes that back."""
+
+
+def fast_with(**training: Any) -> Row:
+    """SONA as shipped, with other training settings."""
+    return replace(FAST, training=SHIPPED_RECIPE | training)
+
 
 TABLES = {
     "detectors": Table(
@@ -226,7 +250,7 @@ TABLES = {
         "As the data grow",
         {
             "cross-entropy": CROSS_ENTROPY,
-            "SONA": Row("unipc-12", SHIPPED_RECIPE),
+            "SONA": FAST,
             "SONA, as in the paper": Row("sona", ANY_STRENGTH),
             "text-to-image": Row("text-to-image-12", SHIPPED_RECIPE),
             "global guidance": Row("global-12", SHIPPED_RECIPE),
@@ -235,6 +259,36 @@ TABLES = {
         seeds=3,
         far_validation=(*SHIPPED, *KINDS),
         baseline="cross-entropy",
+    ),
+    "worth": Table(
+        "What makes outliers worth more",
+        {
+            "SONA": FAST,
+            "cross-entropy": CROSS_ENTROPY,
+            "real outliers": Row("real", SHIPPED_RECIPE),
+            "half text-to-image": replace(FAST, also=("text-to-image-12",)),
+            "half between two ID classes": replace(FAST, also=("classes-12",)),
+            "half between a label and an ID class": replace(FAST, also=("labels-12",)),
+            "two outliers an image": replace(FAST, also=("again-12",)),
+            "guidance scale 5": Row("scale-5-12", SHIPPED_RECIPE),
+            "guidance scale 5, lambda 0.4": Row("scale-5-lambda-0.4-12", SHIPPED_RECIPE),
+            "strength from 0.6 on": fast_with(min_strength=0.6),
+            "any strength": fast_with(min_strength=0.0),
+            "no augmentation of outliers": Row("unipc-12"),
+            "beta 0.25": fast_with(outlier_weight=0.25),
+            "beta 1": fast_with(outlier_weight=1.0),
+            "z-scored features": fast_with(feature_scale=0.5),
+            "energy margins": fast_with(method="energy"),
+            "no mutual information": fast_with(mi_weight=0.0),
+            "mutual information at the literal weight": fast_with(mi_weight=FEATURES),
+            "filter of RODEO": replace(FAST, reject="rodeo"),
+            "filter of Bad-OOD": replace(FAST, reject="bad-ood"),
+        },
+        scores=("energy", "knn", "energy_and_knn"),
+        seeds=3,
+        far_validation=(*SHIPPED, *KINDS),
+        baseline="SONA",
+        is_choice=True,
     ),
     KEPT: Table(
         "A classifier of 93 % that others trained, kept",
