@@ -108,6 +108,23 @@ def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, Image
     return images.take(kept), images.take(sorted(held_out))
 
 
+def are_same(one: ImageSet, other: ImageSet, sample: int = 8) -> bool:
+    """Whether two sets are of the same images: by their keys, and by the pixels of an even sample.
+
+    Keys alone do not tell, since files of two splits may have the same names.
+    """
+    if one.keys != other.keys:
+        return False
+    for i in range(0, len(one), max(1, len(one) // sample)):
+        try:
+            mine, theirs = (images.image(i).convert("RGB") for images in (one, other))
+        except OSError:
+            continue
+        if (mine.size, mine.tobytes()) != (theirs.size, theirs.tobytes()):
+            return False
+    return True
+
+
 def check_there(images: ImageSet, sample: int = 16) -> None:
     """Raise FileNotFoundError or PermissionError if the first image, and all of an even sample, are not to be had.
 

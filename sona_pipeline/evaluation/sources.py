@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sona_pipeline.common.places import check_once, real_place
-from sona_pipeline.data.image_set import ImageSet, check_there
+from sona_pipeline.data.image_set import ImageSet, are_same, check_there
 from sona_pipeline.data.images import open_images
 from sona_pipeline.detection.scores import OWN_SCORES
 from sona_pipeline.evaluation import openood
@@ -115,7 +115,7 @@ def _check_chosen_by(source: TestImages, opened: Opened) -> None:
     )
     for option, place, images in chosen_by:
         for test, others in tests:
-            if place and images and real_place(place) == real_place(test) and images.keys == others.keys:
+            if place and images and real_place(place) == real_place(test) and are_same(images, others):
                 raise ValueError(
                     f"{option} {place} are test images, by which nothing may be chosen: give other images, or another"
                     " --validation-split"

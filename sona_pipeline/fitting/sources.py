@@ -15,7 +15,7 @@ from sona_pipeline.common.places import real_place
 from sona_pipeline.common.processes import process_state
 from sona_pipeline.common.settings import Setting, settings_of
 from sona_pipeline.data.class_names import Names
-from sona_pipeline.data.image_set import ImageSet, check_there, hold_out
+from sona_pipeline.data.image_set import ImageSet, are_same, check_there, hold_out
 from sona_pipeline.data.images import open_images
 from sona_pipeline.data.lists import is_image_list
 from sona_pipeline.data.settings import ImageSource
@@ -243,7 +243,7 @@ def _open_other(source: FitImages, split: str, images: ImageSet) -> ImageSet:
     found = in_order_of(found, images.classes)
     if found.classes != images.classes:
         raise ValueError(f"--{split} {place} has the classes {found.classes}, and not {images.classes}: give the same")
-    if real_place(place) == real_place(source.data) and found.keys == images.keys:
+    if real_place(place) == real_place(source.data) and are_same(found, images):
         raise ValueError(f"--{split} {place} are the training images: give others, or leave it out to hold some out")
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sona_pipeline.common.places import real_place
-from sona_pipeline.data.image_set import ImageSet, check_there, hold_out
+from sona_pipeline.data.image_set import ImageSet, are_same, check_there, hold_out
 from sona_pipeline.data.images import open_images, open_source
 from sona_pipeline.data.lists import is_image_list
 from sona_pipeline.data.outlier_set import open_outlier_sets
@@ -56,7 +56,7 @@ def _open_validation(source: TrainingImages, place: str, images: ImageSet) -> Im
     places = replace(source, data=place, split=source.validation_split or source.split)
     class_list = source.data if is_image_list(source.data) else None
     found = open_source(places, class_list)
-    if real_place(source.data) == real_place(place) and (found.keys, found.labels) == (images.keys, images.labels):
+    if real_place(source.data) == real_place(place) and are_same(found, images):
         raise ValueError(
             f"--validation {place} are the training images, on which a threshold means nothing: give others, or another"
             " --validation-split, or leave it out to have a share of DATA held out"

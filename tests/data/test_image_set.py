@@ -1,4 +1,5 @@
 import hashlib
+import io
 
 import datasets
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, strategies as st
 from pictures import fill, picture, shades
 from PIL import Image
 
-from sona_pipeline.data.image_set import ImageSet, hold_out, is_grey
+from sona_pipeline.data.image_set import ImageSet, are_same, hold_out, is_grey
 from sona_pipeline.data.images import open_images
 
 IMAGE, STRING, NUMBER = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
@@ -26,6 +27,14 @@ def assert_consistent(images: ImageSet, everything: ImageSet):
     for i, key in enumerate(images.keys):
         assert images.label_name(i) == everything.label_name(int(key))
     assert shades(images) == [int(key) for key in images.keys]
+
+
+def test_sets_of_other_keys_or_pictures_are_not_the_same():
+    images = numbered(5)
+    brighter = ImageSet(images.keys, images.labels, images.classes, lambda i: picture(i + 1))
+    broken = ImageSet(images.keys, images.labels, images.classes, lambda i: Image.open(io.BytesIO()))
+    assert are_same(images, numbered(5, classes=0)) and are_same(images, broken)
+    assert not are_same(images, brighter) and not are_same(images, numbered(4))
 
 
 @given(st.integers(1, 60), st.integers(0, 70), st.integers(0, 70))

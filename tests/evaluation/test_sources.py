@@ -58,6 +58,19 @@ def test_validation_images_come_from_a_split_of_their_own(places, tmp_path):
         assert [found.image(i).tobytes() for i in range(4)] == [expected.image(i).tobytes() for i in range(4)]
 
 
+def test_splits_whose_files_have_the_same_names_are_other_images(places, tmp_path):
+    for split, place in {"val": "held-out", "test": "test"}.items():
+        for number, path in enumerate(sorted(Path(places[place]).rglob("*.png"))):
+            copy = tmp_path / "all" / split / path.parent.name / f"{number}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    root = str(tmp_path / "all")
+    opened = open_test_images(source(places, validation=root, id=root), SEARCHED, search=True)
+    assert opened.validation.keys == opened.sets.id.keys
+    with pytest.raises(ValueError, match=r"--validation .*all are test images"):
+        open_test_images(source(places, validation=root, id=root, validation_split="test"), SEARCHED, search=True)
+
+
 def test_a_search_without_images_of_its_own_or_by_test_images_is_refused(places):
     for missing in ("validation", "validation_ood"):
         with pytest.raises(ValueError, match="no test images: give --validation and --validation-ood"):

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import datasets
 import pytest
-from pictures import fill, picture
+from pictures import fill, picture, shades
 
 from sona_pipeline.common.files import json_lines
 from sona_pipeline.training.settings import TrainingImages
@@ -30,6 +32,19 @@ def test_training_and_validation_images_are_splits_of_one_folder(tmp_path):
     assert (len(sets.images), len(sets.validation)) == (6, 4)
     with pytest.raises(ValueError, match=r"no split 'val'; its splits are \['train', 'validation', 'test'\]"):
         open_training_sets(TrainingImages(str(tmp_path), validation=str(tmp_path), validation_split="val"), 0)
+
+
+def test_splits_of_the_same_names_are_other_images(tmp_path):
+    for split, shade in {"train": 10, "validation": 20}.items():
+        for name in ("cat/1.png", "dog/1.png"):
+            path = tmp_path / split / name
+            path.parent.mkdir(parents=True)
+            picture(shade).save(path)
+    source = TrainingImages(str(tmp_path), validation=str(tmp_path), validation_split="validation")
+    sets, _ = open_training_sets(source, 0)
+    assert (shades(sets.images), shades(sets.validation)) == ([10, 10], [20, 20])
+    with pytest.raises(ValueError, match="are the training images"):
+        open_training_sets(replace(source, validation_split="train"), 0)
 
 
 def test_columns_of_classes_without_names_are_asked_for(tmp_path):
