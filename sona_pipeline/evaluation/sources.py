@@ -65,8 +65,7 @@ def open_test_images(source: TestImages, scores: Sequence[str], search: bool = F
     opened = Opened(TestSets(known, *open_named(source)), fit, validation, ood)
     for _, _, images in opened.sets:
         check_there(images)
-    if search:
-        _check_chosen_by(source, opened)
+    _check_chosen_by(source, opened)
     return opened
 
 
@@ -105,10 +104,10 @@ def _check_search(source: TestImages, scores: Sequence[str], search: bool) -> No
 
 
 def _check_chosen_by(source: TestImages, opened: Opened) -> None:
-    """Raise ValueError if parameters would be chosen by test images."""
+    """Raise ValueError if scores would be fitted to test images, or parameters chosen by them."""
     tests = [(source.id, opened.sets.id)] if source.id else []
-    for texts, sets in ((source.near, opened.sets.near), (source.far, opened.sets.far)):
-        tests += [(name_and_place(text)[1], images) for text, images in zip(texts, sets.values())]
+    for kind, sets in zip(_KINDS, (opened.sets.near, opened.sets.far, opened.sets.covariate)):
+        tests += [(place, sets[name]) for name, place in map(name_and_place, getattr(source, kind))]
     chosen_by = (
         ("--validation", source.validation, opened.validation),
         ("--validation-ood", source.validation_ood, opened.search),

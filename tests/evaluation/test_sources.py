@@ -20,7 +20,7 @@ SEARCHED = ["ash_b"]
 def places(tmp_path) -> dict[str, str]:
     """Folders of images by what they are for."""
     found = {}
-    for seed, name in enumerate(("test", "train", "held-out", "near", "other")):
+    for seed, name in enumerate(("test", "train", "held-out", "near", "other", "shifted")):
         images = shapes(["horizontal", "vertical"], 4, seed=seed)
         for i, key in enumerate(images.keys):
             path = tmp_path / name / images.label_name(i) / f"{key}.png"
@@ -81,6 +81,16 @@ def test_a_search_without_images_of_its_own_or_by_test_images_is_refused(places)
         open_test_images(source(places, validation_ood=places["near"] + "/."), SEARCHED, search=True)
     with pytest.raises(ValueError, match=r"--validation .*test are test images"):
         open_test_images(source(places, validation=places["test"]), SEARCHED, search=True)
+
+
+@pytest.mark.parametrize("kind", ["near", "shifted", "test"])
+@pytest.mark.parametrize("search", [True, False])
+def test_scores_are_fitted_to_no_test_images(kind, search, places):
+    """`react` takes its percentile from the validation images, with a search or without."""
+    shifted = (f"fog={places['shifted']}",)
+    given = source(places, shifted=shifted, validation=places[kind], validation_ood=places["other"] if search else None)
+    with pytest.raises(ValueError, match=rf"--validation .*{kind} are test images"):
+        open_test_images(given, ["react"], search=search)
 
 
 @pytest.mark.parametrize("scores", [[], ["energy"], ["she", "msp"]])
