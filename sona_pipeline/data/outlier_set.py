@@ -140,7 +140,7 @@ def open_outliers(folder: str | Path, names: Sequence[str]) -> tuple[ImageSet, I
     folder = local_copy(folder)
     settings = read_settings(folder)
     kinds = (OUTLIERS, RECONSTRUCTIONS) if settings["reconstructions"] else (OUTLIERS,)
-    if settings["format"] == "folder":
+    if settings["format"] == "folder" or not names:  # no names, no shards to look into
         found = [_open_files(folder / kind, names) for kind in kinds]
     else:
         found = [_open_shards(folder / OUTLIERS, settings["format"], kind, names) for kind in kinds]

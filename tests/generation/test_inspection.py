@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -179,6 +180,16 @@ def test_without_the_data_a_sheet_shows_the_round_trips(form, tmp_path, monkeypa
 def test_without_data_and_round_trips_a_sheet_shows_the_outliers_alone(form, tmp_path, monkeypatch):
     samples = drawn(monkeypatch, outlier_set(tmp_path, form, reconstructions=False))
     assert samples == [(None, number, caption) for number, caption in CAPTIONS.items()]
+
+
+@formats
+def test_a_sheet_shows_sets_without_early_outliers(form, tmp_path, monkeypatch):
+    """As the ways without a stop step make them: all of the last one."""
+    late = [(number, *names, 8, mark, distance) for number, *names, _, mark, distance in OUTLIERS]
+    monkeypatch.setattr(sys.modules[__name__], "OUTLIERS", late)
+    assert [number for _, number, _ in drawn(monkeypatch, outlier_set(tmp_path, form))] == [1, 2, 3, 4, 5]
+    (told,) = find_shortcuts(tmp_path, inspect_outliers(tmp_path))
+    assert (told.pairs, told.auroc) == (0, None)
 
 
 def test_a_sheet_of_an_unfinished_folder_shows_all_there_is(tmp_path, monkeypatch):
