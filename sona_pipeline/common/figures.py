@@ -77,7 +77,8 @@ def inspection_figure(
 
 def _draw_counts(axis: Axes, title: str, numbers: Mapping[str, int], most: int = 16) -> None:
     top = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[:most][::-1]
-    axis.barh([name[:24] for name, _ in top], [count for _, count in top])
+    names = [_short(name, 24) for name, _ in top]
+    axis.barh(range(len(top)), [count for _, count in top], tick_label=names)
     axis.set(title=title if len(numbers) <= most else f"{title}: {most} of {len(numbers)}", xlabel="outliers")
     axis.tick_params(axis="y", labelsize=7)
 

@@ -201,6 +201,18 @@ def test_few_samples_are_spread_over_the_stop_steps(tmp_path, monkeypatch, pairs
     assert [number for _, number, _ in drawn(monkeypatch, outlier_set(tmp_path), pairs=pairs)] == numbers
 
 
+def test_labels_with_the_same_beginning_have_bars_of_their_own():
+    labels = {"a photo of a small brown dog": 3, "a photo of a small brown cat": 2, "bag": 2}
+    pairs = [(None, picture(1, "outlier"), "")]
+    sheet = figures.inspection_figure({"OOD label": labels}, {1: 7}, 8, {"contrast": np.ones(7)}, pairs)
+    bars = sheet.subfigs[0].axes[0].patches
+    assert sorted((round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bar in bars) == [
+        (0, 2),
+        (1, 2),
+        (2, 3),
+    ]
+
+
 def test_data_that_lack_a_source_are_refused(tmp_path):
     outlier_set(tmp_path)
     with pytest.raises(ValueError, match="the images have no 'key 4', which an outlier comes from"):
