@@ -48,7 +48,8 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         A row a number: `method`, `score`, `spectrum` ("standard" or "full"), `group` ("near_ood", "far_ood", "id" or
         "covariate"), `set` (or "mean"), `metric` (`auroc`, `fpr95`, `aupr_in`, `aupr_out`, `accuracy`, `flagged`),
-        `mean` and `std` over the runs in percent, and their count `n`. `std` divides by n - 1; of one run it is empty.
+        `mean` and `std` over the runs in percent, and their count `n`; of `flagged`, over those with a threshold of
+        that score. `std` divides by n - 1; of one run it is empty.
 
     Raises:
         ValueError: there are no runs, or those of a method differ in their sets.
@@ -61,7 +62,8 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
     names = ["method", "score", "spectrum", "group", "set", "metric"]
     values = pd.DataFrame(rows, columns=[*names, "value"]).groupby(names, sort=False)["value"]
     table = values.agg(mean="mean", std="std", n="count").reset_index()
-    for (method, score), counts in table.groupby(["method", "score"], sort=False)["n"]:
+    in_every_run = table[table["metric"] != "flagged"]
+    for (method, score), counts in in_every_run.groupby(["method", "score"], sort=False)["n"]:
         if counts.nunique() > 1:
             raise ValueError(f"runs of {method!r} with score {score!r} have different sets: give them different names")
     return table.astype({"std": "Float64"})

@@ -81,6 +81,16 @@ def test_flagged_images_are_in_the_summary():
     assert row["mean"] == run["energy"]["id_flagged"] > 0
 
 
+def test_flagged_images_are_of_the_runs_with_a_threshold_of_that_score():
+    """Seeds may have chosen scores of their own."""
+    one, other = results(score_table(0), threshold=1.0), results(score_table(1))
+    found = summary([("SONA", one), ("SONA", other)])
+    row = number(found, "SONA", "energy", "standard", "id", "id", "flagged")
+    assert (row["mean"], row["std"], row["n"]) == (one["energy"]["id_flagged"], None, 1)
+    row = number(found, "SONA", "energy", "standard", "id", "id", "accuracy")
+    assert (row["mean"], row["n"]) == ((one["energy"]["id_accuracy"] + other["energy"]["id_accuracy"]) / 2, 2)
+
+
 def test_runs_that_do_not_go_together_are_refused():
     other = score_table(1)
     with pytest.raises(ValueError, match="runs of 'SONA' with score 'energy' have different sets"):
