@@ -155,8 +155,9 @@ def score_images(
     unfit += wrong
     table = table.drop(columns=[row["score"] for row in wrong])
     if known is not None:
-        scores = [score for score in scores if score in table]
-        table = known.merge(table[["group", "set", "key", *scores]], on=["group", "set", "key"], validate="1:1")
+        scores, image = [score for score in scores if score in table], ["group", "set", "key"]
+        new = table[[*image, *scores]].drop_duplicates(image)  # a list may have an image twice
+        table = known.merge(new, on=image, validate="m:1")
     table.attrs |= {"unreadable": unreadable, "unfit": unfit}
     earlier = known.attrs.get("fits", {}) if known is not None else {}
     facts = earlier | {score: scorer.facts | {"images": fits.content} for score, scorer in scorers.items()}

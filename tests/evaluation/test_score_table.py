@@ -258,6 +258,16 @@ def test_known_scores_are_reused_and_the_result_is_that_of_a_fresh_run(detector,
     assert calls == []
 
 
+def test_an_image_that_a_list_has_twice_counts_twice(detector):
+    once = pictures(5, 2, ())
+    twice = once.take([0, 1, 2, 3, 4, 1])
+    fresh = score_images(detector, sets(near={"fox": twice}), ["energy", "msp"])
+    known = score_images(detector, sets(near={"fox": twice}), ["energy"])
+    pd.testing.assert_frame_equal(score_images(detector, sets(near={"fox": twice}), ["msp"], known=known), fresh)
+    values = score_images(detector, sets(near={"fox": once}), ["msp"]).query("set == 'fox'")["msp"].tolist()
+    assert fresh.query("set == 'fox'")["msp"].tolist() == pytest.approx([*values, values[1]], rel=1e-6)
+
+
 def test_known_scores_of_other_images_are_refused(detector):
     known = score_images(detector, sets())
     for other in (sets(near={}), sets(near={"fox": pictures(6, 2, ())}), sets(near={"fox": pictures(5, 8, ())})):
