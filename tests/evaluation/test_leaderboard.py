@@ -82,6 +82,13 @@ def test_what_counts_as_outlier_data(record, training, outliers, tmp_path):
     assert (about.training, about.outliers) == (training, outliers)
 
 
+def test_a_folder_may_be_told_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    one = detector(tmp_path / "one", PLAIN)
+    loaded = Detector(NAMES, "resnet18", 16)
+    assert described("name", loaded, "~/one") == described("name", loaded, one)
+
+
 def test_rows_need_a_benchmark():
     with pytest.raises(ValueError, match="--leaderboard is of OpenOOD's benchmarks: give --benchmark and --root"):
         open_test_images(TestImages(id="test", leaderboard=True), [])
