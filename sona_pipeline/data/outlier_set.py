@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from sona_pipeline.common.files import (
-    read_json,
-    read_json_lines,
-)
+from sona_pipeline.common.files import digest_of, read_json, read_json_lines
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.copies import local_copy
@@ -43,6 +40,7 @@ class OutlierPairs:
         reconstructions: the VAE round trip of each image, or None.
         strengths: stop step over number of steps of each outlier, in (0, 1].
         form: that outliers and round trips are kept in; None if it was not recorded, as by version 0.1.0.
+        content: a digest of the files of all outliers; None if their hashes are not known.
     """
 
     images: ImageSet
@@ -50,6 +48,7 @@ class OutlierPairs:
     reconstructions: ImageSet | None
     strengths: tuple[float, ...]
     form: KeptForm | None = None
+    content: str | None = None
 
 
 def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
@@ -77,6 +76,7 @@ def open_outlier_set(folder: str | Path, images: ImageSet) -> OutlierPairs:
         reconstructions=reconstructions,
         strengths=tuple(row["stop_step"] / settings["num_inference_steps"] for row in rows),
         form=recorded_form(settings),
+        content=digest_of([row["sha256"] for row in rows]) if all("sha256" in row for row in rows) else None,
     )
 
 
@@ -108,12 +108,14 @@ def open_outlier_sets(folders: Sequence[str | Path], images: ImageSet) -> Outlie
         )
     taken = [[k for k, key in enumerate(pairs.images.keys) if key in common] for pairs in found]
     first, rounds = found[0], found[0].reconstructions
+    contents = [pairs.content for pairs in found if pairs.content]
     return OutlierPairs(
         images=first.images.take(taken[0]),
         outliers=_one_after_another([pairs.outliers.take(kept) for pairs, kept in zip(found, taken)]),
         reconstructions=rounds.take(taken[0]) if rounds else None,
         strengths=tuple(pairs.strengths[k] for pairs, kept in zip(found, taken) for k in kept),
         form=first.form,
+        content="+".join(contents) if len(contents) == len(found) else None,
     )
 
 

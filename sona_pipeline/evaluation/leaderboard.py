@@ -46,6 +46,8 @@ POSTPROCESSORS = {
     "nnguide": "NNGuide",
 }
 """What the leaderboard calls our scores; the others are in capitals."""
+_MADE = {"outlier_form", "outlier_content"}
+"""What a training records of outliers that were made of its ID images."""
 NETWORKS = {"resnet18": "ResNet18", "resnet20": "ResNet20", "resnet8": "ResNet8"}
 
 
@@ -78,7 +80,7 @@ def described(name: str, detector: Detector, folder: str | Path | None) -> Train
     is_plain = record.get("method") == "oe" and outliers is None
     return Trained(
         training="CrossEntropy" if is_plain else name,
-        outliers=(outliers is not None and "outlier_form" not in record) if record else None,
+        outliers=(outliers is not None and not _MADE & record.keys()) if record else None,
         network=NETWORKS.get(network, network.partition(":")[2] or network),
         note=f"{record['epochs']} epochs" if record else "",
     )

@@ -23,6 +23,8 @@ from sona_pipeline.training.start import classes_of, digest_of_weights, kept_set
 
 NEW_KEYS = {"outlier_augmentation": "none", "freeze_batch_norm": False}
 """What version 0.1.0 did not record, and how it was then."""
+UNRECORDED = ("outlier_content",)
+"""What earlier runs did not record, and is taken to be the same."""
 
 
 def train_detector(
@@ -126,7 +128,8 @@ def _settle(folder: Path, accelerator: Accelerator, settled: dict) -> None:
     if is_begun and not path.exists():
         raise ValueError(f"{folder} holds a model that this training did not make: choose another folder")
     if is_begun:
-        settle_settings(path, settled, then=NEW_KEYS)
+        unrecorded = {key: settled[key] for key in UNRECORDED if key in settled}
+        settle_settings(path, settled, then=NEW_KEYS | unrecorded)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not is_begun:
         path.unlink(missing_ok=True)  # of a run that did not get through its first epoch
@@ -159,7 +162,7 @@ def _settled(sets: TrainingSets, training: Training, running: Running) -> dict:
         "workers": running.workers,
     }
     exposure = {"outliers": made, "mi_weight": mi_weight(settings, outliers)}
-    form = getattr(outliers, "form", None)
-    seen = {"outlier_form": asdict(form)} if form else {}
+    form, content = getattr(outliers, "form", None), getattr(outliers, "content", None)
+    seen = ({"outlier_form": asdict(form)} if form else {}) | ({"outlier_content": content} if content else {})
     start = {"initial_weights": digest_of_weights(training.detector)} if training.is_kept else {}
     return asdict(settings) | data | exposure | how | seen | start

@@ -55,6 +55,23 @@ def test_a_set_opens_beside_its_images_in_their_order(form, tmp_path, monkeypatc
         open_outlier_set(tmp_path, ImageSet(("other",), (0,), ("a",), shades.__getitem__))
 
 
+def test_content_tells_sets_of_the_same_names_apart(tmp_path):
+    images = ImageSet(("key 1", "key 2"), (0, 1), ("a", "b"), [Image.new("L", (4, 4))].__getitem__)
+    found = {}
+    for name, digests in {"one": "xy", "copy": "xy", "other": "xz", "unknown": ""}.items():
+        writer = new_set(tmp_path / name, "folder")
+        samples = [sample(1), sample(2)]
+        for one, digest in zip(samples, digests):
+            one.row["sha256"] = digest
+        writer.commit("a", samples, [])
+        writer.finish()
+        found[name] = open_outlier_set(tmp_path / name, images).content
+    assert found["one"] == found["copy"] != found["other"] and found["unknown"] is None
+    for names in (["one"], ["one", "other"], ["other", "one"], ["unknown", "one"]):
+        found["+".join(names)] = open_outlier_sets([tmp_path / name for name in names], images).content
+    assert len({found[name] for name in ("one", "one+other", "other+one")}) == 3 and found["unknown+one"] is None
+
+
 def test_several_sets_of_the_same_images_are_opened_as_one(tmp_path):
     """The second set lacks an outlier of one image, and has it of an image that is not in the first."""
     for name, form, numbers in (("one", "folder", (50, 8, 25)), ("two", "parquet", (25, 50, 1))):

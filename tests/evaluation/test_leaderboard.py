@@ -74,6 +74,7 @@ def test_a_benchmark_without_full_spectrum_has_one_file(sets, tmp_path):
         (PLAIN | {"method": "cider"}, "name", False),
         (PLAIN | {"outliers": "x"}, "name", True),
         (PLAIN | {"outliers": "x", "outlier_form": {}}, "name", False),
+        (PLAIN | {"outliers": "x", "outlier_content": "z"}, "name", False),
         (None, "name", None),
     ],
 )

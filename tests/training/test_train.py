@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields, replace
 
 import pytest
@@ -235,6 +236,19 @@ def test_one_bad_outlier_costs_no_id_image(id_images, validation, tmp_path):
     assert [row["key"] for row in rows] == ["2-3"]
     with pytest.raises(ValueError, match="all of 100 outliers or fewer"):
         train_detector(id_images, SETTINGS, validation=validation, outliers=damaged(others.take([0]), 0))
+
+
+def test_outliers_of_the_same_names_in_other_files_are_other_outliers(id_images, validation, pairs, tmp_path):
+    """File names and strengths follow from seed and keys, so that sets of two guidance scales have the same."""
+    settings, options = replace(SETTINGS, epochs=1), {"validation": validation, "output": tmp_path}
+    one, other = (replace(pairs, content=content) for content in ("a", "b"))
+    train_detector(id_images, settings, **options, outliers=one)
+    with pytest.raises(ValueError, match=r"made with other settings: outlier_content \('a' then, 'b' now\)"):
+        train_detector(id_images, settings, **options, outliers=other)
+    record = json.loads((tmp_path / "training.json").read_text())
+    del record["outlier_content"]
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    train_detector(id_images, settings, **options, outliers=one)
 
 
 def test_failed_first_try_does_not_hold_up_the_next(id_images, validation, tmp_path):
