@@ -95,6 +95,18 @@ def test_the_best_epoch_is_one_that_has_seen_outliers(id_images, validation, pai
     assert values["auroc"].min() > 90 and values["accuracy"].min() > 90
 
 
+@pytest.mark.parametrize("method", ["vos", "npos"])
+def test_the_best_epoch_is_one_that_outliers_are_drawn_in(method, id_images, validation, monkeypatch):
+    """Both draw them from two fifths of the training on: in the third of five epochs. The accuracy falls throughout."""
+    validate, kept = Training._validate, []
+    monkeypatch.setattr(Training, "_validate", lambda self, detector: (100.0 - self.epoch, validate(self, detector)[1]))
+    keep = Training._keep
+    monkeypatch.setattr(Training, "_keep", lambda self, accuracy: kept.append(self.epoch) or keep(self, accuracy))
+    settings = replace(SETTINGS, method=method, epochs=5, learning_rate=0.05)
+    train_detector(id_images.take(range(32)), settings, validation=validation.take(range(8)))
+    assert kept == [3]
+
+
 def test_a_method_without_outliers_may_look_at_all_images(id_images, validation, monkeypatch):
     seen = []
     monkeypatch.setattr(CIDER, "looks_at_all", True)

@@ -31,6 +31,7 @@ class NPOS(Hypersphere):
 
     queue: torch.Tensor
     seen: torch.Tensor
+    start = START
 
     def __init__(self, network: Network, settings: TrainingSettings):
         super().__init__(network, settings)

@@ -36,6 +36,7 @@ class VOS(Method):
     needs_outliers = False
     skips_without_outliers = False
     keeps_pairs = False
+    start = START
 
     def __init__(self, network: Network, settings: TrainingSettings):
         super().__init__(network, settings)
