@@ -65,6 +65,9 @@ def estimate(
     Raises:
         ValueError: none of the images in the batch can be read.
     """
+    free_bytes = None if address_of(output) else _free_bytes(output)
+    if not len(plan):
+        return Estimate(0, 0, 0.0, 0.0, 0, free_bytes)
     plan, writing = replace(plan, settings=replace(plan.settings, reject=())), writing or OutputSettings()
     form = kept_form(image_form(pipe, plan.settings.size)[0], writing)
     maker = OutlierMaker(pipe, plan, form=form, reconstructions=writing.reconstructions)
@@ -93,7 +96,7 @@ def estimate(
         rows_per_second=plan.unet_rows / max(seconds, 1e-9),
         seconds=seconds,
         bytes=round(bytes_each * len(plan)),
-        free_bytes=None if address_of(output) else _free_bytes(output),
+        free_bytes=free_bytes,
     )
 
 

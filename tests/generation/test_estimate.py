@@ -5,8 +5,8 @@ import pytest
 from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.generation.checkpoint import load_pipeline
-from sona_pipeline.generation.estimate import estimate
-from sona_pipeline.generation.generate import generate_outliers
+from sona_pipeline.generation.estimate import described, estimate
+from sona_pipeline.generation.generate import generate_outliers, make_plan
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings, OutputSettings
 
@@ -50,6 +50,18 @@ def test_estimate_says_when_no_image_can_be_read(pipe, tmp_path):
     plan = plan_outliers(ImageSet(("a", "b"), (0, 0), ("shirt",), opened), SETTINGS)
     with pytest.raises(ValueError, match="none of 2 images could be read; the first: torn"):
         estimate(plan, pipe, tmp_path, 64)
+
+
+def test_a_part_without_batches_costs_nothing(pipe, tmp_path):
+    """Of three images in batches of two there are two parts with something to do."""
+    images, costs = sample.id_images("train").take(range(3)), []
+    for number in (1, 2, 3):
+        writing = OutputSettings(part=f"{number}/3", batch_size=2)
+        plan = make_plan(images, pipe, SETTINGS, writing)
+        costs.append(estimate(plan, pipe, tmp_path, 2, writing))
+        assert f"Images:     {len(plan)} of " in described(plan, costs[-1], preset="fast", scheduler="DDIM")[0]
+    assert sum(cost.images for cost in costs) == 3
+    assert (costs[2].unet_rows, costs[2].seconds, costs[2].bytes) == (0, 0, 0) and costs[2].free_bytes > 0
 
 
 def test_estimate_does_without_bounds(pipe, tmp_path):
