@@ -25,7 +25,8 @@ def false_alarms_of(id_rate: float) -> float:
 def threshold_at(scores: torch.Tensor, id_rate: float) -> float:
     """The lowest of the scores `[N]` that at least the share `id_rate` of them does not exceed."""
     ordered = scores.double().sort().values
-    return ordered[math.ceil(id_rate * len(ordered)) - 1].item()
+    accepted = math.ceil(round(id_rate * len(ordered), 9))  # 0.55 * 100 is 55.00000000000001
+    return ordered[max(1, accepted) - 1].item()
 
 
 def fewest(id_rate: float) -> int:
