@@ -53,8 +53,8 @@ class Calibration:
         accepted = f"accepts {100 * (detector.id_rate or 0):g} % of {self.images} images"
         lines.append(f"Threshold {detector.threshold:.4g} (was {was}), which {accepted}: {escape(str(self.place))}")
         if detector.class_thresholds is not None:
-            own, classes = len(detector.classes) - len(self.too_few), len(detector.classes)
-            lines.append(f"{own} of {classes} classes have a threshold of their own.")
+            own = sum(one is not None for one in detector.class_thresholds)
+            lines.append(f"{own} of {len(detector.classes)} classes have a threshold of their own.")
         if self.too_few:
             counts = ", ".join(f"{name} ({count})" for name, count in self.too_few.items())
             needed = fewest(detector.id_rate or 0)
@@ -163,13 +163,12 @@ def _check_images(images: ImageSet, detector: Detector) -> None:
 def _scored(detector: Detector, images: ImageSet, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Scores and predicted classes `[N]` of the images that can be read, and why others cannot."""
     unreadable: list[str] = []
-    number = {name: index for index, name in enumerate(detector.classes)}
     said = []
     with Track("calibration", len(images)) as track:
-        for one in detector.stream(readable(images, unreadable), batch_size):
+        for one in detector.numbered(readable(images, unreadable), batch_size):
             said.append(one)
             track.reach(len(said) + len(unreadable))
     if not said:
         raise ValueError(f"none of the {len(images)} images can be read; the first: {unreadable[0]}")
-    scores = torch.tensor([one.score for one in said], dtype=torch.double)
-    return scores, torch.tensor([number[one.label] for one in said]), unreadable
+    scores = torch.tensor([one.score for _, one in said], dtype=torch.double)
+    return scores, torch.tensor([index for index, _ in said]), unreadable

@@ -298,7 +298,6 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         logits, features = self(pixels, with_features=True)
         return logits, self.ood_score(logits, features)
 
-    @torch.no_grad()
     def stream(self, images: Iterable[Picture], batch_size: int = 64) -> Iterator[Detection]:
         """What the detector says of each image, in order; images are taken from the iterable batch by batch.
 
@@ -309,6 +308,11 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         Raises:
             OSError: an image cannot be read.
         """
+        return (said for _, said in self.numbered(images, batch_size))
+
+    @torch.no_grad()
+    def numbered(self, images: Iterable[Picture], batch_size: int = 64) -> Iterator[tuple[int, Detection]]:
+        """What `stream` gives, each after the number of its class: of classifiers of others, two may have one name."""
         self.eval()
         images, limits = iter(images), self.thresholds
         while batch := list(islice(images, batch_size)):
@@ -318,7 +322,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             energies = energy(logits, self.temperature).tolist()
             for label, confidence, e, score in zip(labels.tolist(), confidences.tolist(), energies, scores.tolist()):
                 is_ood = None if limits is None else score > limits[label]
-                yield Detection(self.classes[label], confidence, e, score, is_ood)
+                yield label, Detection(self.classes[label], confidence, e, score, is_ood)
 
     def calibrated(
         self, id_scores: torch.Tensor, id_rate: float = 0.95, predicted: torch.Tensor | None = None

@@ -140,6 +140,16 @@ def test_classes_of_too_few_images_are_named_and_keep_the_common_threshold(folde
     assert load_detector(folder).settings == found.detector.settings
 
 
+def test_two_classes_of_one_name_have_thresholds_of_their_own(detector, tmp_path):
+    """As ImageNet's bird and its machine, which several classifiers both call "crane"."""
+    plain = shapes(KINDS, 90, seed=5, labelled=False)
+    named = detector.with_settings(classes=["crane", "crane", "moth"])
+    found = calibrate_detector(named, plain, 0.9, per_class=True, output=tmp_path / "two", device="cpu")
+    apart = calibrate_detector(detector, plain, 0.9, per_class=True, output=tmp_path / "one", device="cpu")
+    assert found.detector.class_thresholds == apart.detector.class_thresholds
+    assert found.too_few == {"moth": 0} and "2 of 3 classes have a threshold of their own." in found.in_words()
+
+
 def test_images_without_classes_serve_and_unreadable_ones_are_counted(folder, images):
     plain = shapes(KINDS, 90, seed=5, labelled=False)
     expected = calibrate_detector(folder, images.take(range(2, 90)), per_class=True, id_rate=0.9).detector
