@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 
 import numpy as np
@@ -465,6 +466,15 @@ def test_a_detector_in_training_mode_is_scored_as_in_eval_mode(detector):
     assert training.training
     assert torch.equal(fitted("knn", training, in_batches(*TRAIN))(SEEN), expected)
     assert training.training
+
+
+@pytest.mark.parametrize("name", [name for name in POST_HOC if name not in OF_TWO_HEADS])
+def test_a_head_without_bias_is_one_with_a_bias_of_zero(detector, name):
+    zero, none = copy.deepcopy(detector), copy.deepcopy(detector)
+    zero.network.head.bias.data.zero_()
+    none.network.head.bias = None
+    scores = [fitted(name, one, in_batches(TRAIN[0][:60], TRAIN[1][:60]))(SEEN) for one in (zero, none)]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
 
 
 def test_knn_of_few_images_is_the_distance_to_the_farthest(detector):

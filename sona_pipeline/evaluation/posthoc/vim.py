@@ -8,8 +8,8 @@ from sona_pipeline.evaluation.posthoc.base import Known, Method, Scorer, pytorch
 def fit(known: Known, dim: int = 256) -> Scorer:
     """The principal subspace has `dim` dimensions; if there are no more features than that, half as many."""
     head = known.detector.network.head
-    width = head.in_features
-    method = pytorch_ood().ViM(None, dim if dim < width else width // 2, head.weight, head.bias)
+    width, bias = head.in_features, head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
+    method = pytorch_ood().ViM(None, dim if dim < width else width // 2, head.weight, bias)
     method.to(known.detector.device).fit_features(known.training.features, known.training.labels)
     return lambda seen: method.predict_features(seen.features)
 
