@@ -57,7 +57,7 @@ class Summary:
 
     Attributes:
         promised: share of ID images that the threshold was chosen to flag; None if the detector does not say.
-        is_by_class: whether that was promised for each class.
+        own: classes with a threshold of their own, for each of which that was promised.
         unreadable: images that could not be read, and count nowhere else.
         all: of all images.
         by_class: by predicted class.
@@ -65,7 +65,7 @@ class Summary:
     """
 
     promised: float | None
-    is_by_class: bool
+    own: frozenset[str]
     unreadable: int
     all: Share
     by_class: Mapping[str, Share]
@@ -84,10 +84,11 @@ class Summary:
         for day, share in self.by_day.items():
             if share.excludes(self.promised):
                 lines.append(f"It flags {_percent(share)} of {day}, {promised}: the data have changed.")
-        why = "over all classes: the data have changed, or `sona calibrate --per-class` serves this class better"
+        own = "a threshold of its own (`sona calibrate --per-class`) serves this class better"
+        why = f"over all classes: the data have changed, or {own}"
         for name, share in self.by_class.items():
             if share.excludes(self.promised):
-                told = ": the data have changed" if self.is_by_class else f" {why}"
+                told = ": the data have changed" if name in self.own else f" {why}"
                 lines.append(f"It flags {_percent(share)} that it takes for {name!r}, {promised}{told}.")
         return lines
 
@@ -146,9 +147,10 @@ def summary_of(found: Sequence[Verdict], detector: Detector) -> Summary:
     read = [(path, said) for path, said in found if isinstance(said, Detection)]
     by_class = _shares(read, lambda path, said: said.label)
     promised = None if detector.id_rate is None else false_alarms_of(detector.id_rate)
+    own = [] if detector.class_thresholds is None else zip(detector.classes, detector.class_thresholds)
     return Summary(
         promised,
-        detector.class_thresholds is not None,
+        frozenset(name for name, limit in own if limit is not None),
         len(found) - len(read),
         _shares(read, lambda path, said: "")[""],
         {name: by_class[name] for name in detector.classes if name in by_class},

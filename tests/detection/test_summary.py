@@ -65,6 +65,8 @@ def test_a_day_and_a_class_that_differ_are_named(tmp_path):
     assert "sona calibrate --per-class" in label
     own = summary_of(found, detector(**PROMISING, class_thresholds=[None, None, 1.0]))
     assert own.findings()[2].endswith("'eel', 5 % were promised: the data have changed.")
+    others = summary_of(found, detector(**PROMISING, class_thresholds=[1.0, None, None]))
+    assert others.findings()[2] == label
 
     row = json.loads(json.dumps(summary.as_row()))
     assert row["findings"] == [first, day, label] and row["unreadable"] == 2
