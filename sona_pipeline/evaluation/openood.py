@@ -114,7 +114,7 @@ def resnet18_state_dict(detector: Detector) -> dict[str, torch.Tensor]:
     train the detector with those (`normalization_dict` of OpenOOD), or change its `dataset.normalization_type`.
 
     Raises:
-        ValueError: the detector has another network.
+        ValueError: the detector has another network, scales its features, or has two heads.
     """
     weights = detector.network.state_dict()
     return {theirs: weights[ours].cpu().contiguous() for ours, theirs in _names(detector).items()}
@@ -124,7 +124,7 @@ def save_resnet18(detector: Detector, path: str | Path) -> None:
     """Write `resnet18_state_dict` as a checkpoint that OpenOOD loads ("best.ckpt"), whole or not at all.
 
     Raises:
-        ValueError: the detector has another network.
+        ValueError: the detector has another network, scales its features, or has two heads.
     """
     weights = resnet18_state_dict(detector)
     write_with(expanded(path), lambda partial: torch.save(weights, partial))
@@ -202,6 +202,11 @@ def _names(detector: Detector) -> dict[str, str]:
     body = detector.network.body
     if not isinstance(body, nn.Sequential) or not hasattr(body, "layer4"):
         raise ValueError("the network of the detector is not 'resnet18', the only one that OpenOOD has as well")
+    if detector.network.feature_scale is not None or detector.network.second_head is not None:
+        raise ValueError(
+            "OpenOOD's ResNet-18 has one head, on features as they come, but the detector was trained with"
+            " --feature-scale or --method mcd: give another one"
+        )
     shortcut = "downsample" if hasattr(body, "maxpool") else "shortcut"
     return {
         name: name.replace("head.", "fc.").removeprefix("body.").replace("downsample", shortcut)

@@ -195,6 +195,15 @@ def test_other_networks_are_refused(network, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("settings", [{"feature_scale": 0.5}, {"heads": 2}])
+def test_networks_that_openood_has_otherwise_are_refused(settings, tmp_path):
+    """Its network would load the weights of the first, and give other logits."""
+    detector = Detector(["a", "b"], "resnet18", 32, **settings)
+    with pytest.raises(ValueError, match="OpenOOD's ResNet-18 has one head, on features as they come"):
+        save_resnet18(detector, tmp_path / "x.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
 # Outlier sets
 
 
