@@ -48,7 +48,7 @@ from sona_pipeline.training.settings import (
     check_settings,
     settings_in as training_in,
 )
-from sona_pipeline.training.start import classes_of, kept_settings
+from sona_pipeline.training.start import check_without_classifier, classes_of, kept_settings
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 """Shares of the images that are held out where no others are given."""
@@ -186,7 +186,10 @@ def _training(
     check_method(settings)
     if settings.id_rate is None:
         raise ValueError("`id_rate` is None, but a report is about a threshold: leave it out of --train-config")
-    return kept_settings(settings, classifier) if classifier else settings
+    if classifier:
+        return kept_settings(settings, classifier)
+    check_without_classifier(settings)
+    return settings
 
 
 def _recipe(train: ImageSet, classifier: Detector | None) -> str:

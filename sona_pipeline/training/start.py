@@ -89,6 +89,16 @@ def kept_settings(settings: TrainingSettings, classifier: Detector) -> TrainingS
     )
 
 
+def check_without_classifier(settings: TrainingSettings) -> None:
+    """Raise ValueError for a setting that brings weights back to those of a classifier, where none is kept."""
+    if settings.max_accuracy_drop is not None:
+        raise ValueError(
+            f"`max_accuracy_drop` is {settings.max_accuracy_drop}, but no classifier is kept, and weights would be"
+            " brought back towards untrained ones: give a classifier, or set it to None (another recipe than"
+            " 'finetune')"
+        )
+
+
 def classes_of(classifier: Detector, classes: Sequence[str]) -> list[str]:
     """The training images' classes in the order of a classifier's logits.
 

@@ -19,7 +19,7 @@ from sona_pipeline.training.items import TrainingSets, in_order_of
 from sona_pipeline.training.loop import CHECKPOINT, Training, mi_weight
 from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
-from sona_pipeline.training.start import classes_of, digest_of_weights, kept_settings
+from sona_pipeline.training.start import check_without_classifier, classes_of, digest_of_weights, kept_settings
 
 NEW_KEYS = {"outlier_augmentation": "none", "freeze_batch_norm": False}
 """What version 0.1.0 did not record, and how it was then."""
@@ -61,7 +61,9 @@ def train_detector(
         BlockingIOError: another run is writing to `output`.
         OSError: there is no room for the checkpoint.
     """
-    if classifier is not None:
+    if classifier is None:
+        check_without_classifier(settings)
+    else:
         settings = kept_settings(settings, classifier)
         images = images.with_classes(classes_of(classifier, images.classes))
     validation = in_order_of(validation, images.classes) if validation is not None else None

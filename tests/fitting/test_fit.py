@@ -104,6 +104,7 @@ def test_dry_run_writes_nothing_and_tells_all_steps(words, tmp_path, monkeypatch
         (["--output", "{place}/photos/run"], "would count as images"),
         (["--output", "{place}/elsewhere"], "was not made by this command"),
         (["--recipe", "mine"], "Choose from"),
+        (["--recipe", "finetune"], "no classifier is kept"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_work(place, run, words, tmp_path, monkeypatch, capsys, options, message):

@@ -165,3 +165,10 @@ def test_what_does_not_go_with_a_classifier_is_refused(classifier, id_images, va
     refused("`feature_scale` is 0.5, but the classifier has None", feature_scale=0.5)
     refused("'mcd' trains 2 heads, but the classifier has 1", method="mcd")
     refused("`max_accuracy_drop` is 1.0, but there are no validation images", validation=None, id_rate=None)
+
+
+def test_without_a_classifier_no_weights_are_brought_back(id_images, validation, pairs, tmp_path):
+    """They would come a quarter nearer to random ones."""
+    with pytest.raises(ValueError, match="`max_accuracy_drop` is 1.0, but no classifier is kept"):
+        train_detector(id_images, SETTINGS, validation=validation, outliers=pairs, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
