@@ -169,6 +169,6 @@ def test_what_does_not_go_with_a_classifier_is_refused(classifier, id_images, va
 
 def test_without_a_classifier_no_weights_are_brought_back(id_images, validation, pairs, tmp_path):
     """They would come a quarter nearer to random ones."""
-    with pytest.raises(ValueError, match="`max_accuracy_drop` is 1.0, but no classifier is kept"):
+    with pytest.raises(ValueError, match=r"`max_accuracy_drop` is 1.0, but no classifier is kept"):
         train_detector(id_images, SETTINGS, validation=validation, outliers=pairs, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
