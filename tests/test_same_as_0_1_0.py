@@ -21,7 +21,7 @@ NEW = (
     *("channel_order", "m_in", "m_out", "freeze_batch_norm", "max_accuracy_drop", "outlier_augmentation", "parameters"),
     *("id_rate", "class_thresholds", "neighbours", "nearest", "score_parts"),
     *("feature_scale", "heads", "way", "blend", "ood_embeddings"),
-    *("save_size", "codec", "quality", "outlier_form", "outlier_content"),
+    *("min_strength", "save_size", "codec", "quality", "outlier_form", "outlier_content"),
 )
 """What 0.1.0 does not write: settings of detectors, trainings and sets, and parameters of scores in the results."""
 COMMIT = "ee43f02"

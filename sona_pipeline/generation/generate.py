@@ -55,7 +55,7 @@ PREPARED = "way.safetensors"
 """What a way has found out for a set."""
 SECONDS_UNTIL_IN_SIGHT = 300
 """How long files of other machines may take to appear."""
-NEW_KEYS = {"codec": "png", "way": "sona", "ood_embeddings": None, "blend": "none"}
+NEW_KEYS = {"codec": "png", "way": "sona", "ood_embeddings": None, "blend": "none", "min_strength": 0.0}
 """What version 0.1.0 did not record, and how it was then."""
 Result = TypeVar("Result")
 

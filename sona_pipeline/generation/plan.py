@@ -61,7 +61,7 @@ class Plan:
         images: what they are made of.
         settings: how they are made.
         hashes: of the image keys, `[N]` uint64, which name the files.
-        stop_steps: `[N]`, 1 .. `num_inference_steps`.
+        stop_steps: `[N]`, `first_step(settings)` .. `num_inference_steps`.
         labels: indices of the OOD labels, `[N]`.
         seeds: `[N]`, not negative.
         partners: `[N]`, not negative: which ID classes meanings are blended with, from all that there are.
@@ -151,6 +151,7 @@ def plan_outliers(
             raise ValueError(f"the label choice {settings.label_choice!r} needs similarities of the labels")
         similarity = np.broadcast_to(np.float32(0), (len(images.classes), len(settings.ood_labels)))
     allowed, uses_stop_step = RULES[settings.label_choice](similarity), WAYS[settings.way].uses_stop_step
+    steps, first = settings.num_inference_steps, first_step(settings)
     plan = Plan(
         images,
         settings,
@@ -166,11 +167,16 @@ def plan_outliers(
         step, label, seed, partner = (int.from_bytes(digest[k : k + 8], "big") for k in (0, 8, 16, 24))
         choice = allowed[images.labels[index]]
         plan.hashes[index] = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        drawn = 1 + (step * settings.num_inference_steps >> 64)
-        plan.stop_steps[index] = drawn if uses_stop_step else settings.num_inference_steps
+        drawn = first + (step * (steps - first + 1) >> 64)
+        plan.stop_steps[index] = drawn if uses_stop_step else steps
         plan.labels[index] = choice[label * len(choice) >> 64]
         plan.seeds[index], plan.partners[index] = seed >> 1, partner >> 1
     return plan
+
+
+def first_step(settings: GenerationSettings) -> int:
+    """The first stop step whose strength is at least that of the settings."""
+    return max(1, math.ceil(round(settings.min_strength * settings.num_inference_steps, 9)))
 
 
 def folder_name(class_name: str) -> str:

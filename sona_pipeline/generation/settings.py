@@ -105,6 +105,8 @@ class GenerationSettings:
     """Text encoder for 'close' and 'far' (the model's own by default)."""
     num_inference_steps: Annotated[int, Ge(1), Called("steps"), BY_PRESET] = 50
     """Steps of the full schedule."""
+    min_strength: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Least share of the steps that an image is noised by; the share is drawn from there to 1."""
     guidance_scale: Annotated[float, BY_PRESET] = 10.0
     """Guidance scale s."""
     mask_threshold: Annotated[float, Interval(gt=0, lt=0.5), BY_PRESET] = 0.2

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from scipy.stats import chisquare
 
 from sona_pipeline.data import sample
@@ -23,23 +23,33 @@ def image_set(keys, classes=("cat", "dog")) -> ImageSet:
     return ImageSet(tuple(keys), tuple(k % len(classes) for k in range(len(keys))), tuple(classes), None)
 
 
-def image_of_key(key: str, settings: GenerationSettings, class_name: str = "cat") -> tuple:
-    """What is to be made of one image, worked out with whole numbers from what the docstrings say."""
+def image_of_key(key: str, settings: GenerationSettings, share: int) -> tuple:
+    """What is to be made of one image, worked out with whole numbers from what the docstrings say.
+
+    `share` is the least strength in percent.
+    """
     digest = hashlib.sha256(f"{settings.seed}/{key}".encode()).hexdigest()
     step, label, seed = (int(digest[k : k + 16], 16) for k in (0, 16, 32))
-    stop_step = next(s for s in range(1, 1000) if step * settings.num_inference_steps < s * 2**64)
+    steps = [s for s in range(1, settings.num_inference_steps + 1) if s >= share * settings.num_inference_steps / 100]
+    stop_step = next(s for k, s in enumerate(steps, start=1) if step * len(steps) < k * 2**64)
     count = len(settings.ood_labels)
     ood_label = next(name for k, name in enumerate(settings.ood_labels) if label * count < (k + 1) * 2**64)
-    return f"{class_name}/{hashlib.sha256(key.encode()).hexdigest()[:16]}.png", stop_step, ood_label, seed // 2
+    return f"cat/{hashlib.sha256(key.encode()).hexdigest()[:16]}.png", stop_step, ood_label, seed // 2
 
 
-@given(keys=st.lists(st.text(), unique=True, min_size=1, max_size=8), seed=st.integers(0, 9), steps=st.integers(1, 99))
-def test_draws_are_three_numbers_of_the_hash_of_seed_and_key(keys, seed, steps):
-    settings = replace(SETTINGS, seed=seed, num_inference_steps=steps)
+@given(
+    keys=st.lists(st.text(), unique=True, min_size=1, max_size=8),
+    seed=st.integers(0, 9),
+    steps=st.integers(1, 99),
+    share=st.integers(0, 100),
+)
+@example(keys=["a"], seed=0, steps=50, share=14)  # 0.14 * 50 is 7.000000000000001
+def test_draws_are_three_numbers_of_the_hash_of_seed_and_key(keys, seed, steps, share):
+    settings = replace(SETTINGS, seed=seed, num_inference_steps=steps, min_strength=share / 100)
     plan = plan_outliers(image_set(keys, ["cat"]), settings)
     assert [item.index for item in plan] == list(range(len(keys)))
     found = [(item.file_name, item.stop_step, item.ood_label, item.seed) for item in plan]
-    assert found == [image_of_key(key, settings) for key in keys]
+    assert found == [image_of_key(key, settings, share) for key in keys]
 
 
 def test_one_draw_worked_out_by_hand():
