@@ -103,6 +103,13 @@ def open_group(name: str, root: str | Path, group: str) -> dict[str, ImageSet]:
     }
 
 
+def test_lists(name: str, root: str | Path) -> list[Path]:
+    """The image lists of a benchmark's ID and OOD test sets."""
+    benchmark = _benchmark(name)
+    listed = [benchmark.parts["test"], *(one for group in benchmark.groups.values() for one in group.values())]
+    return [expanded(root) / one.path for one in listed]
+
+
 def resnet18_state_dict(detector: Detector) -> dict[str, torch.Tensor]:
     """The weights of a "resnet18" detector under the names that OpenOOD's networks load with `strict=True`.
 

@@ -17,6 +17,7 @@ from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.evaluation.settings import TestImages
 
 _KINDS = ("near", "far", "shifted")
+_CHOSEN_BY_TESTS = "are test images, by which nothing may be chosen: give other images"
 
 
 class Opened(NamedTuple):
@@ -115,10 +116,7 @@ def _check_chosen_by(source: TestImages, opened: Opened) -> None:
     for option, place, images in chosen_by:
         for test, others in tests:
             if place and images and real_place(place) == real_place(test) and are_same(images, others):
-                raise ValueError(
-                    f"{option} {place} are test images, by which nothing may be chosen: give other images, or another"
-                    " --validation-split"
-                )
+                raise ValueError(f"{option} {place} {_CHOSEN_BY_TESTS}, or another --validation-split")
 
 
 def _open_benchmark(
@@ -130,6 +128,10 @@ def _open_benchmark(
 ) -> Opened:
     if source.id or source.near or source.far or source.shifted or not source.root:
         raise ValueError("--benchmark brings its own test sets: give --root with it, and no --id, --near or --far")
+    tests = {str(path.resolve()) for path in openood.test_lists(name, source.root)}
+    for option, place in (("--validation", source.validation), ("--validation-ood", source.validation_ood)):
+        if place and real_place(place) in tests:
+            raise ValueError(f"{option} {place} {_CHOSEN_BY_TESTS}, or none for those of the benchmark")
     fit, validation, ood = given
     groups = ("near_ood", "far_ood", *(["covariate"] if source.full_spectrum else []))
     known = openood.open_part(name, source.root, "test")

@@ -221,6 +221,12 @@ def _parts(source: FitImages, images: ImageSet, seed: int) -> tuple[ImageSet, Im
         )
     test = _open_other(source, "test", images) if source.test else None
     validation = _open_other(source, "validation", images) if source.validation else None
+    places = {real_place(place) for place in (source.test, source.validation) if place}
+    if test and validation and len(places) == 1 and are_same(test, validation):
+        raise ValueError(
+            f"--validation and --test {source.test} are the same images: give others, or leave --validation out to hold"
+            " some out"
+        )
     left = 1.0
     if test is None:
         images, test = hold_out(images, TEST_SHARE, seed)

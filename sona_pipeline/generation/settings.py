@@ -106,7 +106,8 @@ class GenerationSettings:
     num_inference_steps: Annotated[int, Ge(1), Called("steps"), BY_PRESET] = 50
     """Steps of the full schedule."""
     min_strength: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Least share of the steps that an image is noised by; the share is drawn from there to 1."""
+    """Least share of the steps that an image is noised by; the share is drawn from there to 1, but by ways that do not
+    noise images part-way."""
     guidance_scale: Annotated[float, BY_PRESET] = 10.0
     """Guidance scale s."""
     mask_threshold: Annotated[float, Interval(gt=0, lt=0.5), BY_PRESET] = 0.2

@@ -24,6 +24,8 @@ from sona_pipeline.evaluation.openood import (
     resnet18_state_dict,
     save_resnet18,
 )
+from sona_pipeline.evaluation.settings import TestImages
+from sona_pipeline.evaluation.sources import open_test_images
 from sona_pipeline.generation.plan import folder_name
 
 # Benchmarks
@@ -111,6 +113,17 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(tmp_path):
     (tmp_path / "benchmark_imglist/imagenet200/train_imagenet200.txt").write_text("imagenet_1k/train/n1/1.jpg 0\n")
     with pytest.raises(FileNotFoundError, match=r"ImageNet's training images come from image-net\.org"):
         open_part("imagenet200", tmp_path, "train")
+
+
+@pytest.mark.parametrize("kind", ["test", "near_ood cifar100", "far_ood mnist"])
+@pytest.mark.parametrize("option", ["validation", "validation_ood"])
+def test_nothing_is_chosen_by_test_images(kind, option, tmp_path):
+    list_name, folder = PLACES["cifar10"][kind]
+    root = fake_data(tmp_path, "cifar10")
+    place = str(root / "benchmark_imglist" / "." / f"{list_name}.txt")
+    source = TestImages(benchmark="cifar10", root=str(root), image_root=str(root / folder), **{option: place})
+    with pytest.raises(ValueError, match="are test images, by which nothing may be chosen"):
+        open_test_images(source, ["ash_b"], search=True)
 
 
 def test_unknown_benchmarks_parts_and_groups_are_refused(tmp_path):

@@ -100,6 +100,7 @@ def test_dry_run_writes_nothing_and_tells_all_steps(words, tmp_path, monkeypatch
         (["--most-hours", "1e-9"], "take a GPU, fewer images"),
         (["--near", "a={place}/far", "--far", "b={place}/far"], "are one place"),
         (["--test", "{place}/photos"], "are the training images"),
+        (["--test", "{place}/others", "--validation", "{place}/others/."], "are the same images"),
         (["--seed", "1", "--output", "{place}/run"], "seed (0 then, 1 now)"),
         (["--output", "{place}/photos/run"], "would count as images"),
         (["--output", "{place}/elsewhere"], "was not made by this command"),
@@ -110,6 +111,7 @@ def test_dry_run_writes_nothing_and_tells_all_steps(words, tmp_path, monkeypatch
 def test_what_cannot_be_is_told_before_any_work(place, run, words, tmp_path, monkeypatch, capsys, options, message):
     if not (place / "one-image").exists():
         write_photos(place / "one-class", 3, ("shirt",))
+        write_photos(place / "others", 3)
         shutil.copytree(place / "photos", place / "one-image")
         for number in range(1, 12):
             (place / "one-image" / "shirt" / f"{number}.png").unlink()
