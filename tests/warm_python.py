@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import stat
@@ -16,16 +17,13 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 CLIENT = """\
 #!{python} -IS
 import json, os, socket, sys
-if not {takes_all} and sys.argv[1:3] != ["-m", "sona_pipeline"]:
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({address!r})
     socket.send_fds(connection, [b"."], [0, 1, 2])
@@ -34,35 +32,37 @@ with socket.socket(socket.AF_UNIX) as connection:
     sys.exit(int(connection.recv(16)))
 """
 
+ENVIRONMENT = dict(os.environ)
+"""Of the tests, before one of them changes it."""
+
 
 @cache
 def fresh_python() -> str:
     """A `python` that has imported torch and what it needs, but nothing of Hugging Face or of this package."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fresh")))
-    return str(stack.enter_context(warm_python(folder, takes_all=True)) / "python")
+    return _started("libraries")
 
 
-@contextmanager
-def warm_python(folder: Path, takes_all: bool = False) -> Iterator[Path]:
-    """A server, as long as the context lasts; gives the folder of its `python`, which lies in `folder`.
+@cache
+def package_python() -> str:
+    """A `python` that has imported this package as well, in the environment of the tests, and has loaded a model."""
+    return _started("package")
 
-    It has the package and a model, and runs `python -m sona_pipeline` only; or, if it `takes_all`, see `fresh_python`.
-    """
+
+def _started(imported: str) -> str:
+    """The `python` of a server that lasts as long as this process, alone in its folder."""
+    folder = Path(tempfile.mkdtemp(prefix=imported))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     client, address = folder / "python", str(folder / "socket")
-    client.write_text(CLIENT.format(python=sys.executable, address=address, takes_all=takes_all))
+    client.write_text(CLIENT.format(python=sys.executable, address=address))
     client.chmod(client.stat().st_mode | stat.S_IXUSR)
-    command = [sys.executable, __file__, address, *(["libraries"] if takes_all else [])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if takes_all:
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    if imported == "libraries":
         environment.pop("PYTHONPATH", None)  # each process has its own
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as server:
-        try:
-            assert server.stdout.readline(), "the server did not get ready"
-            yield folder
-        finally:
-            server.kill()
+    command = [sys.executable, __file__, address, imported]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    atexit.register(server.kill)
+    assert server.stdout.readline(), "the server did not get ready"
+    return str(client)
 
 
 def import_libraries() -> None:
@@ -158,5 +158,5 @@ def start(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    (import_libraries if "libraries" in sys.argv else import_package)()
+    {"libraries": import_libraries, "package": import_package}[sys.argv[2]]()
     serve(sys.argv[1])

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from warm_python import warm_python
+from warm_python import package_python
 
 from sona_pipeline import __version__
 from sona_pipeline.cli.app import app, main
@@ -18,17 +17,16 @@ from sona_pipeline.detection.detector import load_detector
 
 
 @pytest.fixture(scope="module")
-def sona(tmp_path_factory):
+def sona():
     """Runs a command in a process of its own."""
-    with warm_python(tmp_path_factory.mktemp("tools")) as warm:
 
-        def run(*arguments, code: int = 0, python: str | Path = warm / "python") -> subprocess.CompletedProcess:
-            command = [python, "-m", "sona_pipeline", *map(str, arguments)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == code, done.stdout + done.stderr
-            return done
+    def run(*arguments, code: int = 0, python: str | None = None) -> subprocess.CompletedProcess:
+        command = [python or package_python(), "-m", "sona_pipeline", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
 
-        yield run
+    return run
 
 
 @pytest.fixture(scope="module")

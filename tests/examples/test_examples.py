@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from warm_python import fresh_python
+from warm_python import package_python
 
 from sona_pipeline import (
     RECIPES,
@@ -46,7 +46,7 @@ def load(name: str):
 
 
 def run(script: str, *arguments) -> str:
-    command = [fresh_python(), str(EXAMPLES / script), *map(str, arguments)]
+    command = [package_python(), str(EXAMPLES / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -114,7 +114,7 @@ def test_detector_is_trained_and_asked(clothes, tmp_path):
 
 
 def test_recipe_that_is_not_there_is_a_message(tmp_path):
-    command = [fresh_python(), str(EXAMPLES / "train_detector.py"), "--recipe", "mine", "--output", str(tmp_path)]
+    command = [package_python(), str(EXAMPLES / "train_detector.py"), "--recipe", "mine", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert 'Invalid value "mine" for --recipe. Choose from: "imagenet200", "fine-grained", "small"' in done.stderr

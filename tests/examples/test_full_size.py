@@ -18,7 +18,7 @@ from openood_places import PLACES
 from PIL import Image
 from tiny_pipelines import SCHEDULE, byte_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
-from warm_python import warm_python
+from warm_python import package_python
 
 from sona_pipeline import Detector
 from sona_pipeline.generation.ways import WAYS
@@ -131,13 +131,12 @@ def image_folders(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(model, tmp_path_factory):
+def run(model):
     """Function that runs a script, with settings as in the environment of a reader, and gives what it prints."""
 
     def run_script(script: str, output: Path, *arguments: str, tools: Path | None = None, **settings) -> str:
-        path = os.pathsep.join(
-            [*([str(tools)] if tools else []), str(warm), str(Path(sys.executable).parent), os.environ["PATH"]]
-        )
+        warm, own = Path(package_python()).parent, Path(sys.executable).parent
+        path = os.pathsep.join([*([str(tools)] if tools else []), str(warm), str(own), os.environ["PATH"]])
         environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "MODEL": str(model), "OUT": str(output)}
         environment |= SMALL | {name: str(value) for name, value in settings.items()}
         done = subprocess.run(
@@ -146,8 +145,7 @@ def run(model, tmp_path_factory):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    with warm_python(tmp_path_factory.mktemp("tools")) as warm:
-        yield run_script
+    return run_script
 
 
 def rows(outliers: Path) -> list[dict]:

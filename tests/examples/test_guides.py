@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openood_places import PLACES
 from PIL import Image
-from warm_python import warm_python
+from warm_python import package_python
 
 from sona_pipeline import TINY_MODEL, __version__, sample
 
@@ -226,14 +226,15 @@ exec sona "$@"
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory) -> Iterator[Path]:
+def tools(tmp_path_factory) -> Path:
     """Folder of a `python`, `sona` and `accelerate` that import the package only once, and make commands small."""
-    with warm_python(tmp_path_factory.mktemp("tools")) as folder:
-        scripts = {"sona": SONA.format(python=sys.executable, small=SMALL), "accelerate": ACCELERATE}
-        for name, text in scripts.items():
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o755)
-        yield folder
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "python").symlink_to(package_python())
+    scripts = {"sona": SONA.format(python=sys.executable, small=SMALL), "accelerate": ACCELERATE}
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
 
 
 def run_shell(script: str, place: Path, tools: Path) -> str:

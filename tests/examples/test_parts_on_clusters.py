@@ -10,7 +10,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from warm_python import warm_python
+from warm_python import package_python
 
 from sona_pipeline.cli.app import app
 from sona_pipeline.common.configuration import Given
@@ -99,10 +99,9 @@ def test_parts_of_the_array_make_a_set(tmp_path):
     data = Path(sample.__file__).parents[1] / "assets" / "sample" / "train.parquet"
     options = ["--data", data, "--model", "tiny", "--limit", "6", "--steps", "2", "--batch-size", "2"]
     command = ["bash", FOLDER / "array.sbatch", *map(str, options)]
-    with warm_python(tmp_path) as warm:
-        environment = os.environ | {"PATH": f"{warm}:{os.environ['PATH']}", "PARTS": "2"}
-        for part in ("1", "2"):
-            subprocess.run(command, env=environment | {"SLURM_ARRAY_TASK_ID": part}, check=True, cwd=tmp_path)
+    environment = os.environ | {"PATH": f"{Path(package_python()).parent}:{os.environ['PATH']}", "PARTS": "2"}
+    for part in ("1", "2"):
+        subprocess.run(command, env=environment | {"SLURM_ARRAY_TASK_ID": part}, check=True, cwd=tmp_path)
     parts = sorted((tmp_path / "runs" / "parts").iterdir())
     app(["merge", *map(str, parts), "--output", str(tmp_path / "set")])
     assert len(list(read_rows(tmp_path / "set"))) == 6
