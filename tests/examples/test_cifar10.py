@@ -213,6 +213,7 @@ def fewer(bench, monkeypatch):
     monkeypatch.setattr(bench.data, "sample", SimpleNamespace(**few))
     monkeypatch.setattr(bench.data, "VALIDATION_PER_CLASS", 10)
     monkeypatch.setattr(bench.far_kinds, "COUNT", 3)
+    monkeypatch.setattr(bench.model, "DRAWING_STEPS", 2)
 
 
 def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, fewer, monkeypatch):

@@ -13,6 +13,7 @@ from sona_pipeline import SONAPipeline, load_pipeline
 
 DRAWING_SCALE = 3.0
 """Classifier-free guidance of drawn images."""
+DRAWING_STEPS = 50
 
 
 def load_model(folder: Path, scheduler: str = "ddim") -> SONAPipeline:
@@ -50,7 +51,7 @@ def draw_sheet(pipe: SONAPipeline, judge: Judge, folder: Path, per_class: int) -
     for number, name in enumerate(CLASSES):
         images = drawing(
             [f"a photo of a {name}"] * per_class,
-            num_inference_steps=50,
+            num_inference_steps=DRAWING_STEPS,
             guidance_scale=DRAWING_SCALE,
             generator=torch.Generator().manual_seed(number),
         ).images
