@@ -129,6 +129,8 @@ from .pipelines.modular.blocks import SONABlocks as SONABlocks
 from .pipelines.modular.guider import SONAGuider as SONAGuider
 from .training.items import TrainingSets as TrainingSets
 from .training.loop import Training as Training
+from .training.methods import METHODS as METHODS
+from .training.methods.base import Method as Method
 from .training.settings import (
     RECIPES as RECIPES,
     Running as Running,

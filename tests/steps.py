@@ -42,6 +42,7 @@ def exposure(images: torch.Tensor, outliers: torch.Tensor, **changes) -> Exposur
         "images": images,
         "labels": torch.zeros(len(images), dtype=torch.long),
         "outliers": outliers,
+        "strengths": torch.ones(len(outliers)),
         "classify": lambda pixels: pixels.flatten(1)[:, :3],
         "deviation": torch.ones(1, 3, 1, 1),
         "progress": 0.0,

@@ -23,6 +23,15 @@ class Registry(Mapping[str, T]):
         """Where the value of a name comes from."""
         return self._places[name]
 
+    def add(self, name: str, place: str) -> None:
+        """Have another name stand for what is at a place, which may be outside of this package.
+
+        Raises:
+            ValueError: the name stands for something else already.
+        """
+        if self._places.setdefault(name, place) != place:
+            raise ValueError(f"{name!r} stands for {self.place(name)} already: choose another name")
+
     def __getitem__(self, name: str) -> T:
         module, _, attribute = self.place(name).partition(":")
         return getattr(import_module(module), attribute)

@@ -658,7 +658,7 @@ def _training_text(training: Mapping | None) -> str:
     if training is None:
         return "How it was trained is not recorded."
     method = training["method"]
-    exposed = training["outliers"] or not METHODS[method].needs_outliers
+    exposed = training["outliers"] or method not in METHODS or not METHODS[method].needs_outliers
     how = f"by {_METHOD_NAMES.get(method, method.upper())}" if exposed else "by cross-entropy, without outliers"
     how += " with mutual information" if training["mi_weight"] else ""
     start = "from pretrained weights" if training["pretrained"] else "from scratch"

@@ -116,7 +116,7 @@ class Pixels(Dataset):
 class TrainingItems(Dataset):
     """ID images as dictionaries of `image`, `label` and `place`, and what else there is.
 
-    That is `outlier`, `outlier_place` and `is_used`, `reconstruction`, and with two views `view`.
+    That is `outlier`, `outlier_place` and `strength`, `reconstruction`, and with two views `view`.
     Outliers of an `OutlierPairs` stay with their sources, and of several each time one is drawn; any other set gives a
     random outlier each time. In place of an item with an image that cannot be read comes the next one; `rejects` then
     says which was left out, and why. ID images undergo the scaling and the lossy codec that their outliers have
@@ -125,7 +125,6 @@ class TrainingItems(Dataset):
     Args:
         images: labelled ID images.
         outliers: of the same images, or any images.
-        min_strength: outliers of less strength are marked as not used.
         pixels: from an image set to its augmented pixels.
         outlier_pixels: the same of outliers.
         views: of each ID image, with an augmentation of its own each: 1 or 2.
@@ -135,7 +134,6 @@ class TrainingItems(Dataset):
         self,
         images: ImageSet,
         outliers: OutlierPairs | ImageSet | None,
-        min_strength: float,
         pixels: Callable[[ImageSet], Pixels],
         outlier_pixels: Callable[[ImageSet], Pixels],
         views: int = 1,
@@ -148,7 +146,7 @@ class TrainingItems(Dataset):
         self.reconstruction: Pixels | None = None
         if isinstance(outliers, OutlierPairs):
             self.outlier = outlier_pixels(outliers.outliers)
-            self.is_used = [strength >= min_strength for strength in outliers.strengths]
+            self.strengths = torch.tensor(outliers.strengths)
             self.reconstruction = pixels(outliers.reconstructions) if outliers.reconstructions else None
         elif outliers:
             self.outlier = outlier_pixels(outliers)
@@ -172,17 +170,17 @@ class TrainingItems(Dataset):
             item["view"] = self.image[index]
         if self.outlier is not None and self.is_paired:
             place = index + len(self) * self._drawn_of_several()
-            item |= {"outlier": self.outlier[place], "outlier_place": place, "is_used": self.is_used[place]}
+            item |= {"outlier": self.outlier[place], "outlier_place": place, "strength": self.strengths[place]}
         elif self.outlier is not None:
             place, pixels = _any_outlier(self.outlier, rejects)
-            item |= {"outlier": pixels, "outlier_place": place, "is_used": True}
+            item |= {"outlier": pixels, "outlier_place": place, "strength": torch.tensor(1.0)}
         if self.reconstruction is not None:
             item["reconstruction"] = self.reconstruction[index]
         return item
 
     def _drawn_of_several(self) -> int:
         """Which outlier of its several an image comes with this time."""
-        count = len(self.is_used) // len(self)
+        count = len(self.strengths) // len(self)
         return int(torch.randint(count, ())) if count > 1 else 0
 
 

@@ -130,7 +130,6 @@ class Training:
         items = TrainingItems(
             sets.images,
             sets.outliers,
-            settings.min_strength,
             lambda images: Pixels(images, read, v2.Compose(steps)),
             lambda outliers: Pixels(outliers, read, v2.Compose([*steps, *more])),
             self.views,
@@ -249,14 +248,16 @@ class Training:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Which of the images have outliers `[U]`, these `[U, 3, H, W]`, and the share of the ID images in them."""
         labels, method = batch["label"], self.plain_method
-        sources, outliers = labels.new_zeros(0), images[:0]
+        sources, outliers, strengths = labels.new_zeros(0), images[:0], images.new_ones(len(labels))
         if self.uses_method and method.makes_outliers:
             sources = torch.arange(len(labels), device=labels.device)
         elif self.uses_outliers and "outlier" in batch:
-            sources = batch["is_used"].nonzero().squeeze(1)
+            strengths = batch["strength"]
+            sources = (strengths >= self.settings.min_strength).nonzero().squeeze(1)
             outliers = batch["outlier"][sources].float() / 255
         sight = self._logits_as_tested, self.detector.std
-        outliers, share = method.expose(Exposure(images[sources], labels[sources], outliers, *sight, progress))
+        known = images[sources], labels[sources]
+        outliers, share = method.expose(Exposure(*known, outliers, strengths[sources], *sight, progress))
         return sources, outliers, share
 
     def _logits_as_tested(self, images: torch.Tensor) -> torch.Tensor:

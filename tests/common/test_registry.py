@@ -24,6 +24,16 @@ def test_what_is_not_there_is_said_when_it_is_asked_for():
         NAMED["other"]
 
 
+def test_a_name_that_is_added_stands_for_one_place():
+    registry = Registry({"dumps": "json:dumps"})
+    for _ in range(2):
+        registry.add("loads", "json:loads")
+    assert registry["loads"] is json.loads and list(registry) == ["dumps", "loads"]
+    with pytest.raises(ValueError, match="'dumps' stands for json:dumps already: choose another name"):
+        registry.add("dumps", "json:loads")
+    assert registry["dumps"] is json.dumps
+
+
 def test_every_registry_of_the_package_leads_somewhere():
     from sona_pipeline.data.settings import PACKINGS
     from sona_pipeline.detection.scores import SCORES

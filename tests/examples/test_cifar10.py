@@ -1,6 +1,7 @@
 """The CIFAR-10 benchmark: ways to make outliers, the judge, the split of the data, and a table from end to end."""
 
 import json
+import math
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -15,16 +16,19 @@ import torch
 from accelerate.state import AcceleratorState
 from benchmark_modules import modules_of
 from PIL import Image
+from steps import exposure, network, step
 from tiny_pipelines import build
 from warm_python import fresh_python
 
 from sona_pipeline import (
+    METHODS,
     SCHEDULERS,
     TINY_MODEL,
     Detector,
     GenerationSettings,
     ImageSet,
     SONAPipeline,
+    TrainingSettings,
     open_images,
     open_outlier_set,
     sample,
@@ -110,6 +114,39 @@ def test_captions_name_two_labels(bench, images, tmp_path):
 def test_a_finished_set_is_not_made_again(bench, images, tmp_path):
     made(bench, tmp_path / "set", images)
     bench.sets.make_set(bench.sets.Recipe(), images, None, tmp_path / "set", SETTINGS)
+
+
+def test_dynamic_thresholding_brings_back_what_is_out_of_range(bench, images, tmp_path, monkeypatch):
+    scheduler = bench.sets.Thresholding(thresholding=True, sample_max_value=math.inf)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents[1] *= 8
+    found, most = scheduler._threshold_sample(latents), latents[1].abs().quantile(0.995)
+    torch.testing.assert_close(found[0], latents[0])
+    torch.testing.assert_close(found[1], latents[1].clamp(-most, most) * bench.sets.LATENT_RANGE / most)
+    outliers = {}
+    for size in (0.5, 1e6, 2e6):
+        monkeypatch.setattr(bench.sets, "LATENT_RANGE", size)
+        outliers[size], *_ = made(bench, tmp_path / f"{size}", images, thresholding=True)
+    assert (outliers[0.5] != outliers[1e6]).any() and (outliers[1e6] == outliers[2e6]).all()
+
+
+def test_methods_that_are_tried_are_what_they_are_called(bench):
+    """The weight rises with the training to 2 at its end; a strength of 0.3 leaves 0.7 of the target to the label."""
+    names = bench.methods.RISING, bench.methods.SOFTER
+    rising, softer = (METHODS[name](network(), TrainingSettings()) for name in names)
+    early, late = (rising(step(progress=progress)).item() for progress in (0.1, 0.9))
+    plain = -step().outlier_logits.log_softmax(dim=1).mean().item()
+    assert (early, late) == (pytest.approx(0.2 * plain), pytest.approx(1.8 * plain))
+    pictures, strengths = torch.ones(2, 3, 4, 4), torch.tensor([0.3, 1])
+    outliers, share = softer.expose(exposure(0 * pictures, pictures, strengths=strengths))
+    assert (outliers == 1).all() and share.tolist() == pytest.approx([0.7, 0])
+    at = step(id_share=share)
+    target = torch.full((2, 3), 1 / 3)
+    target[0] = 0.3 / 3
+    target[0, at.labels[at.sources[0]]] += 0.7
+    expected = -(target * at.outlier_logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert softer(at).item() == pytest.approx(expected.item())
+    assert softer.keeps_pairs and softer.weight == 0.5
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "unipc"])

@@ -33,19 +33,19 @@ def plain(images) -> Pixels:
 def test_items_keep_image_label_outlier_and_round_trip_together(images, outliers):
     rounds = shapes(["horizontal", "vertical"], 12, seed=2)
     strengths = tuple(k / 12 for k in range(1, 13))
-    items = TrainingItems(images, OutlierPairs(images, outliers, rounds, strengths), 0.5, plain, plain)
+    items = TrainingItems(images, OutlierPairs(images, outliers, rounds, strengths), plain, plain)
     for i in range(12):
         item = items[i]
         for name, source in (("image", images), ("outlier", outliers), ("reconstruction", rounds)):
             assert torch.equal(item[name], pil_to_tensor(source.image(i)))
-        assert (item["label"], item["is_used"]) == (images.labels[i], strengths[i] >= 0.5)
+        assert (item["label"], item["strength"]) == (images.labels[i], pytest.approx(strengths[i]))
 
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_outliers_alone_undergo_what_is_done_to_outliers(images, outliers, paired):
     rounds = shapes(["horizontal", "vertical"], 12, seed=2)
     given = OutlierPairs(images, outliers, rounds, (1.0,) * 12) if paired else outliers.take([3])
-    items = TrainingItems(images, given, 0.0, plain, lambda some: Pixels(some, lambda one: 255 - pil_to_tensor(one)))
+    items = TrainingItems(images, given, plain, lambda some: Pixels(some, lambda one: 255 - pil_to_tensor(one)))
     item = items[3]
     assert torch.equal(item["outlier"], 255 - pil_to_tensor(outliers.image(3)))
     assert torch.equal(item["image"], pil_to_tensor(images.image(3)))
@@ -57,20 +57,20 @@ def test_of_several_outliers_of_an_image_one_is_drawn_each_time(images, outliers
     others = shapes(["diagonal"], 12, seed=5, labelled=False)
     joined = ImageSet(outliers.keys * 2, (), (), lambda i: (outliers, others)[i // 12].image(i % 12))
     both = OutlierPairs(images, joined, None, (1.0,) * 12 + (0.1,) * 12)
-    items = TrainingItems(images, both, 0.5, plain, plain)
+    items = TrainingItems(images, both, plain, plain)
     torch.manual_seed(0)
     for i in range(12):
         known = [pil_to_tensor(one.image(i)) for one in (outliers, others)]
         found = [items[i] for _ in range(30)]
         drawn = [[torch.equal(item["outlier"], one) for one in known].index(True) for item in found]
         assert 5 < sum(drawn) < 25
-        assert [item["is_used"] for item in found] == [not which for which in drawn]
+        assert [item["strength"] == 1 for item in found] == [not which for which in drawn]
 
 
 def test_id_images_undergo_what_their_outliers_have_undergone(images, outliers):
     """Scaled up for the model, down to be kept, and through the codec; outliers and round trips are as they were."""
     rounds, form = shapes(["horizontal", "vertical"], 12, seed=2), KeptForm(48, 12, "jpeg", 50)
-    items = TrainingItems(images, OutlierPairs(images, outliers, rounds, (1.0,) * 12, form), 0.5, plain, plain)
+    items = TrainingItems(images, OutlierPairs(images, outliers, rounds, (1.0,) * 12, form), plain, plain)
     for i in range(12):
         item, image = items[i], images.image(i).convert("RGB")
         for side in (48, 12):
@@ -84,18 +84,18 @@ def test_id_images_undergo_what_their_outliers_have_undergone(images, outliers):
 
 def test_outliers_without_pairs_are_drawn_anew(images, outliers):
     few = outliers.take(range(3))
-    items = TrainingItems(images, few, 0.5, plain, plain)
+    items = TrainingItems(images, few, plain, plain)
     known = [pil_to_tensor(few.image(k)) for k in range(3)]
     torch.manual_seed(0)
     drawn = [[torch.equal(item["outlier"], one) for one in known].index(True) for item in (items[0] for _ in range(60))]
-    assert min(drawn.count(k) for k in range(3)) > 8 and items[0]["is_used"]
+    assert min(drawn.count(k) for k in range(3)) > 8 and items[0]["strength"] == 1
 
 
 def test_drawing_from_a_large_set_takes_no_longer_than_from_a_small_one(images, outliers, monkeypatch):
     monkeypatch.setattr(training_data, "SHUFFLED", 2)
     monkeypatch.setattr(torch, "randperm", None)
     few = damaged(outliers.take(range(4)), 1)
-    items = TrainingItems(images, few, 0.5, plain, plain)
+    items = TrainingItems(images, few, plain, plain)
     known = {k: pil_to_tensor(few.image(k)) for k in (0, 2, 3)}
     torch.manual_seed(0)
     found = [items[0] for _ in range(90)]
@@ -105,11 +105,11 @@ def test_drawing_from_a_large_set_takes_no_longer_than_from_a_small_one(images, 
     torch.manual_seed(0)
     assert all(torch.equal(items[0]["outlier"], item["outlier"]) for item in found)
     with pytest.raises(ValueError, match="all of 100 outliers or fewer"):
-        TrainingItems(images, damaged(few, 0, 2, 3), 0.5, plain, plain)[0]
+        TrainingItems(images, damaged(few, 0, 2, 3), plain, plain)[0]
 
 
 def test_unreadable_items_give_way_to_the_next_and_are_named(images, outliers):
-    items = TrainingItems(damaged(images, 4, 11), beside(images, damaged(outliers, 5)), 0.0, plain, plain)
+    items = TrainingItems(damaged(images, 4, 11), beside(images, damaged(outliers, 5)), plain, plain)
     found = items[4]
     assert torch.equal(found["image"], pil_to_tensor(images.image(6)))
     assert [reject["key"] for reject in found["rejects"]] == ["0-4", "0-5"]
@@ -125,7 +125,7 @@ def test_errors_of_the_disk_are_not_taken_for_bad_images(images):
 
     broken = type(images)(images.keys, images.labels, images.classes, image)
     with pytest.raises(OSError, match="Input/output error"):
-        TrainingItems(broken, None, 0.0, plain, plain)[0]
+        TrainingItems(broken, None, plain, plain)[0]
     with pytest.raises(OSError, match="Input/output error"):
         Labelled(broken, pil_to_tensor)[0]
 

@@ -95,7 +95,7 @@ def test_losses_of_a_batch_are_those_of_the_paper(id_images, outliers):
     losses = training._losses(batch, 0.0)
     with torch.no_grad():
         known = detector(batch["image"] / 255), detector(batch["reconstruction"] / 255)
-        used = batch["is_used"]
+        used = batch["strength"] > 0.5
         ood, features = detector(batch["outlier"][used] / 255, with_features=True)
         id_features = detector.features(batch["image"][used] / 255)
     expected = sum(nn.functional.cross_entropy(logits, batch["label"]) for logits in known) / 2
@@ -133,8 +133,8 @@ def test_only_outliers_of_enough_strength_are_used(id_images, outliers):
     for batch in training.loader:
         batch.pop("rejects")
         step, logits, labels = training._forward(batch, 0.0)
-        assert step.sources.tolist() == [i for i, used in enumerate(batch["is_used"].tolist()) if used]
-        assert len(step.outlier_logits) == len(step.sources) == batch["is_used"].sum()
+        assert step.sources.tolist() == [i for i, strength in enumerate(batch["strength"].tolist()) if strength > 0.5]
+        assert len(step.outlier_logits) == len(step.sources) > 0
         assert len(logits) == len(labels) == len(batch["image"])
 
 

@@ -1,6 +1,8 @@
 """Each training method within a training: it learns the classes, is taken up after a stop, and its detector scores."""
 
+import json
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sona_pipeline.evaluation.score_table import TestSets
 from sona_pipeline.training.items import Plain, TrainingSets
 from sona_pipeline.training.loop import Training
 from sona_pipeline.training.methods import METHODS
+from sona_pipeline.training.methods.base import Method
 from sona_pipeline.training.methods.cider import CIDER
 from sona_pipeline.training.methods.udg import UDG
 from sona_pipeline.training.settings import RECIPES
@@ -71,6 +74,30 @@ def test_stopped_training_goes_on_to_the_same_weights(method, id_images, validat
     resumed = train_detector(id_images, settings, **options, output=tmp_path / "stopped")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+class Strengths(Method):
+    """Notes the strengths of the outliers that it sees."""
+
+    seen: ClassVar[list[float]] = []
+
+    def expose(self, exposure):
+        self.seen.extend(exposure.strengths.tolist())
+        return super().expose(exposure)
+
+    def forward(self, step):
+        return step.outlier_logits.square().mean()
+
+
+def test_a_method_of_ones_own_is_trained_by_its_name(id_images, validation, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS, "_places", dict(METHODS._places))
+    METHODS.add("strengths", f"{__name__}:Strengths")
+    strengths = tuple(0.25 if k % 4 else 0.75 for k in range(len(id_images)))
+    settings = replace(SETTINGS, method="strengths", min_strength=0.5, epochs=1)
+    outliers = replace(pairs, strengths=strengths)
+    train_detector(id_images, settings, validation=validation, outliers=outliers, output=tmp_path)
+    assert Strengths.seen == [0.75] * (len(id_images) // 4)
+    assert json.loads((tmp_path / "training.json").read_text())["method"] == "strengths"
 
 
 @pytest.mark.parametrize("method", ["mcd", "udg"])

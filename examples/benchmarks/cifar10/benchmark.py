@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pandas as pd
@@ -18,7 +19,7 @@ from pretrained import FINE_TUNING
 from records import MADE, THRESHOLDS, VERSIONS, WORK, Records, Scores, digest_of_model
 from remedies import REMEDIES
 from rows import DISPENSABLE, SETS, Row, Table
-from sets import SECONDS, make_set
+from sets import SECONDS, Recipe, make_set
 
 from sona_pipeline import (
     POST_HOC,
@@ -46,8 +47,8 @@ RECIPE = replace(RECIPES["small"], outlier_augmentation="none")
 """The recipe of all rows; those that are about what the package ships have its augmentation of outliers again."""
 OWN = "own"
 """The score of a table where each row has its own."""
-OPTIONAL = ("also", "reject")
-"""Of a row; the records of rows without them do not name them."""
+OPTIONAL = ("also", "reject", "thresholding")
+"""Of rows and recipes; the records of those without them do not name them."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
 BATCH_SIZE = 250
 
@@ -105,9 +106,9 @@ class Benchmark:
         """What a row's detectors follow from, beside images and diffusion model, and what they are judged by."""
         defaults = asdict(TrainingSettings())
         made = {
-            "row": {name: value for name, value in asdict(row).items() if value or name not in OPTIONAL},
-            "set": asdict(SETS[row.sets[0]]) if row.sets else None,
-            **({"also": [asdict(SETS[name]) for name in row.also]} if row.also else {}),
+            "row": _described(row),
+            "set": _described(SETS[row.sets[0]]) if row.sets else None,
+            **({"also": [_described(SETS[name]) for name in row.also]} if row.also else {}),
             "training": {name: value for name, value in asdict(self.recipe).items() if value != defaults[name]},
             "start": self.start_of(row),
             "scores": table.scores or [row.score],
@@ -242,3 +243,7 @@ class Benchmark:
     def results(self, name: str) -> Path:
         """Folder of what a table's detectors were found to do, below the benchmark's folder."""
         return self.folder / "results" / name
+
+
+def _described(what: Row | Recipe) -> dict[str, Any]:
+    return {name: value for name, value in asdict(what).items() if value or name not in OPTIONAL}

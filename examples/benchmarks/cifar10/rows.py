@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from far_kinds import KINDS
+from methods import RISING, SOFTER
 from sets import Recipe
 
 FEW_STEPS = [
@@ -46,6 +47,7 @@ SETS = {
     "labels-12": Recipe(changes=FEW | {"blend": "labels"}, scheduler="unipc"),
     "scale-5-12": Recipe(changes=FEW | {"guidance_scale": 5.0}, scheduler="unipc"),
     "scale-5-lambda-0.4-12": Recipe(changes=FEW | {"guidance_scale": 5.0, "mask_threshold": 0.4}, scheduler="unipc"),
+    "thresholding-12": Recipe(changes=FEW, scheduler="unipc", thresholding=True),
     "sega": Recipe(changes={"way": "sega"}, batch_size=10_000),
     "leditspp": Recipe(changes={"way": "leditspp"}, batch_size=10_000),
     "diffedit": Recipe(changes={"way": "diffedit"}),
@@ -275,14 +277,17 @@ TABLES = {
             "two outliers an image": replace(FAST, also=("again-12",)),
             "guidance scale 5": Row("scale-5-12", SHIPPED_RECIPE),
             "guidance scale 5, lambda 0.4": Row("scale-5-lambda-0.4-12", SHIPPED_RECIPE),
+            "dynamic thresholding": Row("thresholding-12", SHIPPED_RECIPE),
             "all from strength 0.4 on": Row("strong-12", SHIPPED_RECIPE),
             "all from strength 0.6 on": Row("stronger-12", SHIPPED_RECIPE),
             "strength from 0.6 on": fast_with(min_strength=0.6),
             "strength from 0.8 on": fast_with(min_strength=0.8),
-            "any strength": fast_with(min_strength=0.0),
+            "any strength": fast_with(**ANY_STRENGTH),
             "no augmentation of outliers": Row("unipc-12"),
             "beta 0.25": fast_with(outlier_weight=0.25),
             "beta 1": fast_with(outlier_weight=1.0),
+            "beta rising from 0 to 1": fast_with(method=RISING),
+            "softer targets, any strength": fast_with(method=SOFTER, **ANY_STRENGTH),
             "z-scored features": fast_with(feature_scale=0.5),
             "energy margins": fast_with(method="energy"),
             "no mutual information": fast_with(mi_weight=0.0),

@@ -51,6 +51,6 @@ def step_of(training: Training):
     if training.loader.dataset.outlier is not None:
         batch["outlier"] = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         batch["outlier_place"] = torch.arange(BATCH_SIZE, device=device)
-        batch["is_used"] = torch.ones(BATCH_SIZE, dtype=torch.bool, device=device)
+        batch["strength"] = torch.ones(BATCH_SIZE, device=device)
     training.model.train()
     return lambda: training.step(batch, progress=0.0)

@@ -49,6 +49,7 @@ class Exposure:
     Attributes:
         images, labels: `[U, 3, H, W]` in [0, 1], and `[U]`, of the ID images.
         outliers: their own outliers `[U, 3, H, W]`; none of a method that makes them.
+        strengths: `[U]`, share of the diffusion steps that each outlier was noised by; 1 of any other image.
         classify: the network as it is.
         deviation: `[1, 3, 1, 1]`, standard deviation of the pixels that the network's images are divided by.
         progress: see `Step`.
@@ -57,6 +58,7 @@ class Exposure:
     images: torch.Tensor
     labels: torch.Tensor
     outliers: torch.Tensor
+    strengths: torch.Tensor
     classify: Classify
     deviation: torch.Tensor
     progress: float
