@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -283,6 +284,12 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert differences.groupby(["test", "set", "metric"]).size().max() == 1 and "far mean" in set(differences["set"])
     row = differences[(differences["test"] == "test") & (differences["set"] == "mnist")].iloc[0]
     assert row["row"] == "without" and row["difference"] == pytest.approx(means.iloc[1] - means.iloc[0], abs=0.06)
+    run("so-far", "round-trips", *places[2:4], "--per-class", 2)
+    said = (folder / "so-far.md").read_text()
+    (far,) = differences[(differences["test"] == "validation") & (differences["set"] == "far mean")].query(
+        "metric == 'AUROC'"
+    )["difference"]
+    assert "| with | 1 |" in said and re.search(rf"\| without, energy \| 1 \|.*{re.escape(far)} \(", said)
     texts = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     made = tmp_path / "per-class-2"
     made.rename(tmp_path / "away")
@@ -304,6 +311,26 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     rows = first[(first["test"] == "validation") & (first["method"] == "with") & (first["metric"] == "auroc")]
     near = rows[(rows["group"] == "near_ood") & (rows["set"] == "mean")]["mean"].iloc[0]
     assert aurocs.loc["with, near mean", "as they are"] == pytest.approx(near, abs=0.06)
+
+
+def test_what_is_recorded_so_far_is_shown_by_row_and_seed(bench, tmp_path):
+    table = bench.rows.Table("Some", dict.fromkeys(("a", "b", "c"), bench.rows.Row(None)), seeds=2, baseline="a")
+
+    def scores(shift: float) -> pd.DataFrame:
+        groups = ["id"] * 4 + ["near_ood"] * 4
+        columns = {"set": ["id"] * 4 + ["near"] * 4, "key": [*map(str, range(8))], "label": [0] * 4 + [-1] * 4}
+        energies = [0.0, 1, 2, 3, *(k + shift for k in range(4))]
+        return pd.DataFrame({"group": groups, **columns, "predicted": 0, "confidence": 1.0, "energy": energies})
+
+    for name, shift in {"a-0": 0.5, "a-1": 0.5, "b-1": 10, "other-0": 1}.items():
+        table_of_row = scores(shift)
+        table_of_row.attrs = {bench.records.THRESHOLDS: {}}
+        table_of_row.to_parquet(tmp_path / f"{name}.parquet")
+    found = bench.so_far.recorded(tmp_path, table)
+    assert {name: list(by_seed) for name, by_seed in found.items()} == {"a": [0, 1], "b": [1]}
+    said = bench.so_far.text_so_far(table, found)
+    assert "| a | 2 | 62.50 ± 0.00 |" in said and "| b | 1 | 100.00 |" in said
+    assert re.search(r"\| b, energy \| 1 \| \+37.5 \(", said)
 
 
 def test_folders_have_the_very_images_of_the_benchmark(bench, data, tmp_path):

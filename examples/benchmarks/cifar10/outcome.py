@@ -91,8 +91,8 @@ def write_outcome(
     """
     rows = pd.concat([table.assign(test=test) for test, table in found.items()])
     write_text(folder / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
-    cells = _cells(found)
-    lines = [f"# {title}", "", NOTE, "", *_table(cells)]
+    cells = cells_of(found)
+    lines = [f"# {title}", "", NOTE, "", *table_of(cells)]
     lines += [f"\n{name} has no row: {plain(reason)}." for name, reason in failed.items()]
     _write_parts(folder, lines, parts, run)
     save_figure(_figure(found), folder / "results.png")
@@ -106,7 +106,7 @@ def write_parts(folder: Path, title: str, run: dict, parts: Sequence[Part]) -> N
 def _write_parts(folder: Path, lines: list[str], parts: Sequence[Part], run: dict) -> None:
     for part in parts:
         write_text(folder / part.file, part.rows.to_csv(index=False, lineterminator="\n"))
-        lines += ["", f"## {part.title}", "", part.note, "", *_table(part.rows.set_index(part.rows.columns[0]))]
+        lines += ["", f"## {part.title}", "", part.note, "", *table_of(part.rows.set_index(part.rows.columns[0]))]
     lines += ["", f"Made by `{run['command']}`; counts, versions and times are in `run.json`."]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
     write_text(folder / "run.json", json.dumps(run, indent=2) + "\n")
@@ -191,7 +191,7 @@ def description(folder: Path, images: ImageSet, judge: Judge) -> dict[str, float
     }
 
 
-def _cells(found: Found) -> pd.DataFrame:
+def cells_of(found: Found) -> pd.DataFrame:
     """The table to be read: a row a method and score."""
     columns: dict[str, dict] = {"seeds": {}}
     for column in columns_of(found):
@@ -211,7 +211,7 @@ def means_of(table: pd.DataFrame, column: Column) -> pd.DataFrame:
     return table[(table["group"] == column.group) & (table["set"] == name) & (table["metric"] == column.metric)]
 
 
-def _table(cells: pd.DataFrame) -> list[str]:
+def table_of(cells: pd.DataFrame) -> list[str]:
     head = [cells.index.name, *map(str, cells.columns)]
     lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
     return lines + [
@@ -223,7 +223,7 @@ def _table(cells: pd.DataFrame) -> list[str]:
 def _figure(found: Found) -> Figure:
     """AUROC of every row: a point a group, with the standard deviation over seeds as a bar."""
     columns = [column for column in columns_of(found) if column.metric == "auroc"]
-    names = list(_cells(found).index)
+    names = list(cells_of(found).index)
     figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(names)), layout="constrained")
     axis = figure.subplots()
     for k, column in enumerate(columns):

@@ -41,6 +41,7 @@ from records import Records, seconds_of, versions_of
 from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from sets import SECONDS
 from shortcuts import changed, changes, describe_changes, describe_measures
+from so_far import recorded, text_so_far
 
 from sona_pipeline import compare, open_outlier_set, save_figure, write_text
 
@@ -145,6 +146,31 @@ def table(
         else:
             benchmark = Benchmark(opened, output, per_class)
         make_table(benchmark, name, seeds, results / folder_of(name, per_class), weights)
+
+
+@app.command
+def so_far(
+    name: Annotated[str, Parameter(choices=tuple(TABLES))],
+    /,
+    *,
+    per_class: Annotated[int, Parameter(validator=Number(gte=2))] = PER_CLASS,
+    results: Path = RESULTS,
+) -> None:
+    """Write what the rows and seeds of a table that are made say on validation images, and make nothing.
+
+    Args:
+        name: The table.
+        per_class: ID training images of each class.
+        results: Folder of tables and plots.
+    """
+    folder = results / folder_of(name, per_class)
+    found = recorded(folder / "scores" / "validation", TABLES[name])
+    if not found:
+        raise SystemExit(f"{folder} has no scores of validation images: make some of the table first")
+    text = text_so_far(TABLES[name], found)
+    command = f"python examples/benchmarks/cifar10/run.py so-far {name} --per-class {per_class}"
+    write_text(folder / "so-far.md", f"{text}\nMade by `{command}`.\n")
+    print(text)
 
 
 @app.command
