@@ -139,13 +139,13 @@ def process(connection: socket.socket) -> int:
 
 
 def start(arguments: list[str]) -> None:
-    """`python` with these arguments: `-c CODE`, `-m MODULE` or a script, and what follows."""
+    """`python` with these arguments: `-c CODE`, `-m MODULE` or a script, and what follows; `-u` changes nothing."""
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
     sys.stdout = os.fdopen(1, "w", 1, encoding, closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding, "backslashreplace", closefd=False)
     sys.path[0] = ""
     sys.path[1:1] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    kind, *others = arguments
+    kind, *others = arguments[arguments[0] == "-u" :]
     if kind == "-c":
         sys.argv = ["-c", *others[1:]]
         exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
@@ -153,7 +153,7 @@ def start(arguments: list[str]) -> None:
         sys.argv = others
         runpy.run_module(others[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv, sys.path[0] = arguments, str(Path(kind).resolve().parent)
+        sys.argv, sys.path[0] = [kind, *others], str(Path(kind).resolve().parent)
         runpy.run_path(kind, run_name="__main__")
 
 

@@ -138,6 +138,7 @@ def run(model):
         warm, own = Path(package_python()).parent, Path(sys.executable).parent
         path = os.pathsep.join([*([str(tools)] if tools else []), str(warm), str(own), os.environ["PATH"]])
         environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "MODEL": str(model), "OUT": str(output)}
+        environment |= {"PYTHON_EXEC": package_python()}  # of what torch launches
         environment |= SMALL | {name: str(value) for name, value in settings.items()}
         done = subprocess.run(
             ["bash", str(FOLDER / script), *arguments], capture_output=True, text=True, env=environment

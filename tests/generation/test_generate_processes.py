@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm_python import package_python
 from warm_runs import Run, succeed
 
 from sona_pipeline.data import sample
@@ -127,7 +128,7 @@ def test_two_processes_make_the_set_of_one(data, undisturbed, tmp_path):
         [sys.executable, *launch, "-m", "sona_pipeline", *command(data, tmp_path / "set")],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": package_python()},
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(f"Outliers of {COUNT} images") == 1

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shapes import shapes
+from warm_python import package_python
 from warm_runs import Run, succeed
 
 from sona_pipeline.common.files import read_json_lines
@@ -92,7 +93,7 @@ def test_second_run_into_the_same_folder_is_refused(data, tmp_path):
 def test_two_processes_train_one_detector(data, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     run = [*launcher, "sona_pipeline", *command(data, tmp_path / "two", "--mixed-precision", "no")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": package_python()}
     done = subprocess.run(run, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     settings = json.loads((tmp_path / "two" / "training.json").read_text())
