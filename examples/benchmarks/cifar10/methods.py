@@ -14,7 +14,7 @@ class RisingExposure(OutlierExposure):
 
 
 class SofterTargets(MixOE):
-    """Outlier exposure whose target keeps the source's label for the share of the steps that nothing was noised by."""
+    """Outlier exposure whose target keeps the source's label for the share of the steps that it was not noised by."""
 
     weight = OutlierExposure.weight
     keeps_pairs = True

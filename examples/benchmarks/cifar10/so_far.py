@@ -29,8 +29,7 @@ def text_so_far(table: Table, found: Mapping[str, Mapping[int, pd.DataFrame]]) -
     """The table and the differences from its baseline, as Markdown."""
     cells = cells_of({"validation": found_of({name: list(by_seed.values()) for name, by_seed in found.items()})})
     lines = [f"# {table.title}, so far", "", NOTE, "", *table_of(cells)]
-    if table.baseline in found and len(found) > 1:
-        differences = _differences(found, table.baseline)
+    if table.baseline in found and len(differences := _differences(found, table.baseline)):
         lines += ["", DIFFERENCES.format(table.baseline), "", *table_of(differences)]
     return "\n".join(lines) + "\n"
 
