@@ -283,6 +283,7 @@ TABLES = {
             "strength from 0.6 on": fast_with(min_strength=0.6),
             "strength from 0.8 on": fast_with(min_strength=0.8),
             "any strength": fast_with(**ANY_STRENGTH),
+            "strength from 0.2 on": fast_with(min_strength=0.2),
             "no augmentation of outliers": Row("unipc-12"),
             "beta 0.25": fast_with(outlier_weight=0.25),
             "beta 1": fast_with(outlier_weight=1.0),
