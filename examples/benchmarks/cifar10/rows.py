@@ -270,6 +270,7 @@ TABLES = {
             "SONA": FAST,
             "cross-entropy": CROSS_ENTROPY,
             "real outliers": Row("real", SHIPPED_RECIPE),
+            "50 DDIM steps": Row("sona", SHIPPED_RECIPE),
             "text-to-image": Row("text-to-image-12", SHIPPED_RECIPE),
             "half text-to-image": replace(FAST, also=("text-to-image-12",)),
             "half between two ID classes": replace(FAST, also=("classes-12",)),
