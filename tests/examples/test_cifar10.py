@@ -286,10 +286,9 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert row["row"] == "without" and row["difference"] == pytest.approx(means.iloc[1] - means.iloc[0], abs=0.06)
     run("so-far", "round-trips", *places[2:4], "--per-class", 2)
     said = (folder / "so-far.md").read_text()
-    (far,) = differences[(differences["test"] == "validation") & (differences["set"] == "far mean")].query(
-        "metric == 'AUROC'"
-    )["difference"]
-    assert "| with | 1 |" in said and re.search(rf"\| without, energy \| 1 \|.*{re.escape(far)} \(", said)
+    is_near = (differences["test"] == "validation") & (differences["set"] == "near mean")
+    near = differences[is_near & (differences["metric"] == "AUROC")]["difference"].item()
+    assert "| with | 1 |" in said and re.search(rf"\| without, energy \| 1 \| {re.escape(f'{near:+.1f}')} \(", said)
     texts = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     made = tmp_path / "per-class-2"
     made.rename(tmp_path / "away")
