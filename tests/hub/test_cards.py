@@ -211,6 +211,7 @@ def test_a_set_of_another_way_is_not_called_sonas(found):
         ({}, TRAINING | {"mi_weight": 1.0}, "Trained by outlier exposure with mutual information, from scratch"),
         ({}, TRAINING | {"outliers": None}, "Trained by cross-entropy, without outliers"),
         ({}, TRAINING | {"outliers": None, "method": "cider"}, "Trained by CIDER, from scratch"),
+        ({}, TRAINING | {"method": "mine"}, "Trained by MINE, from scratch"),  # of somebody's own
         ({"crop_pct": 0.5}, None, "scaled to 32 x 32 pixels (Lanczos), of which the middle 16 x 16"),
         ({"score": "msp", "temperature": 2.0}, None, "`msp` at temperature 2"),
     ],
