@@ -103,7 +103,7 @@ def open_group(name: str, root: str | Path, group: str) -> dict[str, ImageSet]:
     }
 
 
-def test_lists(name: str, root: str | Path) -> list[Path]:
+def lists_of_tests(name: str, root: str | Path) -> list[Path]:
     """The image lists of a benchmark's ID and OOD test sets."""
     benchmark = _benchmark(name)
     listed = [benchmark.parts["test"], *(one for group in benchmark.groups.values() for one in group.values())]

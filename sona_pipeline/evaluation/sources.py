@@ -128,7 +128,7 @@ def _open_benchmark(
 ) -> Opened:
     if source.id or source.near or source.far or source.shifted or not source.root:
         raise ValueError("--benchmark brings its own test sets: give --root with it, and no --id, --near or --far")
-    tests = {str(path.resolve()) for path in openood.test_lists(name, source.root)}
+    tests = {str(path.resolve()) for path in openood.lists_of_tests(name, source.root)}
     for option, place in (("--validation", source.validation), ("--validation-ood", source.validation_ood)):
         if place and real_place(place) in tests:
             raise ValueError(f"{option} {place} {_CHOSEN_BY_TESTS}, or none for those of the benchmark")

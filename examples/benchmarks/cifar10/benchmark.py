@@ -38,7 +38,6 @@ from sona_pipeline import (
     open_outlier_sets,
     score_images,
     settle_settings,
-    stems,
     train_detector,
     write_text,
 )
@@ -81,12 +80,11 @@ class Benchmark:
         """
         found: dict[str, dict[str, list[pd.DataFrame]]] = {test: {name: [] for name in table.rows} for test in tests}
         failed: dict[str, str] = {}
-        names = [name for _ in range(seeds) for name in table.rows]
-        for k, (name, stem) in enumerate(zip(names, stems(names))):
+        for name, seed, stem in table.detectors(seeds):
             if name in failed:
                 continue
             row = table.rows[name]
-            make = partial(self._scored, table, row, k // len(table.rows), tests)
+            make = partial(self._scored, table, row, seed, tests)
             try:
                 scores = records.of(stem, self.how_made(table, row), make)
             except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:

@@ -7,6 +7,8 @@ from far_kinds import KINDS
 from methods import RISING, SOFTER
 from sets import Recipe
 
+from sona_pipeline import stems
+
 FEW_STEPS = [
     (name, title, steps)
     for name, title in (("ddim", "DDIM"), ("dpmsolver++", "DPM-Solver++"), ("unipc", "UniPC"), ("euler", "Euler"))
@@ -127,6 +129,11 @@ class Table:
     far_validation: tuple[str, ...] = ()
     baseline: str | None = None
     is_choice: bool = False
+
+    def detectors(self, seeds: int) -> list[tuple[str, int, str]]:
+        """Row, seed and name of the records of each detector, all rows of a seed before the next."""
+        pairs = [(name, seed) for seed in range(seeds) for name in self.rows]
+        return [(*pair, stem) for pair, stem in zip(pairs, stems([name for name, _ in pairs]))]
 
 
 SHIPPED = ("clothing", "photos")

@@ -7,7 +7,7 @@ import pandas as pd
 from outcome import WORDS, cells_of, found_of, table_of
 from rows import Table
 
-from sona_pipeline import compare, read_scores, stems
+from sona_pipeline import compare, read_scores
 
 SHOWN = (("near_ood", "auroc"), ("near_ood", "fpr95"), ("far_ood", "auroc"), ("id", "accuracy"))
 NOTE = """In % on validation images, mean ± standard deviation over the seeds that there are."""
@@ -17,11 +17,10 @@ bootstrap over images and seeds. Intervals of one seed say nothing about other s
 
 def recorded(folder: Path, table: Table) -> dict[str, dict[int, pd.DataFrame]]:
     """The scores in a folder of records, by row and seed."""
-    names = [name for _ in range(table.seeds) for name in table.rows]
     found: dict[str, dict[int, pd.DataFrame]] = {}
-    for k, (name, stem) in enumerate(zip(names, stems(names))):
+    for name, seed, stem in table.detectors(table.seeds):
         if (path := folder / f"{stem}.parquet").exists():
-            found.setdefault(name, {})[k // len(table.rows)] = read_scores(path)
+            found.setdefault(name, {})[seed] = read_scores(path)
     return {name: found[name] for name in table.rows if name in found}
 
 
