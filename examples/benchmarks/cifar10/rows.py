@@ -303,6 +303,9 @@ TABLES = {
             "mutual information at the literal weight": fast_with(mi_weight=FEATURES),
             "filter of RODEO": replace(FAST, reject="rodeo"),
             "filter of Bad-OOD": replace(FAST, reject="bad-ood"),
+            "two outliers and a third text-to-image, strength from 0.2 on": replace(
+                fast_with(min_strength=0.2), also=("again-12", "text-to-image-12")
+            ),
         },
         scores=("energy", "knn", "energy_and_knn"),
         seeds=3,
