@@ -79,17 +79,20 @@ def import_libraries() -> None:
 
 
 def import_package() -> None:
-    """The package, and what transformers and diffusers load with a model and keep."""
+    """The package, and what transformers, diffusers and matplotlib load with their first model or figure, and keep."""
     import datasets  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
+    import numpy as np
 
+    import sona_pipeline.cli.app
     import sona_pipeline.evaluation.evaluate
     import sona_pipeline.generation.generate
     import sona_pipeline.generation.inspection
     import sona_pipeline.training.train  # noqa: F401
     from sona_pipeline import load_pipeline
+    from sona_pipeline.common.figures import figure_png, scores_figure
     from sona_pipeline.data.class_names import synsets
 
+    figure_png(scores_figure({"": {"": np.arange(9.0)}}))
     load_pipeline("tiny", "cpu")
     synsets("cat")
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sona_pipeline.common.figures import show_image
+from sona_pipeline.common.figures import extent, grid_of_images, show_image
 from sona_pipeline.pipelines.core import SONAMixin
 
 MASKS = {
@@ -69,25 +69,19 @@ def _draw_masks(
     tensors: list[dict[str, torch.Tensor]],
 ) -> Figure:
     rows = ["denoised", *MASKS.values()]
-    figure = Figure(figsize=(1.25 * (len(images) + 1) + 0.8, 1.35 * len(rows) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows), len(images) + 1, squeeze=False)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_frame_on(False)
-    for axis, name in zip(axes[:, 0], rows):
-        axis.set_ylabel(name, fontsize=9)
-    for axis in axes[:, 0]:
-        show_image(axis, source)
-    axes[0, 0].set_title("source", fontsize=9)
+    figure = Figure(figsize=(1.25 * (len(images) + 1) + 0.8, 1.25 * len(rows) + 0.6), layout="constrained")
+    axis = grid_of_images(figure, len(images) + 1, len(rows))
+    for row, name in enumerate(rows):
+        axis.text(-0.53, row, name, fontsize=9, rotation=90, ha="right", va="center")
+        show_image(axis, source, 0, row)
+    axis.text(0, -0.5, "source", fontsize=9, ha="center", va="bottom")
     first = steps[0]
     for column, (step, image, masks) in enumerate(zip(steps, images, tensors), start=1):
-        axes[0, column].set_title(f"t = {stop_step - (step - first)}", fontsize=9)
-        show_image(axes[0, column], image)
+        axis.text(column, -0.5, f"t = {stop_step - (step - first)}", fontsize=9, ha="center", va="bottom")
+        show_image(axis, image, column, 0)
         for row, name in enumerate(MASKS, start=1):
-            show_image(axes[row, column], image)
+            show_image(axis, image, column, row)
             share = masks[name].mean(dim=0).numpy()
-            extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
-            axes[row, column].imshow(share, cmap="autumn", alpha=0.75 * share, extent=extent, vmin=0, vmax=1)
+            axis.imshow(share, cmap="autumn", alpha=0.75 * share, extent=extent(image, column, row), vmin=0, vmax=1)
     figure.suptitle(f"{labels[0]} → {labels[1]}, stop step {stop_step}: masks over the steps", fontsize=10)
     return figure

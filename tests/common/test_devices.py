@@ -1,11 +1,11 @@
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pictures import write_sample
+from warm_python import package_python
 
 from sona_pipeline import TINY_DETECTOR, load_detector, load_pipeline
 from sona_pipeline.cli.app import main
@@ -110,7 +110,7 @@ def test_compiler_that_is_missing_is_one_sentence_before_anything_is_loaded(tmp_
         "except ValueError as error:\n    print(error)"
     )
     environment = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([package_python(), "-c", script], env=environment, capture_output=True, text=True, check=True)
     (said,) = done.stdout.splitlines()
     assert said.startswith("the denoiser cannot be compiled here (") and "install a C++ compiler, such as g++" in said
 

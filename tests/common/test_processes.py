@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from warm_python import package_python
 
 CODE = """
 import signal
@@ -26,7 +27,7 @@ def environment(**announced: str) -> dict[str, str]:
 
 def run(seconds: float = 2, **announced: str) -> subprocess.CompletedProcess:
     code = CODE.format(seconds=seconds)
-    return subprocess.run([sys.executable, "-c", code], env=environment(**announced), capture_output=True, text=True)
+    return subprocess.run([package_python(), "-c", code], env=environment(**announced), capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_processes_that_come_late_are_met(port):
     members = []
     for rank in "210":
         known = environment(**ANNOUNCED | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port})
-        command = [sys.executable, "-c", CODE.format(seconds=120)]
+        command = [package_python(), "-c", CODE.format(seconds=120)]
         members.append(subprocess.Popen(command, env=known, stdout=subprocess.PIPE, text=True))
         time.sleep(1)
     assert [member.communicate()[0] for member in members] == ["3\n"] * 3

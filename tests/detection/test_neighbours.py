@@ -3,13 +3,13 @@
 import json
 import math
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from shapes import damaged, shapes
 from sklearn.neighbors import NearestNeighbors
+from warm_python import package_python
 
 from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
@@ -108,7 +108,7 @@ def test_saved_and_loaded_in_another_process_it_says_the_same(detector, tmp_path
     assert torch.equal(loaded.neighbours, detector.neighbours) and loaded.score_parts == detector.score_parts
     assert detector_identity(loaded) == detector_identity(detector)
     said = calibrated([sample.id_images("test").image(i) for i in range(8)])
-    command = [sys.executable, "-c", LOADED, str(tmp_path)]
+    command = [package_python(), "-c", LOADED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == pytest.approx([one.score for one in said], rel=1e-5, abs=1e-5)
 

@@ -275,18 +275,20 @@ def test_estimate_counts_the_work_and_divides_it(tmp_path, capsys):
 
 
 SRUN = """\
-#!/usr/bin/env bash
 [[ $1 == --kill-on-bad-exit=1 ]] && shift
 SLURM_NODEID=1 "$@" & other=$!
 SLURM_NODEID=0 "$@"
-wait $other
-"""
+wait $other"""
+
+
+ACCELERATE = 'exec python -m accelerate.commands.accelerate_cli "$@"'
 
 
 def slurm(folder: Path) -> dict[str, str]:
     """Settings of a job on two nodes of one device each; `srun` starts both on this machine."""
-    for name, text in {"srun": SRUN, "scontrol": "#!/usr/bin/env bash\necho 127.0.0.1\necho other-node\n"}.items():
-        (folder / name).write_text(text)
+    tools = {"srun": SRUN, "scontrol": "echo 127.0.0.1; echo other-node", "accelerate": ACCELERATE}
+    for name, text in tools.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (folder / name).chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

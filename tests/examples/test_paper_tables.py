@@ -2,12 +2,12 @@
 
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from benchmark_modules import modules_of
+from warm_python import package_python
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 FIGURES = pd.read_csv(FOLDER / "paper" / "figures.csv", dtype={"table": str})
@@ -101,6 +101,6 @@ def test_every_table_is_printed(command, number, tmp_path, capsys):
 
 
 def test_the_command_takes_a_table_and_a_full_size_one_needs_results():
-    line = [sys.executable, str(FOLDER / "run.py"), "table-1", "--scale", "imagenet200"]
+    line = [package_python(), str(FOLDER / "run.py"), "table-1", "--scale", "imagenet200"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode != 0 and "give --results" in done.stderr

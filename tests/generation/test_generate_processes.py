@@ -125,7 +125,7 @@ def test_run_stopped_by_the_keyboard_says_so_and_goes_on_later(data, undisturbed
 def test_two_processes_make_the_set_of_one(data, undisturbed, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = subprocess.run(
-        [sys.executable, *launch, "-m", "sona_pipeline", *command(data, tmp_path / "set")],
+        [package_python(), *launch, "-m", "sona_pipeline", *command(data, tmp_path / "set")],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": package_python()},

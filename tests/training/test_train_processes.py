@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def test_second_run_into_the_same_folder_is_refused(data, tmp_path):
 
 
 def test_two_processes_train_one_detector(data, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    launcher = [package_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     run = [*launcher, "sona_pipeline", *command(data, tmp_path / "two", "--mixed-precision", "no")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": package_python()}
     done = subprocess.run(run, capture_output=True, text=True, env=environment)
