@@ -12,8 +12,19 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
-NAMES = ("pipeline", "detector")
 MOST_BYTES = 600_000
+SMALL = {
+    "pipeline": {
+        "STOP_STEPS = [5, 15, 25, 35, 45, 50]": "STOP_STEPS = [1, 2, 3, 4, 5, 6]",
+        "STOP_STEPS = [15, 25, 35, 45]": "STOP_STEPS = [1, 2, 3, 4]",
+        "stop_step in (20, 30, 40)": "stop_step in (2, 3, 4)",
+    },
+    "detector": {
+        '"train": 70, "validation": 50, "test": 100': '"train": 20, "validation": 10, "test": 20',
+        "epochs=10": "epochs=2",
+    },
+}
+"""Notebooks, and what stands in place of what when the tests run one."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.</:])(?:/|~/|[A-Za-z]:\\)\w[\w.-]*[/\\]|site-packages")
 
 
@@ -46,10 +57,13 @@ def words(cell) -> str:
 
 
 def test_every_notebook_is_tested():
-    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES)
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SMALL)
+    for name, instead in SMALL.items():
+        code = "".join(cell.source for cell in code_cells(read(name)))
+        assert all(code.count(found) == 1 for found in instead)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMALL)
 def test_saved_notebook_can_be_read_as_it_is(name):
     notebook = read(name)
     nbformat.validate(notebook)
@@ -63,22 +77,26 @@ def test_saved_notebook_can_be_read_as_it_is(name):
     assert [found[0] for cell in notebook.cells for found in ABSOLUTE_PATH.finditer(words(cell))] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMALL)
 def test_notebook_uses_nothing_but_exports(name):
     source = "\n".join(cell.source for cell in read(name).cells)
     imports = re.findall(r"^(?:from|import) (sona_pipeline\S*)", source, re.M)
     assert imports and set(imports) == {"sona_pipeline"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMALL)
 def test_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(name, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel has one of its own
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")  # diffusers imports onnxruntime, which would leave a file
     places = {variable: tmp_path / variable for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "TMPDIR", "work")}
     for variable, place in places.items():
         place.mkdir()
         monkeypatch.setenv(variable, str(place))
     notebook = read(name)
     saved = [shown(cell) for cell in code_cells(notebook)]
+    for cell in code_cells(notebook):
+        for found, other in SMALL[name].items():
+            cell.source = cell.source.replace(found, other)
     run(notebook, places["work"])
     assert [shown(cell) for cell in code_cells(notebook)] == saved
     assert not any(places["work"].iterdir())
@@ -86,7 +104,7 @@ def test_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(name, tmp_pa
 
 
 if __name__ == "__main__":
-    for name in NAMES:
+    for name in SMALL:
         notebook = read(name)
         with TemporaryDirectory() as place:
             run(notebook, place)
