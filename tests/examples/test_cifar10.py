@@ -4,6 +4,7 @@ import json
 import math
 import re
 import subprocess
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -509,6 +510,37 @@ def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_pat
     )
     with pytest.raises(RuntimeError, match="four channels"):
         benchmark.scored(bench.rows.Table("", {"SONA": bench.rows.SONA}), 1, {"test": ()}, MAKING)
+
+
+def test_two_runs_share_the_detectors_of_a_table(bench, images, tmp_path, monkeypatch):
+    """Each goes on with what the other one is not at, and both end with everything."""
+    table = bench.rows.Table("", {name: bench.rows.Row(None, {"epochs": k}) for k, name in enumerate("abc", 1)})
+    benchmark = bench.benchmark.Benchmark(SimpleNamespace(train=images), tmp_path, 3)
+    records = SimpleNamespace(kept={}, of=lambda stem, made, make: records.kept.get(stem) or make())
+    made, threads = [], []
+
+    def scored(table, row, seed, tests):
+        number = row.training["epochs"]
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            done.wait(60)  # until the other run has made all else
+        else:
+            made.append((number, seed))
+        stem = next(stem for name, of, stem in table.detectors(2) if (table.rows[name], of) == (row, seed))
+        return records.kept.setdefault(stem, {"test": (number, seed)})
+
+    begun, done = threading.Event(), threading.Event()
+    monkeypatch.setattr(benchmark, "_scored", scored)
+    monkeypatch.setattr(bench.benchmark, "SECONDS_TO_WAIT", 0.01)
+    said = []
+    monkeypatch.setattr("builtins.print", lambda text: said.append(text) or done.set())
+    other = threading.Thread(target=lambda: threads.append(benchmark.scored(table, 2, {"test": ()}, records)))
+    other.start()
+    begun.wait(60)
+    mine = benchmark.scored(table, 2, {"test": ()}, records)
+    other.join(60)
+    assert made == [(2, 0), (3, 0), (1, 1), (2, 1), (3, 1)] and said == ["Another run is at a-0: waiting for it"]
+    assert mine == threads[0] == ({"test": {"a": [(1, 0), (1, 1)], "b": [(2, 0), (2, 1)], "c": [(3, 0), (3, 1)]}}, {})
 
 
 def test_fake_it_draws_with_the_model_stopped_early_or_has_no_row(bench, images, tmp_path, monkeypatch):

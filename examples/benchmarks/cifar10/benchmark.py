@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from sona_pipeline import (
     TrainingSettings,
     evaluate_detectors,
     load_detector,
+    only_run,
     open_outlier_set,
     open_outlier_sets,
     score_images,
@@ -50,6 +51,8 @@ OPTIONAL = ("also", "reject", "thresholding")
 """Of rows and recipes; the records of those without them do not name them."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
 BATCH_SIZE = 250
+SECONDS_TO_WAIT = 5
+"""Where another run is at all that a table still lacks."""
 
 
 class Benchmark:
@@ -76,29 +79,35 @@ class Benchmark:
     ) -> tuple[Scores, dict[str, str]]:
         """Scores of the detectors of a table, by test and row; and, by row, why there are none.
 
-        What `records` lack is made, all rows of a seed before the next. A row whose set cannot be made has none.
+        What `records` lack is made, all rows of a seed before the next, but for what another run is at: that comes
+        last. A row whose set cannot be made has none.
         """
-        found: dict[str, dict[str, list[pd.DataFrame]]] = {test: {name: [] for name in table.rows} for test in tests}
+        found: dict[tuple[str, int], Mapping[str, pd.DataFrame]] = {}
         failed: dict[str, str] = {}
-        for name, seed, stem in table.detectors(seeds):
-            if name in failed:
-                continue
-            row = table.rows[name]
-            make = partial(self._scored, table, row, seed, tests)
-            try:
-                scores = records.of(stem, self.how_made(table, row), make)
-            except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
-                if not set(row.sets) & set(DISPENSABLE):
-                    raise
-                kind = "" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: "
-                failed[name] = f"{kind}{error}"
-            else:
-                for test, of_test in scores.items():
-                    found[test][name].append(of_test)
-        for by_row in found.values():
-            for name in failed:
-                del by_row[name]
-        return found, failed
+        waiting, told = table.detectors(seeds), []
+        while waiting:
+            left = []
+            for name, seed, stem in waiting:
+                row = table.rows[name]
+                make = partial(self._alone, stem, partial(self._scored, table, row, seed, tests))
+                try:
+                    if name not in failed:
+                        found[name, seed] = records.of(stem, self.how_made(table, row), make)
+                except BlockingIOError:
+                    left.append((name, seed, stem))
+                except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
+                    if not set(row.sets) & set(DISPENSABLE):
+                        raise
+                    kind = "" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: "
+                    failed[name] = f"{kind}{error}"
+            if left == waiting:
+                if told != left:
+                    print(f"Another run is at {', '.join(stem for *_, stem in left)}: waiting for it")
+                told = left
+                time.sleep(SECONDS_TO_WAIT)
+            waiting = left
+        rows = [name for name in table.rows if name not in failed]
+        return {test: {name: [found[name, k][test] for k in range(seeds)] for name in rows} for test in tests}, failed
 
     def how_made(self, table: Table, row: Row) -> str:
         """What a row's detectors follow from, beside images and diffusion model, and what they are judged by."""
@@ -117,6 +126,11 @@ class Benchmark:
         """A digest of the weights that training starts from, if they are not random."""
         weights = self.pretrained / "model.safetensors"
         return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if row.is_fine_tuned else None
+
+    def _alone(self, stem: str, make: Callable[[], dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+        """What `make` makes, while no other run is at the detector of that name."""
+        with only_run(self.folder / "running" / stem):
+            return make()
 
     def _scored(self, table: Table, row: Row, seed: int, tests: Mapping[str, TestSets]) -> dict[str, pd.DataFrame]:
         place = self.detector(row, seed)
