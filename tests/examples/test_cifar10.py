@@ -20,7 +20,7 @@ from benchmark_modules import modules_of
 from PIL import Image
 from steps import exposure, network, step
 from tiny_pipelines import build
-from warm_python import fresh_python
+from warm_python import package_python
 
 from sona_pipeline import (
     METHODS,
@@ -246,13 +246,14 @@ def fresh_accelerator():
 
 @pytest.fixture
 def fewer(bench, monkeypatch):
-    """Few validation images, since every score goes through them."""
+    """Few validation images, since every score goes through them, and few steps and epochs."""
     few = {"id_images": lambda part: sample.id_images(part).drawn(20)}
     few["far_ood"] = lambda: {name: images.drawn(20) for name, images in sample.far_ood().items()}
     monkeypatch.setattr(bench.data, "sample", SimpleNamespace(**few))
     monkeypatch.setattr(bench.data, "VALIDATION_PER_CLASS", 10)
     monkeypatch.setattr(bench.far_kinds, "COUNT", 3)
     monkeypatch.setattr(bench.model, "DRAWING_STEPS", 2)
+    monkeypatch.setattr(bench.benchmark.Benchmark, "recipe", replace(bench.benchmark.RECIPE, epochs=2))
 
 
 def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, fewer, monkeypatch):
@@ -264,7 +265,7 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     script = FOLDER.parent.parent / "train_latent_diffusion.py"
     small = ("--unet-steps", 2, "--batch-size", 4, "--autoencoder", "patches")
     command = [script, "--data", tmp_path / "diffusion.parquet", "--output", tmp_path / "model", *small]
-    subprocess.run([fresh_python(), *map(str, command)], check=True)
+    subprocess.run([package_python(), *map(str, command)], check=True)
     places = ("--output", tmp_path, "--results", tmp_path / "results", "--judge", judge)
     run("model", *places, "--per-class", 1)
     assert Image.open(tmp_path / "results" / "model" / "sheet.png").size[0] > 32
