@@ -293,6 +293,7 @@ TABLES = {
             "any strength": fast_with(**ANY_STRENGTH),
             "strength from 0.2 on": fast_with(min_strength=0.2),
             "no augmentation of outliers": Row("unipc-12"),
+            "any strength, no augmentation": Row("unipc-12", ANY_STRENGTH),
             "beta 0.25": fast_with(outlier_weight=0.25),
             "beta 1": fast_with(outlier_weight=1.0),
             "beta rising from 0 to 1": fast_with(method=RISING),
