@@ -269,6 +269,8 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     places = ("--output", tmp_path, "--results", tmp_path / "results", "--judge", judge)
     run("model", *places, "--per-class", 1)
     assert Image.open(tmp_path / "results" / "model" / "sheet.png").size[0] > 32
+    of_both = replace(bench.rows.TABLES["round-trips"], baselines=("with", "without"))
+    monkeypatch.setitem(bench.rows.TABLES, "round-trips", of_both)
     table = ("table", "round-trips", "--data", data, *places, "--per-class", 2, "--seeds", 1)
     run(*table)
     folder = tmp_path / "results" / "round-trips-2"
@@ -286,6 +288,8 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert differences.groupby(["test", "set", "metric"]).size().max() == 1 and "far mean" in set(differences["set"])
     row = differences[(differences["test"] == "test") & (differences["set"] == "mnist")].iloc[0]
     assert row["row"] == "without" and row["difference"] == pytest.approx(means.iloc[1] - means.iloc[0], abs=0.06)
+    turned = pd.read_csv(folder / "differences-without.csv")
+    assert (turned["difference"] == -differences["difference"]).all() and set(turned["row"]) == {"with"}
     run("so-far", "round-trips", *places[2:4], "--per-class", 2)
     said = (folder / "so-far.md").read_text()
     is_near = (differences["test"] == "validation") & (differences["set"] == "near mean")
@@ -315,7 +319,9 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
 
 
 def test_what_is_recorded_so_far_is_shown_by_row_and_seed(bench, tmp_path):
-    table = bench.rows.Table("Some", dict.fromkeys(("a", "b", "c"), bench.rows.Row(None)), seeds=2, baseline="a")
+    table = bench.rows.Table(
+        "Some", dict.fromkeys(("a", "b", "c"), bench.rows.Row(None)), seeds=2, baselines=("a", "b")
+    )
 
     def scores(shift: float) -> pd.DataFrame:
         groups = ["id"] * 4 + ["near_ood"] * 4

@@ -152,7 +152,7 @@ def describe_run(
     }
 
 
-def describe_differences(found: Mapping[str, pd.DataFrame], baseline: str) -> Part:
+def describe_differences(found: Mapping[str, pd.DataFrame], baseline: str, file: str) -> Part:
     """A row a number of the differences that `compare` found, by test."""
     rows = pd.concat([differences.assign(test=test) for test, differences in found.items()])
     rows = pd.DataFrame(
@@ -166,7 +166,7 @@ def describe_differences(found: Mapping[str, pd.DataFrame], baseline: str) -> Pa
             "verdict": rows["verdict"],
         }
     )
-    return Part(f"Differences from {baseline}", DIFFERENCES_NOTE, rows, "differences.csv")
+    return Part(f"Differences from {baseline}", DIFFERENCES_NOTE, rows, file)
 
 
 def describe_sets(rows: Mapping[str, dict]) -> Part:

@@ -285,9 +285,10 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
             return description(benchmark.outliers(kind, 0), benchmark.data.train, judge)
 
         parts.append(describe_sets({kind: records.set_of(kind, described) for kind in kinds}))
-    if table.baseline:
-        differences = {test: compare(by_row, table.baseline) for test, by_row in scores.items()}
-        parts.append(describe_differences(differences, table.baseline))
+    for number, baseline in enumerate(table.baselines):
+        differences = {test: compare(by_row, baseline) for test, by_row in scores.items()}
+        file = "differences.csv" if number == 0 else f"differences-{baseline}.csv"
+        parts.append(describe_differences(differences, baseline, file))
     if name == SYSTEMS_TABLE:
         parts.append(describe_claims(found["test"]))
     if name == REMEDIES_TABLE:

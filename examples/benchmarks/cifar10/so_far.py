@@ -25,11 +25,12 @@ def recorded(folder: Path, table: Table) -> dict[str, dict[int, pd.DataFrame]]:
 
 
 def text_so_far(table: Table, found: Mapping[str, Mapping[int, pd.DataFrame]]) -> str:
-    """The table and the differences from its baseline, as Markdown."""
+    """The table and the differences from its first baseline, as Markdown."""
     cells = cells_of({"validation": found_of({name: list(by_seed.values()) for name, by_seed in found.items()})})
     lines = [f"# {table.title}, so far", "", NOTE, "", *table_of(cells)]
-    if table.baseline in found and len(differences := _differences(found, table.baseline)):
-        lines += ["", DIFFERENCES.format(table.baseline), "", *table_of(differences)]
+    first = next(iter(table.baselines), None)
+    if first in found and len(differences := _differences(found, first)):
+        lines += ["", DIFFERENCES.format(first), "", *table_of(differences)]
     return "\n".join(lines) + "\n"
 
 
