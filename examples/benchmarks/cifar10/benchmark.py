@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -89,10 +90,12 @@ class Benchmark:
             left = []
             for name, seed, stem in waiting:
                 row = table.rows[name]
-                make = partial(self._alone, stem, partial(self._scored, table, row, seed, tests))
+                make = partial(self._scored, table, row, seed, tests)
+                alone = nullcontext() if records.has(stem) else only_run(self.folder / "running" / stem)
                 try:
                     if name not in failed:
-                        found[name, seed] = records.of(stem, self.how_made(table, row), make)
+                        with alone:
+                            found[name, seed] = records.of(stem, self.how_made(table, row), make)
                 except BlockingIOError:
                     left.append((name, seed, stem))
                 except (FileNotFoundError, ValueError, RuntimeError, IndexError) as error:
@@ -126,11 +129,6 @@ class Benchmark:
         """A digest of the weights that training starts from, if they are not random."""
         weights = self.pretrained / "model.safetensors"
         return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if row.is_fine_tuned else None
-
-    def _alone(self, stem: str, make: Callable[[], dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-        """What `make` makes, while no other run is at the detector of that name."""
-        with only_run(self.folder / "running" / stem):
-            return make()
 
     def _scored(self, table: Table, row: Row, seed: int, tests: Mapping[str, TestSets]) -> dict[str, pd.DataFrame]:
         place = self.detector(row, seed)

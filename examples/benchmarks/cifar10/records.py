@@ -51,8 +51,8 @@ class Records:
         Raises:
             ValueError: the file is of a detector that was made otherwise.
         """
-        paths = {test: self.folder / test / f"{stem}.parquet" for test in self.tests}
-        if not all(path.exists() for path in paths.values()):
+        paths = self._paths(stem)
+        if not self.has(stem):
             for test, table in make().items():
                 paths[test].parent.mkdir(exist_ok=True)
                 partial = paths[test].with_suffix(".partial")
@@ -66,6 +66,13 @@ class Records:
                     " remove it, or choose another folder for results"
                 )
         return found
+
+    def has(self, stem: str) -> bool:
+        """Whether the detector is scored on all tests."""
+        return all(path.exists() for path in self._paths(stem).values())
+
+    def _paths(self, stem: str) -> dict[str, Path]:
+        return {test: self.folder / test / f"{stem}.parquet" for test in self.tests}
 
     def set_of(self, name: str, make: Callable[[str], dict]) -> dict:
         """What the table says of an outlier set; `make` finds it by the name, if it is not there yet."""
