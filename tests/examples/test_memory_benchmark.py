@@ -29,6 +29,13 @@ def test_memory_is_that_of_the_process(bench):
         assert bench.memory("VmHWM") >= before + 60
 
 
+def test_peak_is_not_below_what_was_there_before(bench, monkeypatch):
+    monkeypatch.setattr(bench, "SIDE", 16)
+    monkeypatch.setattr(bench, "memory", {"VmRSS": 2397, "VmHWM": 2396}.get)
+    found = bench.peak(next(iter(bench.LAYOUTS)), 2, is_sona=True, is_full=False)
+    assert found["before"] == found["peak"] == 2397
+
+
 def test_every_family_has_six_rows_a_call_on_both_sides(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "SIDE", 16)
     for name, layout in bench.LAYOUTS.items():
