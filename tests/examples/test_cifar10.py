@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -263,11 +262,11 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
 
     judge = judge_weights(tmp_path / "judge.th", 3)
     run("prepare", "--data", data, "--output", tmp_path)
-    script = FOLDER.parent.parent / "train_latent_diffusion.py"
-    small = ("--unet-steps", 2, "--batch-size", 4, "--autoencoder", "patches")
-    command = [script, "--data", tmp_path / "diffusion.parquet", "--output", tmp_path / "model", *small]
-    subprocess.run([package_python(), *map(str, command)], check=True)
     places = ("--output", tmp_path, "--results", tmp_path / "results", "--judge", judge)
+    monkeypatch.setattr(bench.recipe.sys, "executable", package_python())
+    run("recipe", "before", *places, "--steps", 1, "--per-class", 1)
+    assert "| before | " in (tmp_path / "results" / "recipe" / "results.md").read_text()
+    (tmp_path / "recipe" / "before" / "model").rename(tmp_path / "model")
     run("model", *places, "--per-class", 1)
     assert Image.open(tmp_path / "results" / "model" / "sheet.png").size[0] > 32
     of_both = replace(bench.rows.TABLES["round-trips"], baselines=("with", "without"))
@@ -317,6 +316,24 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     rows = first[(first["test"] == "validation") & (first["method"] == "with") & (first["metric"] == "auroc")]
     near = rows[(rows["group"] == "near_ood") & (rows["set"] == "mean")]["mean"].iloc[0]
     assert aurocs.loc["with, near mean", "as they are"] == pytest.approx(near, abs=0.06)
+
+
+def test_each_training_of_the_recipe_takes_back_one_change_and_is_shown_beside_the_whole(bench, tmp_path):
+    recipe = bench.recipe
+    for name in recipe.RECIPE:
+        options = recipe.TRAININGS[name]
+        assert [key for key, value in recipe.RECIPE.items() if options[key] != value] == [name]
+    shares = {"recipe": 80.0, "batch_size": 64.0, "before": 50.0}
+    for name, share in shares.items():
+        folder = tmp_path / "recipe" / name
+        folder.mkdir(parents=True)
+        found = {"shares": {"all": share}, "minutes": None, "versions": {}}
+        (folder / "judged.json").write_text(json.dumps(found))
+    recipe.write_recipe(tmp_path, tmp_path / "results", "a command", 40)
+    table = pd.read_csv(tmp_path / "results" / "recipe" / "recipe.csv", dtype=str, keep_default_na=False)
+    assert table["training"].tolist() == ["recipe", "batch_size 64, not 128", "before"]
+    assert table["drawn as asked"].tolist() == ["80.0 ± 2.0", "64.0 ± 2.4", "50.0 ± 2.5"]
+    assert table["beside the recipe"].tolist() == ["", "-16.0", "-30.0"]
 
 
 def test_what_is_recorded_so_far_is_shown_by_row_and_seed(bench, tmp_path):

@@ -41,10 +41,10 @@ def _in_half(unet: UNet2DConditionModel, arguments: tuple, named: dict) -> tuple
     return (sample.to(unet.dtype), *others), named | {"encoder_hidden_states": prompts}
 
 
-def draw_sheet(pipe: SONAPipeline, judge: Judge, folder: Path, per_class: int) -> str:
-    """Draw images of the ID classes from noise, with eight of each on a sheet; a table of what the judge sees in them.
+def draw_sheet(pipe: SONAPipeline, judge: Judge, folder: Path, per_class: int) -> dict[str, float]:
+    """Draw images of the ID classes from noise: how many percent the judge puts into each, and into the right of "all".
 
-    Writes `judged.md` and `sheet.png` to `folder`.
+    Writes `judged.md` and, with eight images of each class, `sheet.png` to `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawing, shown, right = _drawing(pipe), [], {}
@@ -62,4 +62,4 @@ def draw_sheet(pipe: SONAPipeline, judge: Judge, folder: Path, per_class: int) -
     lines = [f"Of {per_class} images drawn of each class, the judge puts into it:\n", "| class | % |", "|---|--:|"]
     text = "\n".join([*lines, *(f"| {name} | {share:.1f} |" for name, share in right.items())]) + "\n"
     (folder / "judged.md").write_text(text, encoding="utf-8")
-    return text
+    return right

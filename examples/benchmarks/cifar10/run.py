@@ -37,6 +37,7 @@ from outcome import (
 )
 from pretrained import write_start
 from reasons import describe_reasons
+from recipe import TRAININGS, judge_recipe, write_recipe
 from records import Records, seconds_of, versions_of
 from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
 from sets import SECONDS
@@ -96,7 +97,39 @@ def model(
         results: Folder for tables and plots.
         per_class: Images drawn of each class, at least 1.
     """
-    print(draw_sheet(load_model(output / "model"), Judge(judge), results / "model", per_class))
+    draw_sheet(load_model(output / "model"), Judge(judge), results / "model", per_class)
+    print((results / "model" / "judged.md").read_text(encoding="utf-8"))
+
+
+@app.command
+def recipe(
+    names: Annotated[tuple[str, ...], Parameter(choices=tuple(TRAININGS))] = (),
+    /,
+    *,
+    judge: Path,
+    output: Path = Path("cifar10"),
+    results: Path = RESULTS,
+    steps: PositiveInt = 2000,
+    per_class: PositiveInt = 100,
+    seed: int = 0,
+) -> None:
+    """Train diffusion models by the recipe of the embedded one, each with one change of it taken back, and judge them.
+
+    Args:
+        names: The whole recipe, changes to take back, or the recipe before: all of them unless some are named. The
+            table has all that are made.
+        judge: Weights of a ResNet of CIFAR-10, as README.md says.
+        output: Folder of everything that is made, with the file of `prepare`.
+        results: Folder for tables and plots.
+        steps: Training steps of each, at least 1.
+        per_class: Images drawn of each class, at least 1.
+        seed: Of weights and batches.
+    """
+    for name in names or TRAININGS:
+        judge_recipe(name, output, Judge(judge), steps, per_class, seed)
+    command = f"python examples/benchmarks/cifar10/run.py recipe --steps {steps} --per-class {per_class} --seed {seed}"
+    write_recipe(output, results, command, per_class)
+    print((results / "recipe" / "results.md").read_text(encoding="utf-8"))
 
 
 @app.command
