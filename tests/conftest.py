@@ -2,7 +2,7 @@
 
 import os
 
-# Two workers share the cores (setup.cfg): more threads each would only get into each other's way.
+# Three workers share two cores (setup.cfg), as many tests wait: more threads would get into each other's way.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

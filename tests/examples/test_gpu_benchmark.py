@@ -13,6 +13,7 @@ import torch
 from benchmark_modules import modules_of
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
+from warm_python import package_python
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
@@ -99,10 +100,11 @@ def test_processes_share_the_images(gpu, place):
 def test_compiled_unet_is_timed_beside_the_same_one(gpu, place, monkeypatch):
     from sona_pipeline.generation import checkpoint
 
-    compiled = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled(self, backend="eager", dynamic=True))
+    compiled = []  # for real, it is in tests/pipelines/test_loading.py
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
     monkeypatch.setattr(checkpoint, "check_compiler", lambda device: None)
     (row,) = gpu.of_compiler(place)
+    assert compiled == ["UNet2DConditionModel"]
     assert row["images"] == 1 and row["rows a second"] > 0 and row["not compiled, rows a second"] > 0
     assert row["seconds of the first call"] > 0
 
@@ -191,7 +193,7 @@ def test_what_a_part_leaves_of_its_time_is_for_the_next(gpu, monkeypatch):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *arguments]
+    command = [package_python(), str(BENCHMARKS / "gpu.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
