@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -51,5 +52,12 @@ def _farthest(centers: torch.Tensor, known: torch.Tensor, edge: Edge) -> torch.T
 def distances(points: torch.Tensor, known: torch.Tensor, neighbours: int) -> torch.Tensor:
     """Distance `[N]` of the directions of points `[N, D]` to that of their k-th neighbour among `[K, D]`."""
     cosines = F.normalize(points, dim=1) @ F.normalize(known, dim=1).T
-    kth = cosines.topk(min(neighbours, len(known)), dim=1).values[:, -1]
+    kth = _ascending(cosines, len(known) - min(neighbours, len(known)))
     return (2 - 2 * kth).clamp(min=0).sqrt()
+
+
+def _ascending(values: torch.Tensor, place: int) -> torch.Tensor:
+    """The value `[N]` at a place from 0 on of each row `[N, K]`, if it were in ascending order."""
+    if values.device.type == "cpu":  # where NumPy takes a twelfth of the time
+        return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place])
+    return values.kthvalue(place + 1, dim=1).values

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from sona_pipeline.detection.edges import Edge, distances, drawn_outside
+from sona_pipeline.detection.edges import Edge, _ascending, distances, drawn_outside
 
 EDGE = Edge(neighbours=300, size=200, picked=2, drawn=600, kept=200, spread=0.1)
 
@@ -17,6 +18,15 @@ def test_distances_are_those_of_scikit_learn():
     expected = search.kneighbors(points / np.linalg.norm(points, axis=1, keepdims=True))[0][:, -1]
     found = distances(torch.from_numpy(points), torch.from_numpy(known), 300)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_place_in_order_is_the_same_on_all_devices():
+    values = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    elsewhere = SimpleNamespace(device=SimpleNamespace(type="cuda"), kthvalue=values.kthvalue)
+    for place in (0, 11, 39):
+        expected = values.sort(dim=1).values[:, place]
+        assert torch.equal(_ascending(values, place), expected)
+        assert torch.equal(_ascending(elsewhere, place), expected)
 
 
 def test_points_are_drawn_around_the_edge_and_lie_outside():
