@@ -1,10 +1,14 @@
 """What every test starts from: few threads, repeatable examples, tiny random pipelines."""
 
 import os
+from pathlib import Path
 
 # Three workers share two cores (setup.cfg), as many tests wait: more threads would get into each other's way.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Servers of tests are here and speak plainly: no client has to read all certificates of the world.
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
 import hypothesis
 import pytest
