@@ -289,7 +289,7 @@ def test_two_visitors_at_once_have_each_their_own_outlier_verdict_and_row(url, c
         for visitor, path in files.items()
     }
     for job in jobs.values():
-        job.result(60)
+        job.result(180)
     rows = {visitor: visitor.submit(api_name="/over_strengths") for visitor in files}
     pipe, detector = load_pipeline("tiny"), load_detector(TINY_DETECTOR, "cpu")
     prompts = {"id_prompt": "a photo of a sneaker", "ood_prompt": "a photo of a bag", "num_inference_steps": 6}
@@ -302,7 +302,7 @@ def test_two_visitors_at_once_have_each_their_own_outlier_verdict_and_row(url, c
         verdicts = visitor.predict(api_name="/ask_detector")[:2]
         for image, verdict in zip((Image.open(path), made(0.6)), verdicts):
             assert f"energy {detector(image).energy:.2f}" in verdict
-        _, *row = rows[visitor].result(60)
+        _, *row = rows[visitor].result(180)
         assert row[0] is None  # an eighth of six steps is none
         for strength, file in zip((0.25, 0.5, 1.0), (row[1], row[3], row[7])):
             shown = np.asarray(Image.open(file).convert("L").resize((32, 32), NEAREST), dtype=int)
@@ -376,7 +376,7 @@ def test_masks_are_streamed_while_a_run_goes_on(client, source):
     labels = {"id_label": "sneaker", "ood_label": "bag"}
     settings = {"is_random": False, "strength": 1.0, "steps": 100, "compares": False}
     job = client.submit(path=handle_file(str(source)), api_name="/make_outlier", **labels, **settings)
-    job.result(60)
+    job.result(180)
     streamed = [output for output in job.outputs() if str(output[0]).startswith("Step ")]
     assert len(streamed) >= 2
     position = next(k for k, value in enumerate(streamed[0]) if str(value).endswith(".png"))
