@@ -318,6 +318,14 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert aurocs.loc["with, near mean", "as they are"] == pytest.approx(near, abs=0.06)
 
 
+def test_rows_that_are_named_come_with_those_they_are_compared_with(bench, tmp_path):
+    table = bench.rows.Table("", dict.fromkeys("abcd", bench.rows.Row(None)), baselines=("b",))
+    assert list(table.only(["d"]).rows) == ["b", "d"] and table.only(["d"]).baselines == ("b",)
+    assert table.only(()) == table
+    with pytest.raises(SystemExit, match="the table has no row 'e'; its rows: cross-entropy, SONA, "):
+        bench.run.app(["table", "more-data", "--rows", "e", "--data", str(tmp_path)], exit_on_error=False)
+
+
 def test_each_training_of_the_recipe_takes_back_one_change_and_is_shown_beside_the_whole(bench, tmp_path):
     recipe = bench.recipe
     for name in recipe.RECIPE:

@@ -1,5 +1,8 @@
 """The rows of the tables: which outliers, and how a detector is trained on them."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -134,6 +137,17 @@ class Table:
         """Row, seed and name of the records of each detector, all rows of a seed before the next."""
         pairs = [(name, seed) for seed in range(seeds) for name in self.rows]
         return [(*pair, stem) for pair, stem in zip(pairs, stems([name for name, _ in pairs]))]
+
+    def only(self, names: Collection[str]) -> Table:
+        """The table with these rows and its baselines alone; all of it where none are named.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        if unknown := [name for name in names if name not in self.rows]:
+            raise ValueError(f"the table has no row {unknown[0]!r}; its rows: {', '.join(self.rows)}")
+        kept = {*names, *self.baselines} if names else self.rows
+        return replace(self, rows={name: row for name, row in self.rows.items() if name in kept})
 
 
 SHIPPED = ("clothing", "photos")

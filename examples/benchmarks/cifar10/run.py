@@ -39,7 +39,7 @@ from pretrained import write_start
 from reasons import describe_reasons
 from recipe import TRAININGS, judge_recipe, write_recipe
 from records import Records, seconds_of, versions_of
-from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES
+from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES, Table
 from sets import SECONDS
 from shortcuts import changed, changes, describe_changes, describe_measures
 from so_far import recorded, text_so_far
@@ -155,6 +155,7 @@ def table(
     judge: Path | None = None,
     per_class: Annotated[int, Parameter(validator=Number(gte=2))] = PER_CLASS,
     seeds: PositiveInt | None = None,
+    rows: tuple[str, ...] = (),
 ) -> None:
     """Generate, train and evaluate whatever a table needs, and write it.
 
@@ -166,19 +167,24 @@ def table(
         judge: Weights of a ResNet of CIFAR-10, to say what the outliers show, and to start from in table "kept".
         per_class: ID training images of each class, and as many outliers; at least 2.
         seeds: Seeds of each row, at least 1; those of the table by default.
+        rows: Rows of the table, beside those that others are compared with; all by default.
     """
     names = [name for name in ALL_TABLES if judge or name != KEPT] if "all" in names else names
     if KEPT in names and judge is None:
         raise SystemExit(f"the table {KEPT!r} is of a classifier that others trained: give its weights as --judge")
+    try:
+        tables = {name: table_named(name).only(rows) for name in names}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     opened, weights = open_data(data, per_class), judge and Judge(judge)
-    for name in names:
+    for name, chosen in tables.items():
         if name == KEPT_FEATURES:
             benchmark = KeptBenchmark(opened, output, per_class, None)
         elif name == KEPT and judge:
             benchmark = with_judge(opened, output, per_class, judge)
         else:
             benchmark = Benchmark(opened, output, per_class)
-        make_table(benchmark, name, seeds, results / folder_of(name, per_class), weights)
+        make_table(benchmark, name, chosen, seeds or chosen.seeds, results / folder_of(name, per_class), weights)
 
 
 @app.command
@@ -301,11 +307,14 @@ def shortcuts(
     print((folder / "results.md").read_text(encoding="utf-8"))
 
 
-def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path, judge: Judge | None) -> None:
+def table_named(name: str) -> Table:
+    """One of `TABLES`; that of the near-OOD test sets is of the detectors of the first."""
+    return TABLES["detectors" if name == NEAR_TEST else name]
+
+
+def make_table(benchmark: Benchmark, name: str, table: Table, seeds: int, folder: Path, judge: Judge | None) -> None:
     """Make a table of `TABLES`, or that of the near-OOD test sets, and write it."""
     is_near_test = name == NEAR_TEST
-    table = TABLES["detectors" if is_near_test else name]
-    seeds = seeds or table.seeds
     tests = benchmark.near_tests() if is_near_test else benchmark.tests(table)
     records = Records(folder / "scores", tests, benchmark.data.train, benchmark.model)
     scores, failed = benchmark.scored(table, seeds, tests, records)
@@ -330,9 +339,10 @@ def make_table(benchmark: Benchmark, name: str, seeds: int | None, folder: Path,
         }
         parts = [describe_reasons(detectors, tests["validation"], scores["validation"])]
     title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
-    command = (
-        f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class} --seeds {seeds}"
-    )
+    command = f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class}"
+    command += f" --seeds {seeds}"
+    if table != table_named(name):
+        command += "".join(f' --rows "{row}"' for row in table.rows)
     run = describe_run(command, benchmark.data.counts(), seeds, seconds_of(scores), versions_of(scores))
     write_outcome(folder, title, found, failed, run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
