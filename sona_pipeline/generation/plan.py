@@ -117,9 +117,11 @@ class Plan:
     def batches(self, size: int) -> list[Batch]:
         """All outliers in batches of (nearly) one stop step each; the batches are in random, but fixed order.
 
-        The random order makes the time left come out right, and mixes stop steps within the shards of a set.
+        Where the way asks for it, those of a stop step are ordered by their labels. The random order makes the time
+        left come out right, and mixes stop steps within the shards of a set.
         """
-        order = np.lexsort((self.hashes, -self.stop_steps.astype(np.int64)))
+        labels = (self.labels, self.images.labels) if WAYS[self.settings.way].shares_labels else ()
+        order = np.lexsort((self.hashes, *labels, -self.stop_steps.astype(np.int64)))
         chunks = (order[start : start + size] for start in range(0, len(order), size))
         return sorted((self.batch(indices) for indices in chunks), key=lambda batch: batch.name)
 

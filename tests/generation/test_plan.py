@@ -152,6 +152,17 @@ def test_stop_steps_in_a_batch_are_as_near_as_sorting_brings_them():
     assert spans == sorted((chunk[0], chunk[-1]) for chunk in chunks)
 
 
+def test_batches_of_a_way_whose_images_share_labels_have_few_of_them():
+    images = sample.id_images("train")
+    plan = plan_outliers(images, replace(SETTINGS, way="sega"))
+    pairs = list(zip(images.labels, plan.labels.tolist()))
+    changes = [len({pairs[k] for k in batch.indices}) - 1 for batch in plan.batches(20)]
+    assert sum(changes) <= len(set(pairs)) - 1 and len(changes) == 75
+    order = np.random.default_rng(0).permutation(1500).tolist()
+    other = plan_outliers(images.take(order), plan.settings)
+    assert list(members(plan, 20).items()) == list(members(other, 20).items())
+
+
 def test_batches_do_not_depend_on_the_order_of_the_images():
     images = sample.id_images("train")
     order = np.random.default_rng(0).permutation(1500).tolist()

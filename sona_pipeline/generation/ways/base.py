@@ -34,6 +34,7 @@ class Way:
     Attributes:
         uses_stop_step: whether an image is noised up to its planned stop step; the whole schedule is planned otherwise.
         uses_label: whether the outlier takes on the planned OOD label.
+        shares_labels: whether images that are computed together share both labels, so that batches should, too.
         takes_embeddings: whether the meaning may be any embedding, and not a prompt only.
         needs_classifier: whether there has to be a detector that knows the ID classes.
         looks_at_all: whether `prepare` looks at all images first, so that a set cannot be made in parts.
@@ -45,6 +46,7 @@ class Way:
 
     uses_stop_step: bool = True
     uses_label: bool = True
+    shares_labels: bool = False
     takes_embeddings: bool = False
     needs_classifier: bool = False
     looks_at_all: bool = False

@@ -18,6 +18,7 @@ class Sega(Way):
 
     needs_unet = True
     uses_stop_step = False
+    shares_labels = True
 
     @classmethod
     def rows(cls, stop_step: int, steps: int) -> int:
