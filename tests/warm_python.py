@@ -5,7 +5,7 @@ environment and files over to the server: in place of `sys.executable`, or in fr
 thread, and ends without `atexit`.
 """
 
-import atexit
+import fcntl
 import json
 import os
 import runpy
@@ -32,8 +32,8 @@ with socket.socket(socket.AF_UNIX) as connection:
     sys.exit(int(connection.recv(16)))
 """
 
-ENVIRONMENT = dict(os.environ)
-"""Of the tests, before one of them changes it."""
+ENVIRONMENT, PLACE = dict(os.environ), Path(tempfile.gettempdir())
+"""Of the tests, before one of them changes them."""
 
 
 @cache
@@ -49,19 +49,24 @@ def package_python() -> str:
 
 
 def _started(imported: str) -> str:
-    """The `python` of a server that lasts as long as this process, alone in its folder."""
-    folder = Path(tempfile.mkdtemp(prefix=imported))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """The `python` of a server that all workers of a run share, alone in its folder; it ends with the run."""
+    run, owner = os.environ.get("PYTEST_XDIST_TESTRUNUID"), os.getppid()
+    if run is None:
+        run, owner = f"of-{os.getpid()}", os.getpid()
+    folder = PLACE / f"{imported}-{run}"
     client, address = folder / "python", str(folder / "socket")
-    client.write_text(CLIENT.format(python=sys.executable, address=address))
-    client.chmod(client.stat().st_mode | stat.S_IXUSR)
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    if imported == "libraries":
-        environment.pop("PYTHONPATH", None)  # each process has its own
-    command = [sys.executable, __file__, address, imported]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    atexit.register(server.kill)
-    assert server.stdout.readline(), "the server did not get ready"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not client.exists():
+            environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+            if imported == "libraries":
+                environment.pop("PYTHONPATH", None)  # each process has its own
+            command = [sys.executable, __file__, address, imported, str(owner)]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+            assert server.stdout.readline(), "the server did not get ready"
+            client.write_text(CLIENT.format(python=sys.executable, address=address))
+            client.chmod(client.stat().st_mode | stat.S_IXUSR)
     return str(client)
 
 
@@ -97,20 +102,32 @@ def import_package() -> None:
     synsets("cat")
 
 
-def serve(address: str) -> None:
-    """Run processes as they are asked for, each in a fork."""
+def serve(address: str, owner: int) -> None:
+    """Run processes as they are asked for, each in a fork, as long as the process `owner` is there."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
+        listener.settimeout(1)
         print("ready", flush=True)
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                code = process(connection)
-                connection.sendall(str(code).encode())
-                os._exit(0)
-            connection.close()
+        while is_there(owner):
+            with suppress(TimeoutError):
+                connection, _ = listener.accept()
+                if os.fork() == 0:
+                    code = process(connection)
+                    connection.sendall(str(code).encode())
+                    os._exit(0)
+                connection.close()
+    shutil.rmtree(Path(address).parent)
+
+
+def is_there(process: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def process(connection: socket.socket) -> int:
@@ -162,4 +179,4 @@ def start(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     {"libraries": import_libraries, "package": import_package}[sys.argv[2]]()
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[3]))
