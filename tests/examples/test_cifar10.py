@@ -263,8 +263,10 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     judge = judge_weights(tmp_path / "judge.th", 3)
     run("prepare", "--data", data, "--output", tmp_path)
     places = ("--output", tmp_path, "--results", tmp_path / "results", "--judge", judge)
-    monkeypatch.setattr(bench.recipe.sys, "executable", package_python())
-    run("recipe", "before", *places, "--steps", 1, "--per-class", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.recipe.sys, "executable", package_python())
+        patch.setitem(bench.recipe.BEFORE, "batch_size", 4)
+        run("recipe", "before", *places, "--steps", 1, "--per-class", 1)
     assert "| before | " in (tmp_path / "results" / "recipe" / "results.md").read_text()
     (tmp_path / "recipe" / "before" / "model").rename(tmp_path / "model")
     run("model", *places, "--per-class", 1)
