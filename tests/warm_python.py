@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import uuid
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ with socket.socket(socket.AF_UNIX) as connection:
 
 ENVIRONMENT, PLACE = dict(os.environ), Path(tempfile.gettempdir())
 """Of the tests, before one of them changes them."""
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
 
 
 @cache
@@ -50,10 +52,8 @@ def package_python() -> str:
 
 def _started(imported: str) -> str:
     """The `python` of a server that all workers of a run share, alone in its folder; it ends with the run."""
-    run, owner = os.environ.get("PYTEST_XDIST_TESTRUNUID"), os.getppid()
-    if run is None:
-        run, owner = f"of-{os.getpid()}", os.getpid()
-    folder = PLACE / f"{imported}-{run}"
+    owner = os.getppid() if "PYTEST_XDIST_TESTRUNUID" in os.environ else os.getpid()
+    folder = PLACE / f"{imported}-{RUN}"
     client, address = folder / "python", str(folder / "socket")
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:

@@ -339,6 +339,8 @@ def test_each_training_of_the_recipe_takes_back_one_change_and_is_shown_beside_t
         folder.mkdir(parents=True)
         found = {"shares": {"all": share}, "minutes": None, "versions": {}}
         (folder / "judged.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match=r"diffusion.parquet is missing: the command 'prepare' makes it"):
+        bench.run.app(["recipe", "--judge", "none", "--output", str(tmp_path)], exit_on_error=False)
     recipe.write_recipe(tmp_path, tmp_path / "results", "a command", 40)
     table = pd.read_csv(tmp_path / "results" / "recipe" / "recipe.csv", dtype=str, keep_default_na=False)
     assert table["training"].tolist() == ["recipe", "batch_size 64, not 128", "before"]

@@ -125,6 +125,8 @@ def recipe(
         per_class: Images drawn of each class, at least 1.
         seed: Of weights and batches.
     """
+    if not (data := output / "diffusion.parquet").exists():
+        raise SystemExit(f"{data} is missing: the command 'prepare' makes it")
     for name in names or TRAININGS:
         judge_recipe(name, output, Judge(judge), steps, per_class, seed)
     command = f"python examples/benchmarks/cifar10/run.py recipe --steps {steps} --per-class {per_class} --seed {seed}"
