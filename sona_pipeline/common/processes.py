@@ -41,7 +41,9 @@ def process_state(cpu: bool = False) -> PartialState:
         return PartialState(cpu=cpu, timeout=FOREVER)
     met = _meet(cpu)
     try:
-        return PartialState(cpu=cpu, timeout=FOREVER)
+        state = PartialState(cpu=cpu, timeout=FOREVER)
+        state.wait_for_everyone()  # the first has the store: if it ended now, others could not join the group
+        return state
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the processes that the environment announces cannot meet ({error}): {_WAY_OUT}") from error
     finally:
