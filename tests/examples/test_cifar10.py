@@ -281,7 +281,8 @@ def test_a_table_from_the_files_on(bench, data, tmp_path, fresh_accelerator, few
     assert set(first[first["test"] == "test"]["set"]) == {"cifar100", "mnist", "textures", "mean", "id"}
     notes = json.loads((folder / "run.json").read_text())
     assert notes["images"]["train"] == 20 and notes["seeds"] == [0]
-    assert pd.read_csv(folder / "sets.csv")["images"].tolist() == [20]
+    described = pd.read_csv(folder / "sets.csv")
+    assert described["images"].tolist() == [20] and described["seed"].tolist() == [0]
     assert Image.open(folder / "results.png").size[0] > 300
     assert "| without | 1 |" in (text := (folder / "results.md").read_text())
     assert "## Differences from with" in text
@@ -547,6 +548,16 @@ def test_pipelines_of_others_that_do_not_run_are_reported(bench, images, tmp_pat
     )
     with pytest.raises(RuntimeError, match="four channels"):
         benchmark.scored(bench.rows.Table("", {"SONA": bench.rows.SONA}), 1, {"test": ()}, MAKING)
+
+
+def test_a_set_is_described_with_the_first_seed_that_is_there(bench, tmp_path):
+    benchmark = bench.benchmark.Benchmark(None, tmp_path, 3)
+    assert benchmark.seed_of_set("sona", 3) == 0
+    for name in ("sona-1", "sona-2", "sona-25-0"):
+        (tmp_path / "per-class-3" / "sets" / name).mkdir(parents=True)
+    for name in ("sona-2", "sona-25-0"):
+        (tmp_path / "per-class-3" / "sets" / name / "seconds.txt").touch()
+    assert benchmark.seed_of_set("sona", 3) == 2 and benchmark.seed_of_set("sona", 2) == 0
 
 
 def test_two_runs_share_the_detectors_of_a_table(bench, images, tmp_path, monkeypatch):

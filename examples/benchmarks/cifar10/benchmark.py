@@ -201,6 +201,11 @@ class Benchmark:
         self._make(name, self.data.train, folder, seed)
         return folder
 
+    def seed_of_set(self, name: str, seeds: int) -> int:
+        """The first seed of which there is a set by a recipe of `SETS`; 0 if there is none."""
+        places = {seed: self.folder / "sets" / f"{name}-{seed}" / SECONDS for seed in range(seeds)}
+        return next((seed for seed, place in places.items() if place.exists()), 0)
+
     def test_outliers(self) -> Path:
         """Folder of SONA outliers of test images."""
         folder = self.folder / "sets" / "sona-of-test-images"

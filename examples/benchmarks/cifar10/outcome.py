@@ -30,7 +30,7 @@ from sona_pipeline import (
 VERSIONS = ("sona-pipeline", "torch", "diffusers", "transformers", "pytorch-ood")
 NOTE = """In %, mean ± standard deviation over the seeds; the number of seeds is in the column "seeds". OOD is the
 positive class. Choices are made by the validation columns; test images had no part in any."""
-SETS_NOTE = """What the outliers look like, over all images of the set with seed 0. Distances are between an outlier and
+SETS_NOTE = """What the outliers look like, over all images of the set of one seed. Distances are between an outlier and
 its source: root mean square in the latents, and perceptual (as LPIPS, with the judge's features). "still ID" is the
 share that the judge, which knows the ID classes only, takes for the class of the source."""
 WORDS = {"near_ood": "near", "far_ood": "far", "auroc": "AUROC", "fpr95": "FPR@95"}

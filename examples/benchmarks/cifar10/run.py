@@ -326,7 +326,8 @@ def make_table(benchmark: Benchmark, name: str, table: Table, seeds: int, folder
     if judge and not is_near_test and (kinds := [kind for kind in kinds if kind in SETS]):
 
         def described(kind: str) -> dict:
-            return description(benchmark.outliers(kind, 0), benchmark.data.train, judge)
+            seed = benchmark.seed_of_set(kind, seeds)
+            return {"seed": seed} | description(benchmark.outliers(kind, seed), benchmark.data.train, judge)
 
         parts.append(describe_sets({kind: records.set_of(kind, described) for kind in kinds}))
     for number, baseline in enumerate(table.baselines):
