@@ -17,6 +17,19 @@ import sona_pipeline.common.processes as processes
 processes.SECONDS_TO_MEET, processes.SECONDS_UNTIL_SAID = {seconds}, 0.2
 print(processes.process_state(cpu=True).num_processes)
 """
+JOINS_LATE = """
+import time
+import sona_pipeline.common.processes as processes
+class Late(processes.PartialState):
+    def __init__(self, **options):
+        super().__init__(**options)
+        time.sleep({delay})
+        print(time.monotonic())
+processes.PartialState = Late
+processes.process_state(cpu=True)
+print(time.monotonic())
+"""
+"""Prints when a process has joined, and when it goes on."""
 ANNOUNCED = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
 
 
@@ -73,6 +86,17 @@ def test_processes_that_come_late_are_met(port):
         members.append(subprocess.Popen(command, env=known, stdout=subprocess.PIPE, text=True))
         time.sleep(1)
     assert [member.communicate()[0] for member in members] == ["3\n"] * 3
+
+
+def test_no_process_goes_on_before_all_have_joined(port):
+    """The first has the store: were it to end before, others could not join."""
+    members = []
+    for rank, delay in enumerate((0, 1, 0)):
+        known = environment(**ANNOUNCED | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "MASTER_PORT": port})
+        command = [package_python(), "-c", JOINS_LATE.format(delay=delay)]
+        members.append(subprocess.Popen(command, env=known, stdout=subprocess.PIPE, text=True))
+    joined, went_on = zip(*(map(float, member.communicate()[0].split()) for member in members))
+    assert min(went_on) >= max(joined)
 
 
 def test_ctrl_c_ends_the_wait(port):
