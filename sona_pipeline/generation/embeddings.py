@@ -9,13 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sona_pipeline.common.messages import brief
-from sona_pipeline.generation.prompts import word_in
 from sona_pipeline.generation.settings import GenerationSettings
+from sona_pipeline.generation.words import prompts_with
 from sona_pipeline.pipelines.batch import Conditions
 from sona_pipeline.pipelines.core import SONAMixin
-
-WORD = "x"
-"""What stands in the prompt where a vector comes."""
 
 
 def embedding_names(path: Path) -> tuple[str, ...]:
@@ -40,7 +37,8 @@ def embedding_names(path: Path) -> tuple[str, ...]:
 class GivenEmbeddings:
     """The embeddings in a file that stand for OOD prompts; each takes the room that it takes in the file.
 
-    A vector `[D]` takes the place of a word in the OOD prompt; `[L, D]` is a whole prompt.
+    A vector `[D]` takes the place of the word in the OOD prompt before the text encoder reads it, as in DreamOOD;
+    `[L, D]` is a whole prompt as the text encoder gives it, as in NCIS.
 
     Args:
         pipe: a loaded pipeline.
@@ -72,17 +70,13 @@ class GivenEmbeddings:
                     f"the embedding {name!r} in {path} has the shape {list(value.shape)}, but finite numbers of the"
                     f" shape [{width}] or [{length}, {width}] are needed for this model"
                 )
-        self.stored, self._plain = stored, _encoded(pipe, self.template.format(WORD))
+        self.stored = stored
 
     def __call__(self, labels: Sequence[str]) -> Conditions:
         """Prompts `[B, L, D]` of OOD labels, as the denoiser takes them."""
-        found = self._plain.repeat(len(labels), 1, 1)
-        word = word_in(self.pipe, self.template, WORD)
-        for prompt, value in zip(found, map(self.stored.__getitem__, labels)):
-            prompt[word if value.dim() == 1 else slice(None)] = value.to(prompt)
-        return {"prompt_embeds": found}
+        return {"prompt_embeds": torch.stack([self._prompt(self.stored[label]) for label in labels])}
 
-
-@torch.no_grad()
-def _encoded(pipe: SONAMixin, prompt: str) -> torch.Tensor:
-    return pipe.encode_texts([prompt], pipe.device)["prompt_embeds"][0].to(pipe.denoiser.dtype)
+    def _prompt(self, value: torch.Tensor) -> torch.Tensor:
+        if value.dim() == 1:
+            value = prompts_with(self.pipe, self.template, value[None])[0]
+        return value.to(self.pipe.device, self.pipe.denoiser.dtype)

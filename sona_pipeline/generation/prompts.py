@@ -63,13 +63,6 @@ def prompt_doubts(classes: Sequence[str], pipe: SONAMixin, settings: GenerationS
     return doubts
 
 
-def word_in(pipe: SONAMixin, template: str, label: str) -> slice:
-    """Where the tokens of a label stand in its prompt."""
-    before, _ = template.split("{}")
-    start = len(pipe.tokenizer(before.rstrip()).input_ids) - 1
-    return slice(start, start + len(pipe.tokenizer(label).input_ids) - 2)
-
-
 def _as_read(pipe: SONAMixin, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens of each prompt that the text encoder reads; the last one of those that are cut is the end."""
     if not prompts:

@@ -73,8 +73,8 @@ class LabelSettings:
     ood_prompts: Path | None = None
     """Text file with whole OOD prompts, one a line, such as captions."""
     ood_embeddings: Path | None = None
-    """Safetensors file with embeddings in place of OOD prompts, each under its name: vectors [D] that take the place of
-    the word in the prompt, or whole prompts [L, D], as the model's text encoder gives them."""
+    """Safetensors file with embeddings in place of OOD prompts, each under its name: vectors [D] that the model's text
+    encoder reads in place of the word of the prompt, or whole prompts [L, D], as it gives them."""
     keep_collisions: bool = False
     """Keep OOD labels that contain an ID class, are part of its name, or are a synonym of it."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +13,8 @@ from torch import nn
 from sona_pipeline.common.progress import Track
 from sona_pipeline.detection.edges import Edge, drawn_outside
 from sona_pipeline.detection.networks import SMALL, build
-from sona_pipeline.generation.prompts import word_in
 from sona_pipeline.generation.ways.text import Text, drawn
+from sona_pipeline.generation.words import prompts_with, word_vector
 
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 EPOCHS, RATE, BATCH, TEMPERATURE, MOST = 20, 0.1, 64, 0.1, 1000
 """Of the encoder's training; the cosines over the temperature are its logits; images a class that count at most."""
 EDGE = Edge(neighbours=300, size=200, picked=None, drawn=1500, kept=2, spread=0.03)
+WIDTH = 768
+"""Of the words that `EDGE` is for; points around words of another width are spread so that they are as far away."""
 
 
 class Encoder(nn.Module):
-    """From images to features of the text encoder's width, whose cosines to the class words are the logits."""
+    """From images to features like the text encoder's words, whose cosines to the class words are the logits."""
 
     anchors: torch.Tensor
 
@@ -45,10 +49,11 @@ class Encoder(nn.Module):
 class Dream(Text):
     """DreamOOD (Du et al. 2023).
 
-    An encoder of images is trained so that its features point where the text encoder puts the word of their class.
-    Around the edge of each class in that space vectors are drawn that lie outside. One of them, as long as the class
-    word's own vector, takes its place in the prompt "a photo of a {class}", and the outlier is drawn from noise. The
-    paper trains a ResNet-34 for 100 epochs; here it is a small network of up to 64 px, for 20 epochs.
+    An encoder of images is trained so that its features point where the word of their class is in the table of the text
+    encoder. Around the edge of each class in that space vectors are drawn that lie outside. The text encoder reads one
+    of them, as long as the class word's own vector, in its place in the prompt "a photo of a {class}", and the outlier
+    is drawn from noise. The paper trains a ResNet-34 for 100 epochs; here it is a small network of up to 64 px, for 20
+    epochs.
     """
 
     needs_unet = True
@@ -58,33 +63,29 @@ class Dream(Text):
     def prepare(self, maker: OutlierMaker) -> dict[str, torch.Tensor]:
         """The vectors `[N, D]` of each class, by its number, once the encoder is trained."""
         classes = maker.plan.images.classes
-        embeds = maker.prompts([self.settings.id_prompt_of(name) for name in classes])["prompt_embeds"].float()
-        words = torch.stack([one[self._word(name)].mean(dim=0) for one, name in zip(embeds, classes)])
+        words = torch.stack([word_vector(self.pipe, self.settings.id_label(name)) for name in classes]).float()
         pixels, labels = self._images(maker)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             encoder = _trained(Encoder(words, pixels.shape[-1]).to(words.device), pixels, labels)
             features = _features(encoder, pixels)
-            edges = [drawn_outside(features[labels == label][:MOST], EDGE) for label in range(len(classes))]
-        found = zip(edges, words.norm(dim=1))
-        return {str(label): (F.normalize(edge, dim=1) * length).cpu() for label, (edge, length) in enumerate(found)}
+            edge = replace(EDGE, spread=EDGE.spread * math.sqrt(WIDTH / words.shape[1]))
+            edges = [drawn_outside(features[labels == label][:MOST], edge) for label in range(len(classes))]
+        lengths = words.norm(dim=1, keepdim=True)
+        return {str(k): (F.normalize(own, dim=1) * lengths[k]).cpu() for k, own in enumerate(edges)}
 
     def begin(self, maker: OutlierMaker, prepared: dict[str, torch.Tensor]) -> None:
-        """Vectors, and where they go."""
-        self.places = [self._word(name) for name in maker.plan.images.classes]
-        self.vectors = [prepared[str(label)] for label in range(len(self.places))]
+        """Take up the vectors."""
+        self.vectors = [prepared[str(label)] for label in range(len(maker.plan.images.classes))]
 
     def __call__(self, maker: OutlierMaker, work: Work) -> torch.Tensor:
         """All images of a batch together."""
-        embeds = maker.prompts(maker.prompts_of(work.items)[0])["prompt_embeds"].clone()
-        for row, item, generator in zip(embeds, work.items, work.generators):
-            label = maker.plan.images.labels[item.index]
-            vectors = self.vectors[label]
-            row[self.places[label]] = vectors[int(torch.randint(len(vectors), (), generator=generator))].to(row)
-        return drawn(maker, {"prompt_embeds": embeds}, work.generators)
-
-    def _word(self, name: str) -> slice:
-        return word_in(self.pipe, self.settings.prompt, self.settings.id_label(name))
+        picked = []
+        for item, generator in zip(work.items, work.generators):
+            vectors = self.vectors[maker.plan.images.labels[item.index]]
+            picked.append(vectors[int(torch.randint(len(vectors), (), generator=generator))])
+        embeds = prompts_with(self.pipe, self.settings.prompt, torch.stack(picked))
+        return drawn(maker, {"prompt_embeds": embeds.to(self.pipe.denoiser.dtype)}, work.generators)
 
     def _images(self, maker: OutlierMaker) -> tuple[torch.Tensor, torch.Tensor]:
         """All readable images as uint8 pixels `[N, 3, S, S]` of up to 64 px, and their labels."""

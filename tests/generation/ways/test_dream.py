@@ -9,6 +9,7 @@ from sona_pipeline.generation.make import OutlierMaker
 from sona_pipeline.generation.plan import plan_outliers
 from sona_pipeline.generation.settings import GenerationSettings
 from sona_pipeline.generation.ways import dream
+from sona_pipeline.generation.words import prompts_with
 
 SETTINGS = GenerationSettings(("bag",), num_inference_steps=4, way="dream")
 
@@ -23,28 +24,15 @@ def maker_of(pipe, images, **changes):
     return OutlierMaker(pipe, plan_outliers(images, replace(SETTINGS, **changes)))
 
 
-def test_the_words_of_a_class_are_found_in_its_prompt(pipe, images):
-    for template in ("a photo of a {}", "{} on a table", "a very dark photo of a {} at night"):
-        way = maker_of(pipe, images, prompt=template).way
-        for name in ("t-shirt", "ankle boot", "shirt"):
-            ids = pipe.tokenizer(template.format(name)).input_ids
-            assert pipe.tokenizer.decode(ids[way._word(name)]).strip().replace(" ", "") == name.replace(" ", "")
-
-
-def embeds_of(maker, texts):
-    return maker.prompts(texts)["prompt_embeds"]
-
-
 def test_vectors_point_away_from_the_class_and_are_as_long_as_its_word(pipe, images, monkeypatch):
     monkeypatch.setattr(dream, "EPOCHS", 5)
     maker = maker_of(pipe, images)
     prepared = maker.way.prepare(maker)
     assert list(prepared) == [str(label) for label in range(len(images.classes))]
-    embeds = embeds_of(maker, [f"a photo of a {name}" for name in images.classes])
-    places = [maker.way._word(name) for name in images.classes]
-    words = torch.stack([one[place].mean(dim=0) for one, place in zip(embeds, places)])
+    table = pipe.text_encoder.get_input_embeddings().weight
+    words = torch.stack([table[pipe.tokenizer(name).input_ids[1:-1]].mean(dim=0) for name in images.classes])
     for label, vectors in enumerate(prepared.values()):
-        assert vectors.norm(dim=1).tolist() == pytest.approx([float(words[label].norm())] * len(vectors), rel=1e-4)
+        assert vectors.norm(dim=1).allclose(words[label].norm(), rtol=1e-4)
         cosines = F.normalize(vectors, dim=1) @ F.normalize(words, dim=1).T
         assert cosines[:, label].max() < 0.999
     again = maker_of(pipe, images)
@@ -64,25 +52,16 @@ def test_the_encoder_learns_where_the_words_are(pipe, images):
     assert features.norm(dim=1).allclose(torch.ones(len(features)))
 
 
-def test_a_vector_takes_the_place_of_the_word_and_nothing_else(pipe, images, monkeypatch):
-    maker = maker_of(pipe, images)
-    label = images.labels[0]
-    marks = {str(k): torch.full((3, 64), float(k)) for k in range(len(images.classes))}
-    width = embeds_of(maker, ["x"]).shape[2]
-    marks = {name: mark[:, :1].expand(3, width).clone() + 100 for name, mark in marks.items()}
-    maker.way.begin(maker, marks)
+def test_the_text_encoder_reads_a_vector_of_its_class_in_place_of_the_word(pipe, images, monkeypatch):
+    maker = maker_of(pipe, images, prompt="a dark photo of a {}")
+    vectors = {str(k): torch.full((3, 64), 0.01 * k) for k in range(len(images.classes))}
+    maker.way.begin(maker, vectors)
     seen = []
     monkeypatch.setattr(dream, "drawn", lambda maker, wanted, generators: seen.append(wanted["prompt_embeds"]))
     work = maker.encode(maker.read(maker.plan.batch(maker.plan.batches(1)[0].indices)))
-    label = images.labels[work.items[0].index]
     maker.way(maker, work)
-    prompt = f"a photo of a {images.classes[label]}"
-    plain, place = embeds_of(maker, [prompt])[0], maker.way.places[label]
-    assert (seen[0][0][place] == 100 + label).all()
-    others = torch.ones(len(plain), dtype=torch.bool)
-    others[place] = False
-    assert torch.equal(seen[0][0][others], plain[others])
-    assert torch.equal(embeds_of(maker, [prompt])[0], plain)  # the cache is as it was
+    own = [vectors[str(images.labels[item.index])][0] for item in work.items]
+    torch.testing.assert_close(seen[0], prompts_with(pipe, "a dark photo of a {}", torch.stack(own)))
 
 
 def test_a_class_that_cannot_be_read_is_told(pipe, images):
@@ -91,3 +70,13 @@ def test_a_class_that_cannot_be_read_is_told(pipe, images):
     missing = few.classes[min(set(range(len(few.classes))) - set(few.labels))]
     with pytest.raises(ValueError, match=f"needs images of every class, and {missing!r} has none"):
         maker.way.prepare(maker)
+
+
+def test_points_are_as_far_from_the_words_of_any_width(pipe, images, monkeypatch):
+    edges = []
+    monkeypatch.setattr(dream, "_trained", lambda encoder, pixels, labels: encoder)
+    monkeypatch.setattr(dream, "drawn_outside", lambda known, edge: edges.append(edge) or known)
+    maker = maker_of(pipe, images)
+    maker.way.prepare(maker)
+    width = pipe.text_encoder.config.hidden_size
+    assert {edge.spread * width**0.5 for edge in edges} == {pytest.approx(0.03 * 768**0.5)}
