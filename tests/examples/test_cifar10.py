@@ -529,7 +529,7 @@ def test_tables_for_choices_have_no_test_images(bench, images):
     )
     benchmark = bench.benchmark.Benchmark(data, Path("nowhere"), 3)
     kinds = {name: set(benchmark.tests(table)) for name, table in bench.rows.TABLES.items()}
-    assert kinds.pop("worth") == {"validation"}
+    assert kinds.pop("worth") == kinds.pop("other-scores") == {"validation"}
     assert all(found == {"validation", "test"} for found in kinds.values())
 
 

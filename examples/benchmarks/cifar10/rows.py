@@ -372,6 +372,21 @@ TABLES = {
         far_validation=(*SHIPPED, *KINDS),
         baselines=("SONA",),
     ),
+    "other-scores": Table(
+        "Systems that are far below their papers, by other scores, and after more epochs",
+        {
+            "cross-entropy": CROSS_ENTROPY,
+            "MCD, real outliers": Row("real", {"method": "mcd"}),
+            "CIDER": Row(None, {"method": "cider"}),
+            "CIDER, 100 epochs": Row(None, {"method": "cider", "epochs": 100}),
+            "NPOS": Row(None, {"method": "npos"}),
+        },
+        scores=("energy", "msp", "rmd", "knn"),
+        seeds=3,
+        far_validation=(*SHIPPED, *KINDS),
+        baselines=("cross-entropy",),
+        is_choice=True,
+    ),
     "steps": Table(
         "Fewer steps",
         {"50 DDIM steps": SONA}
