@@ -18,7 +18,7 @@ class Edge:
         size: how many features with the largest distance make the edge.
         picked: how many of these points are drawn around; None for all.
         drawn: points around each.
-        kept: the farthest points that are kept: of all, or of each if `picked` is None.
+        kept: how many of the points around each are kept, the farthest.
         spread: standard deviation of the points.
     """
 
@@ -37,15 +37,13 @@ def drawn_outside(known: torch.Tensor, edge: Edge) -> torch.Tensor:
     Distances are between directions, to the k-th neighbour, or the last one if there are fewer.
     """
     order = distances(known, known, edge.neighbours).topk(min(edge.size, len(known))).indices
-    if edge.picked is None:
-        return torch.cat([_farthest(known[place][None], known, edge) for place in order])
-    chosen = order[torch.randperm(len(order), device=order.device)[: edge.picked]]
-    return _farthest(known[chosen], known, edge)
+    if edge.picked is not None:
+        order = order[torch.randperm(len(order), device=order.device)[: edge.picked]]
+    return torch.cat([_farthest(known[place], known, edge) for place in order])
 
 
-def _farthest(centers: torch.Tensor, known: torch.Tensor, edge: Edge) -> torch.Tensor:
-    points = centers.repeat_interleave(edge.drawn, dim=0)
-    points = points + edge.spread * torch.randn_like(points)
+def _farthest(center: torch.Tensor, known: torch.Tensor, edge: Edge) -> torch.Tensor:
+    points = center + edge.spread * torch.randn(edge.drawn, len(center)).to(center)
     return points[distances(points, known, edge.neighbours).topk(edge.kept).indices]
 
 

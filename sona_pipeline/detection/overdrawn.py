@@ -1,4 +1,4 @@
-"""Images in which what a classifier goes by is overdrawn: the outliers of ASCOOD (Regmi 2026, arXiv 2411.10794)."""
+"""Images in which what a classifier goes by is overdrawn or shuffled: by ASCOOD (Regmi 2026, arXiv 2411.10794)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,32 @@ def overdrawn(
         deviation: `[1, C, 1, 1]`, by which pixels are divided when they are normalized.
         factor: alpha, for normalized pixels; one, or `[B, 1, 1, 1]`.
     """
-    with torch.enable_grad():
-        moved = images.detach().requires_grad_()
-        logits = classify(moved).gather(1, labels[:, None])
-        (slope,) = torch.autograd.grad(logits.sum(), moved)
-    slope = slope * deviation  # by normalized pixels
+    slope = _slope(images, labels, classify) * deviation  # by normalized pixels
     sizes = slope.abs().flatten(1)
     largest = sizes.topk(max(1, int(SHARE * sizes.shape[1])), dim=1).indices
     mask = torch.zeros_like(sizes).scatter_(1, largest, 1).view_as(images)
     return images + factor * slope * mask * deviation
+
+
+def shuffled(
+    images: torch.Tensor, labels: torch.Tensor, classify: Classify, deviation: torch.Tensor, order: torch.Tensor
+) -> torch.Tensor:
+    """Images `[B, C, H, W]` with the tenth of the pixels that speaks most for their labels in another order.
+
+    Args:
+        images, labels, classify, deviation: as of `overdrawn`.
+        order: numbers `[B, H * W]` of any size; the pixels come in the order of as many as are needed of them.
+    """
+    slope = (_slope(images, labels, classify) * deviation).exp().sum(dim=1).flatten(1)
+    places = slope.topk(max(1, int(SHARE * slope.shape[1])), dim=1).indices
+    came = order[:, : places.shape[1]].argsort(dim=1).to(places.device)
+    places, sources = (one[:, None].expand(-1, images.shape[1], -1) for one in (places, places.gather(1, came)))
+    flat = images.flatten(2)
+    return flat.scatter(2, places, flat.gather(2, sources)).view_as(images)
+
+
+def _slope(images: torch.Tensor, labels: torch.Tensor, classify: Classify) -> torch.Tensor:
+    with torch.enable_grad():
+        moved = images.detach().requires_grad_()
+        logits = classify(moved).gather(1, labels[:, None])
+        return torch.autograd.grad(logits.sum(), moved)[0]

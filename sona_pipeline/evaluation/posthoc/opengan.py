@@ -17,14 +17,13 @@ RATE, SLOWER, BETAS = 1e-4, 1.5, (0.5, 0.999)
 """Adam's learning rate, by what it is divided for the discriminator, and its betas, as in OpenOOD."""
 
 
-def generator(width: int, is_positive: bool = True) -> nn.Sequential:
-    """From noise `[B, 100]` to features `[B, width]`; they end in a ReLU where those of images do."""
+def generator(width: int) -> nn.Sequential:
+    """From noise `[B, 100]` to features `[B, width]`."""
     sizes = (NOISE, width, width // 2, width // 4, width // 2)
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
-    last: list[nn.Module] = [nn.ReLU()] if is_positive else []
-    return _initialized([*layers, nn.Linear(sizes[-1], width, bias=False), *last])
+    return _initialized([*layers, nn.Linear(sizes[-1], width)])
 
 
 def discriminator(width: int) -> nn.Sequential:
@@ -60,8 +59,7 @@ def fit(known: Known, epochs: int = 100, keep_best: bool = True) -> Scorer:
     """
     features = known.training.features
     device, width = features.device, features.shape[1]
-    is_positive = bool((features >= 0).all())
-    players = generator(width, is_positive).to(device), discriminator(width).to(device)
+    players = generator(width).to(device), discriminator(width).to(device)
     optimizers = [torch.optim.Adam(p.parameters(), r, BETAS) for p, r in zip(players, (RATE, RATE / SLOWER))]
     between = midpoints(known.validation)
     best, highest = players[1].state_dict(), -1.0

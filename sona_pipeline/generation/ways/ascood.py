@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from sona_pipeline.data.class_names import composed
 from sona_pipeline.detection.detector import Detector, load_detector
-from sona_pipeline.detection.overdrawn import LARGEST, LEAST, overdrawn
+from sona_pipeline.detection.networks import SMALL
+from sona_pipeline.detection.overdrawn import LARGEST, LEAST, overdrawn, shuffled
 from sona_pipeline.generation.ways.base import Way, latents_of, pixels_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class ASCOOD(Way):
     """Sources in which what tells their class is overdrawn (Regmi 2026, arXiv 2411.10794).
 
-    The factor of the gradient, which the paper lowers from 300 to 30 while it trains, is drawn for each image.
+    For a detector of up to 64 px the pixels that tell it are shuffled. The factor of the gradient for others, which the
+    paper lowers from 300 to 30 while it trains, is drawn for each image.
     """
 
     uses_stop_step = uses_label = False
@@ -43,14 +45,17 @@ class ASCOOD(Way):
         """All images of a batch together, and back into latents."""
         pixels, size = pixels_of(maker, work), self.detector.image_size
         labels = [self.labels[maker.plan.images.labels[item.index]] for item in work.items]
-        drawn = torch.cat([torch.rand(1, generator=generator) for generator in work.generators])
-        factor = (LEAST + (LARGEST - LEAST) * drawn).view(-1, 1, 1, 1).to(pixels.device)
-        factor = factor * (pixels.shape[-1] / size) ** 2  # the gradient of a pixel of the network is shared by so many
         deviation = self.detector.std if pixels.shape[1] == 3 else self.detector.std.mean(dim=1, keepdim=True)
 
         def classify(images: torch.Tensor) -> torch.Tensor:
             scaled = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
             return self.detector(scaled.expand(-1, 3, -1, -1))
 
-        known = torch.tensor(labels, device=pixels.device)
-        return latents_of(maker, overdrawn(pixels, known, classify, deviation, factor))
+        known = pixels, torch.tensor(labels, device=pixels.device), classify, deviation
+        count = pixels[0, 0].numel() if size <= SMALL else 1
+        drawn = torch.stack([torch.rand(count, generator=generator) for generator in work.generators])
+        if size <= SMALL:
+            return latents_of(maker, shuffled(*known, drawn))
+        factor = (LEAST + (LARGEST - LEAST) * drawn).view(-1, 1, 1, 1).to(pixels.device)
+        factor = factor * (pixels.shape[-1] / size) ** 2  # the gradient of a pixel of the network is shared by so many
+        return latents_of(maker, overdrawn(*known, factor))

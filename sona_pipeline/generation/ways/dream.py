@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 EPOCHS, RATE, BATCH, TEMPERATURE, MOST = 20, 0.1, 64, 0.1, 1000
 """Of the encoder's training; the cosines over the temperature are its logits; images a class that count at most."""
 EDGE = Edge(neighbours=300, size=200, picked=None, drawn=1500, kept=2, spread=0.03)
-WIDTH = 768
-"""Of the words that `EDGE` is for; points around words of another width are spread so that they are as far away."""
+IMAGES, WIDTH = 1000, 768
+"""What `EDGE` is for: images of a class, and numbers of a word."""
+
+
+def edge_of(images: int, width: int) -> Edge:
+    """The same shares of other numbers of images, and points as far away by words of another width."""
+    share = images / IMAGES
+    neighbours, size = (max(1, round(share * count)) for count in (EDGE.neighbours, EDGE.size))
+    return replace(EDGE, neighbours=neighbours, size=size, spread=EDGE.spread * math.sqrt(WIDTH / width))
 
 
 class Encoder(nn.Module):
@@ -69,8 +76,8 @@ class Dream(Text):
             torch.manual_seed(self.settings.seed)
             encoder = _trained(Encoder(words, pixels.shape[-1]).to(words.device), pixels, labels)
             features = _features(encoder, pixels)
-            edge = replace(EDGE, spread=EDGE.spread * math.sqrt(WIDTH / words.shape[1]))
-            edges = [drawn_outside(features[labels == label][:MOST], edge) for label in range(len(classes))]
+            by_class = [features[labels == label][:MOST] for label in range(len(classes))]
+            edges = [drawn_outside(own, edge_of(*own.shape)) for own in by_class]
         lengths = words.norm(dim=1, keepdim=True)
         return {str(k): (F.normalize(own, dim=1) * lengths[k]).cpu() for k, own in enumerate(edges)}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sona_pipeline.generation.ways.base import WARM_UP, Way, in_groups
+from sona_pipeline.generation.ways.base import Way, in_groups
 from sona_pipeline.generation.ways.trajectory import Level, levels, lower, predicted_noise
 from sona_pipeline.pipelines.guidance import add_momentum, sona_guidance
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 SOURCE_SCALE, TARGET_SCALE, CONCEPT_SCALE = 3.5, 15.0, 5.0
 """Of classifier-free guidance on the way up and down, and of the concept that is removed."""
-REGION, MOMENTUM, BETA = 0.1, 0.1, 0.4
-"""SEGA's: share of the entries that a concept acts on, and its momentum."""
+REGION, MOMENTUM, BETA, WARM_UP = 0.05, 0.5, 0.6, 1
+"""SEGA's: share of the entries that a concept acts on, its momentum, and steps at the start that it leaves out."""
 
 
 class LEdits(Way):
@@ -65,22 +65,20 @@ class LEdits(Way):
         ood_prompt: torch.Tensor,
     ) -> torch.Tensor:
         latents, momentum = noised[0], torch.zeros_like(source)
-        steps = self.settings.num_inference_steps
         for k, (level, kept) in enumerate(zip(path, [*noised[1:], source])):
             plain, own = predicted_noise(self.pipe, noised[k], level, (empty, id_prompt))
             added = kept - lower(noised[k], plain + SOURCE_SCALE * (own - plain), level, eta=1.0)
             plain, own, target = predicted_noise(self.pipe, latents, level, (empty, id_prompt, ood_prompt))
             concept, momentum = self._removed(plain, own, momentum)
-            is_warm = steps - len(path) + k >= round(WARM_UP * steps)
-            guided = plain + TARGET_SCALE * (target - plain) + CONCEPT_SCALE * is_warm * concept
+            guided = plain + TARGET_SCALE * (target - plain) + CONCEPT_SCALE * (k >= WARM_UP) * concept
             latents = lower(latents, guided, level, eta=1.0) + added
         return latents
 
     def _removed(
         self, plain: torch.Tensor, own: torch.Tensor, momentum: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """SEGA's term of the ID meaning, in the tenth of the entries where it is strongest, and its momentum."""
+        """SEGA's term of the ID meaning, in the entries where it is strongest, and its momentum in all."""
         found = sona_guidance(
             plain, own, own, mask_threshold=REGION, preserve_id_nuisance=False, add_ood_semantics=False
         )
-        return add_momentum(found.guidance, momentum, found.id_semantic_mask, scale=MOMENTUM, beta=BETA)
+        return add_momentum(found.guidance, momentum, torch.ones_like(momentum), scale=MOMENTUM, beta=BETA)

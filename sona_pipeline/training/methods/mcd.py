@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sona_pipeline.detection.networks import Network
     from sona_pipeline.training.settings import TrainingSettings
 
-MARGIN, START = 1.2, 8 / 9
-"""By how much the entropies are to differ, and the progress from which on outliers are used (epoch 80 of 90)."""
+MARGIN, START = 1.2, 0.5
+"""By how much the entropies are to differ, and the progress from which on outliers are used."""
 
 
 def discrepancy(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -35,9 +35,10 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 class MCD(Method):
     """Maximum classifier discrepancy (Yu and Aizawa 2019, "Unsupervised Out-of-Distribution Detection by ...", ICCV).
 
-    Both heads learn the classes. Towards the end of the training the first one is made unsure of outliers and the
-    second one sure. The score "mcd" is the distance between what the two say. OpenOOD's code takes the entropies over
-    the images of a batch; here they are over the classes, as in the paper.
+    Both heads learn the classes. In the second half of the training the first one is made unsure of outliers and the
+    second one sure: the authors do so after the training, at a rate of its own. The score "mcd" is the distance between
+    what the two say. OpenOOD's code takes the entropies over the images of a batch; here they are over the classes, as
+    in the paper.
     """
 
     weight = 1.0

@@ -24,9 +24,9 @@ EDGE = Edge(neighbours=300, size=200, picked=2, drawn=600, kept=200, spread=0.1)
 class NPOS(Hypersphere):
     """Non-parametric outlier synthesis (Tao et al. 2023); the paper scores by the score "knn".
 
-    The features with the farthest k-th neighbour in their class are its edge. Of Gaussian points around some of them
-    those are outliers that are farthest from the class. A small network learns to tell them from features of ID images,
-    beside the losses of CIDER (compactness 1, dispersion 0.5).
+    The features with the farthest k-th neighbour in their class are its edge. Of Gaussian points around each of two of
+    them those are outliers that are farthest from the class. A small network learns to tell them from features of ID
+    images, where either kind counts as much, beside the losses of CIDER (compactness 1, dispersion 0.5).
     """
 
     queue: torch.Tensor
@@ -47,9 +47,8 @@ class NPOS(Hypersphere):
         if step.progress >= START and bool((self.seen >= KEPT).all()):
             with torch.autocast(self.queue.device.type, enabled=False):
                 outliers = torch.cat([drawn_outside(own, EDGE) for own in self.queue])
-            answers = self.judge(torch.cat([step.features.float(), outliers])).squeeze(1)
-            is_known = (torch.arange(len(answers), device=answers.device) < len(step.features)).float()
-            loss = loss + WEIGHT * F.binary_cross_entropy_with_logits(answers, is_known)
+            known, unknown = self.judge(step.features.float()), self.judge(outliers)
+            loss = loss + WEIGHT * (F.softplus(-known).mean() + F.softplus(unknown).mean())
         else:
             loss = loss + 0 * sum(weight.sum() for weight in self.judge.parameters())
         self._keep(step.features.detach().float(), step.labels)

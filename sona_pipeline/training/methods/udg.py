@@ -1,4 +1,4 @@
-"""UDG: outliers that lie among ID images are taken for these, clusters of nothing but outliers count twice."""
+"""UDG: outliers that lie among ID images are taken for these, and the others are exposed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from sona_pipeline.training.methods.base import Method, Step
+from sona_pipeline.training.methods.outlier_exposure import outlier_exposure
 
 if TYPE_CHECKING:
     from sona_pipeline.detection.networks import Network
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 CLUSTERS, IMAGES_A_CLUSTER, DIMENSIONS, ROUNDS = 1000, 20, 256, 20
 """At most as many clusters, and one for every twenty images; at most as many dimensions of PCA; rounds of k-means."""
-PURE, SURE = 0.8, 2.0
-"""Share above which a cluster belongs to a class, or to the outliers; and what outliers weigh in such a cluster."""
+PURE = 0.8
+"""Share above which a cluster belongs to a class."""
 OE_WEIGHT, CLUSTER_WEIGHT = 0.5, 0.1
 
 
@@ -29,8 +30,8 @@ class UDG(Method):
     """Unsupervised dual grouping (Yang et al. 2021, "Semantically Coherent Out-of-Distribution Detection", ICCV).
 
     Each epoch, the features of ID images and outliers are clustered. Outliers in a cluster that is nearly all of one
-    class get its label; those in a cluster that is nearly all outliers count twice; an auxiliary head learns the
-    clusters. Each epoch starts from the labels of the data, where OpenOOD's code carries labels of outliers over.
+    class get its label; an auxiliary head learns the clusters. Each epoch starts from the labels
+    of the data, where OpenOOD's code carries labels of outliers over.
     """
 
     weight = 1.0
@@ -59,7 +60,7 @@ class UDG(Method):
         groups = self._groups
         if groups is None:
             raise RuntimeError("`begin_epoch` comes first")
-        label, weight = groups.labels[step.outlier_places], groups.weights[step.outlier_places]
+        label = groups.labels[step.outlier_places]
         has_label = label >= 0
         features = torch.cat([step.features, step.outlier_features])
         cluster = torch.cat([groups.known[step.places], groups.outliers[step.outlier_places]])
@@ -69,8 +70,7 @@ class UDG(Method):
             of_labels = F.cross_entropy(step.outlier_logits[has_label], label[has_label], reduction="sum")
             loss = loss + of_labels / (len(step.labels) + int(has_label.sum()))
         if (~has_label).any():
-            uniform = -step.outlier_logits[~has_label].log_softmax(dim=1).mean(dim=1)
-            loss = loss + OE_WEIGHT * (uniform * weight[~has_label]).mean()
+            loss = loss + OE_WEIGHT * outlier_exposure(step.outlier_logits[~has_label])
         return loss
 
 
@@ -85,7 +85,6 @@ class Groups:
     Attributes:
         known, outliers: cluster of each, `[N]` and `[M]`.
         labels: `[M]`, the class whose images an outlier lies among, or -1.
-        weights: `[M]`, what outlier exposure is weighted by.
         balance: `[K]`, weight of the images of a cluster: one over the root of its size, with mean 1 over images.
     """
 
@@ -98,9 +97,7 @@ class Groups:
         of_class = torch.zeros(count, classes, device=device)
         of_class.index_put_((self.known, labels), torch.ones(len(labels), device=device), accumulate=True)
         share, label = (of_class / sizes[:, None]).max(dim=1)
-        foreign = self.outliers.bincount(minlength=count) / sizes
         self.labels = torch.where(share > PURE, label, -1)[self.outliers]
-        self.weights = torch.where(foreign > PURE, SURE, 1.0)[self.outliers]
         balance = sizes.float().rsqrt()
         self.balance = balance / balance[cluster].mean()
 

@@ -72,11 +72,9 @@ def test_a_class_that_cannot_be_read_is_told(pipe, images):
         maker.way.prepare(maker)
 
 
-def test_points_are_as_far_from_the_words_of_any_width(pipe, images, monkeypatch):
-    edges = []
-    monkeypatch.setattr(dream, "_trained", lambda encoder, pixels, labels: encoder)
-    monkeypatch.setattr(dream, "drawn_outside", lambda known, edge: edges.append(edge) or known)
-    maker = maker_of(pipe, images)
-    maker.way.prepare(maker)
-    width = pipe.text_encoder.config.hidden_size
-    assert [edge.spread * width**0.5 for edge in edges] == pytest.approx([0.03 * 768**0.5] * len(images.classes))
+@pytest.mark.parametrize(("images", "width", "neighbours", "size"), [(1000, 768, 300, 200), (300, 64, 90, 60)])
+def test_the_edge_is_the_same_share_of_a_class_and_as_wide_by_any_words(images, width, neighbours, size):
+    edge = dream.edge_of(images, width)
+    assert (edge.neighbours, edge.size, edge.drawn, edge.kept) == (neighbours, size, 1500, 2)
+    assert edge.spread * width**0.5 == pytest.approx(0.03 * 768**0.5)
+    assert (dream.edge_of(1, width).neighbours, dream.edge_of(1, width).size) == (1, 1)

@@ -26,10 +26,9 @@ def groups(monkeypatch) -> Groups:
     return Groups(known, labels, outliers, seed=0)
 
 
-def test_outliers_among_a_class_get_its_label_and_clusters_of_outliers_weigh_double(groups):
+def test_outliers_among_a_class_get_its_label(groups):
     assert len(set(groups.known.tolist()) | set(groups.outliers.tolist())) == 4
     assert groups.labels.tolist() == 5 * [0] + 55 * [-1]  # 40 of 45 are of class 0; 20 of 40 of class 1
-    assert groups.weights.tolist() == 5 * [1] + 35 * [2] + 20 * [1]
     sizes = {0: 45, 40: 40, 80: 40}  # by the place of one of their ID images
     weights = {place: groups.balance[groups.known[place]].item() for place in sizes}
     assert weights[0] / weights[40] == pytest.approx(math.sqrt(40 / 45))
@@ -45,7 +44,7 @@ def test_the_loss_by_hand(groups):
     cluster = torch.tensor([*(groups.known[k] for k in (0, 50, 90, 60)), groups.outliers[2], groups.outliers[10]])
     clusters = F.cross_entropy(method.auxiliary(features), cluster, reduction="none") * groups.balance[cluster]
     label = -at.outlier_logits[0].log_softmax(dim=0)[0] / 5  # the mean over four ID images and one outlier
-    exposure = 2.0 * -at.outlier_logits[1].log_softmax(dim=0).mean()
+    exposure = -at.outlier_logits[1].log_softmax(dim=0).mean()
     expected = 0.1 * clusters.mean() + label + 0.5 * exposure
     assert method(at).item() == pytest.approx(expected.item(), rel=1e-5)
 
