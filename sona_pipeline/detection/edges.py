@@ -43,7 +43,7 @@ def drawn_outside(known: torch.Tensor, edge: Edge) -> torch.Tensor:
 
 
 def _farthest(center: torch.Tensor, known: torch.Tensor, edge: Edge) -> torch.Tensor:
-    points = center + edge.spread * torch.randn(edge.drawn, len(center)).to(center)
+    points = center + edge.spread * torch.randn(edge.drawn, len(center), device=center.device, dtype=center.dtype)
     return points[distances(points, known, edge.neighbours).topk(edge.kept).indices]
 
 

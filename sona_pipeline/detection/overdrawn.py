@@ -28,7 +28,7 @@ def overdrawn(
         deviation: `[1, C, 1, 1]`, by which pixels are divided when they are normalized.
         factor: alpha, for normalized pixels; one, or `[B, 1, 1, 1]`.
     """
-    slope = _slope(images, labels, classify) * deviation  # by normalized pixels
+    slope = _slope(images, labels, classify, deviation)
     sizes = slope.abs().flatten(1)
     largest = sizes.topk(max(1, int(SHARE * sizes.shape[1])), dim=1).indices
     mask = torch.zeros_like(sizes).scatter_(1, largest, 1).view_as(images)
@@ -44,7 +44,7 @@ def shuffled(
         images, labels, classify, deviation: as of `overdrawn`.
         order: numbers `[B, H * W]` of any size; the pixels come in the order of as many as are needed of them.
     """
-    slope = (_slope(images, labels, classify) * deviation).exp().sum(dim=1).flatten(1)
+    slope = _slope(images, labels, classify, deviation).exp().sum(dim=1).flatten(1)
     places = slope.topk(max(1, int(SHARE * slope.shape[1])), dim=1).indices
     came = order[:, : places.shape[1]].argsort(dim=1).to(places.device)
     places, sources = (one[:, None].expand(-1, images.shape[1], -1) for one in (places, places.gather(1, came)))
@@ -52,8 +52,9 @@ def shuffled(
     return flat.scatter(2, places, flat.gather(2, sources)).view_as(images)
 
 
-def _slope(images: torch.Tensor, labels: torch.Tensor, classify: Classify) -> torch.Tensor:
+def _slope(images: torch.Tensor, labels: torch.Tensor, classify: Classify, deviation: torch.Tensor) -> torch.Tensor:
+    """The gradient of the labels' logits by normalized pixels."""
     with torch.enable_grad():
         moved = images.detach().requires_grad_()
         logits = classify(moved).gather(1, labels[:, None])
-        return torch.autograd.grad(logits.sum(), moved)[0]
+        return torch.autograd.grad(logits.sum(), moved)[0] * deviation

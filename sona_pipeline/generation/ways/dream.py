@@ -19,11 +19,11 @@ from sona_pipeline.generation.words import prompts_with, word_vector
 if TYPE_CHECKING:
     from sona_pipeline.generation.make import OutlierMaker, Work
 
-EPOCHS, RATE, BATCH, TEMPERATURE, MOST = 20, 0.1, 64, 0.1, 1000
-"""Of the encoder's training; the cosines over the temperature are its logits; images a class that count at most."""
+EPOCHS, RATE, BATCH, TEMPERATURE = 20, 0.1, 64, 0.1
+"""Of the encoder's training; the cosines over the temperature are its logits."""
 EDGE = Edge(neighbours=300, size=200, picked=None, drawn=1500, kept=2, spread=0.03)
 IMAGES, WIDTH = 1000, 768
-"""What `EDGE` is for: images of a class, and numbers of a word."""
+"""What `EDGE` is for: images of a class, of which no more count, and numbers of a word."""
 
 
 def edge_of(images: int, width: int) -> Edge:
@@ -76,7 +76,7 @@ class Dream(Text):
             torch.manual_seed(self.settings.seed)
             encoder = _trained(Encoder(words, pixels.shape[-1]).to(words.device), pixels, labels)
             features = _features(encoder, pixels)
-            by_class = [features[labels == label][:MOST] for label in range(len(classes))]
+            by_class = [features[labels == label][:IMAGES] for label in range(len(classes))]
             edges = [drawn_outside(own, edge_of(*own.shape)) for own in by_class]
         lengths = words.norm(dim=1, keepdim=True)
         return {str(k): (F.normalize(own, dim=1) * lengths[k]).cpu() for k, own in enumerate(edges)}

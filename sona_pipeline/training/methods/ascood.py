@@ -30,7 +30,7 @@ class ASCOOD(Method):
         images = exposure.images
         known = images, exposure.labels, exposure.classify, exposure.deviation
         if images.shape[-1] <= SMALL:
-            made = shuffled(*known, torch.rand(len(images), images[0, 0].numel()))
+            made = shuffled(*known, torch.rand(len(images), images[0, 0].numel(), device=images.device))
         else:
             made = overdrawn(*known, LARGEST + (LEAST - LARGEST) * exposure.progress)
         return made, made.new_zeros(len(made))
