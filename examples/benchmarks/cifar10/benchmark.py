@@ -48,7 +48,7 @@ RECIPE = replace(RECIPES["small"], outlier_augmentation="none")
 """The recipe of all rows; those that are about what the package ships have its augmentation of outliers again."""
 OWN = "own"
 """The score of a table where each row has its own."""
-OPTIONAL = ("also", "reject", "thresholding")
+OPTIONAL = ("also", "reject", "thresholding", "search")
 """Of rows and recipes; the records of those without them do not name them."""
 NEAR_TEST_IMAGES, NEAR_TEST_SEED = 1000, 100
 BATCH_SIZE = 250
@@ -144,6 +144,7 @@ class Benchmark:
                     scores,
                     fit_images=self.data.train,
                     validation_images=self.data.validation,
+                    search_images=self.data.near_validation if row.search else None,
                     skip_unfit="all" in scores,
                     batch_size=BATCH_SIZE,
                     title=f"scores of {place.name}, {test}",
