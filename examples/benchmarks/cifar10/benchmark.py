@@ -121,7 +121,7 @@ class Benchmark:
             **({"also": [_described(SETS[name]) for name in row.also]} if row.also else {}),
             "training": {name: value for name, value in asdict(self.recipe).items() if value != defaults[name]},
             "start": self.start_of(row),
-            "scores": table.scores or [row.score],
+            "scores": scores_of(table, row),
         }
         return json.dumps(made, default=str)
 
@@ -132,7 +132,7 @@ class Benchmark:
 
     def _scored(self, table: Table, row: Row, seed: int, tests: Mapping[str, TestSets]) -> dict[str, pd.DataFrame]:
         place = self.detector(row, seed)
-        detector, scores = self.load(place), table.scores or (row.score,)
+        detector, scores = self.load(place), scores_of(table, row)
         made = [place, *(self.outliers(name, seed) for name in row.sets)]
         seconds = {f"{some.parent.name}/{some.name}": int((some / SECONDS).read_text()) for some in made}
         found = {}
@@ -145,7 +145,7 @@ class Benchmark:
                     fit_images=self.data.train,
                     validation_images=self.data.validation,
                     search_images=self.data.near_validation if row.search else None,
-                    skip_unfit="all" in scores,
+                    skip_unfit="all" in table.scores,
                     batch_size=BATCH_SIZE,
                     title=f"scores of {place.name}, {test}",
                 )
@@ -259,6 +259,13 @@ class Benchmark:
     def results(self, name: str) -> Path:
         """Folder of what a table's detectors were found to do, below the benchmark's folder."""
         return self.folder / "results" / name
+
+
+def scores_of(table: Table, row: Row) -> Sequence[str]:
+    """The scores that a row's detectors are judged by; of a search, those that it can change."""
+    if row.search:
+        return [name for name, method in POST_HOC.items() if method.grid]
+    return table.scores or [row.score or OWN]
 
 
 def _described(what: Row | Recipe) -> dict[str, Any]:

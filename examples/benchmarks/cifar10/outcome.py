@@ -155,9 +155,10 @@ def describe_run(
 def describe_differences(found: Mapping[str, pd.DataFrame], baseline: str, file: str) -> Part:
     """A row a number of the differences that `compare` found, by test."""
     rows = pd.concat([differences.assign(test=test) for test, differences in found.items()])
+    several = rows["score"].nunique() > 1
     rows = pd.DataFrame(
         {
-            "row": rows["method"],
+            "row": rows["method"] + (", " + rows["score"] if several else ""),
             "test": rows["test"],
             "set": rows["set"].where(rows["set"] != "mean", rows["group"].replace(WORDS) + " mean"),
             "metric": rows["metric"].replace(WORDS),
@@ -221,21 +222,29 @@ def table_of(cells: pd.DataFrame) -> list[str]:
 
 
 def _figure(found: Found) -> Figure:
-    """AUROC of every row: a point a group, with the standard deviation over seeds as a bar."""
-    columns = [column for column in columns_of(found) if column.metric == "auroc"]
-    names = list(cells_of(found).index)
-    figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    for k, column in enumerate(columns):
-        means = means_of(found[column.test], column)
-        places = [len(names) - 1 - i + 0.12 * (len(columns) - 1 - 2 * k) / 2 for i in range(len(means))]
-        spread = means["std"].astype(float).fillna(0)
-        axis.errorbar(
-            means["mean"], places, xerr=spread, fmt="os^D"[k % 4], capsize=2, label=column.title, markersize=4
-        )
-    axis.set_yticks(range(len(names)), names[::-1])
-    axis.set_ylim(-0.6, len(names) - 0.4)
-    axis.set_xlabel("AUROC in %")
-    axis.grid(axis="x", alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(columns), fontsize="small")
+    """AUROC of every row, a point a group, with the standard deviation over seeds as a bar.
+
+    Of several scores, a panel a group: down the axis scores or rows, whichever are more, and a point for each of the
+    others.
+    """
+    parts = {c.title: means_of(found[c.test], c) for c in columns_of(found) if c.metric == "auroc"}
+    rows, scores = (next(iter(parts.values()))[name].unique() for name in ("method", "score"))
+    down, point = ("score", "method") if len(scores) > len(rows) else ("method", "score")
+    panels = {title: dict(list(means.groupby(point, sort=False))) for title, means in parts.items()}
+    if len(scores) == 1:
+        panels = {"AUROC in %": parts}
+    names = list(scores if down == "score" else rows)
+    figure = Figure(figsize=(4.5 + 3 * len(panels), 1.2 + 0.32 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, points) in zip(axes, panels.items()):
+        for k, (label, means) in enumerate(points.items()):
+            places = [len(names) - 1 - names.index(name) for name in means[down]]
+            shifted = [place + 0.12 * (len(points) - 1 - 2 * k) / 2 for place in places]
+            spread = means["std"].astype(float).fillna(0)
+            axis.errorbar(means["mean"], shifted, xerr=spread, fmt="os^D"[k % 4], capsize=2, label=label, markersize=4)
+        axis.set_xlabel(title if len(panels) == 1 else f"{title} in %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(names)), names[::-1])
+    axes[0].set_ylim(-0.6, len(names) - 0.4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
     return figure

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import pandas as pd
 from benchmark import Benchmark
+from by_score import describe_scores
 from claims import describe_claims
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
@@ -39,7 +40,18 @@ from pretrained import write_start
 from reasons import describe_reasons
 from recipe import TRAININGS, judge_recipe, write_recipe
 from records import Records, seconds_of, versions_of
-from rows import KEPT, KEPT_FEATURES, NEAR_TEST, REMEDIES_TABLE, SETS, SHIPPED, SYSTEMS_TABLE, TABLES, Table
+from rows import (
+    KEPT,
+    KEPT_FEATURES,
+    NEAR_TEST,
+    POST_HOC_TABLE,
+    REMEDIES_TABLE,
+    SETS,
+    SHIPPED,
+    SYSTEMS_TABLE,
+    TABLES,
+    Table,
+)
 from sets import SECONDS
 from shortcuts import changed, changes, describe_changes, describe_measures
 from so_far import recorded, text_so_far
@@ -336,6 +348,8 @@ def make_table(benchmark: Benchmark, name: str, table: Table, seeds: int, folder
         parts.append(describe_differences(differences, baseline, file))
     if name == SYSTEMS_TABLE:
         parts.append(describe_claims(found["test"]))
+    if name == POST_HOC_TABLE:
+        parts += describe_scores(found["test"], scores["test"])
     if name == REMEDIES_TABLE:
         detectors = {
             title: [benchmark.detector(row, seed) for seed in range(seeds)] for title, row in table.rows.items()
