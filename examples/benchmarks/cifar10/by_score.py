@@ -1,0 +1,74 @@
+"""Post-hoc scores side by side: two kinds of detectors, each by default parameters and by those of a search."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from outcome import WORDS, Column, Part, means_of
+
+from sona_pipeline import POST_HOC, compare, with_spread
+
+PAIRS = {
+    "SONA beside cross-entropy": ("SONA", "cross-entropy"),
+    "search, cross-entropy": ("cross-entropy, searched", "cross-entropy"),
+    "search, SONA": ("SONA, searched", "SONA"),
+}
+"""Differences that are shown: a row, and the row that it is compared with."""
+SEARCHED = "searched"
+NOTE = """Test images, AUROC in %, mean ± standard deviation over the seeds. The last columns are paired differences
+with 95 % intervals (2,000 resamples of images and seeds); "*" is an interval without zero. A search takes the
+parameters of the highest AUROC on the validation images of held-out classes, detector by detector; "-": there is
+nothing to search, or no such score."""
+PARAMETERS_NOTE = "What the search took, by seed; the parameters that it does not try stay as they are."
+Runs = Mapping[str, Sequence[pd.DataFrame]]
+"""Scores of `score_images` by row, a table a seed."""
+
+
+def describe_scores(found: pd.DataFrame, scores: Runs) -> list[Part]:
+    """A table of near-OOD and one of far-OOD AUROC with a row a score, the best first, and what searches took.
+
+    Args:
+        found: the results on test images.
+        scores: on test images.
+    """
+    differences = {
+        title: compare({row: scores[row] for row in pair}, pair[1])
+        for title, pair in PAIRS.items()
+        if {*pair} <= {*scores}
+    }
+    parts = [_of_group(group, found, differences) for group in ("near_ood", "far_ood")]
+    return [*parts, _parameters(scores)]
+
+
+def _of_group(group: str, found: pd.DataFrame, differences: Mapping[str, pd.DataFrame]) -> Part:
+    means = means_of(found, Column("test", group, "auroc"))
+    best = means.groupby("score")["mean"].max().sort_values(ascending=False)
+    cells: dict[str, dict[str, str]] = {name: {"score": name} for name in best.index}
+    for row in means.itertuples():
+        cells[row.score][row.method] = with_spread(row.mean, row.std)
+    for title, table in differences.items():
+        is_mean = (table["group"] == group) & (table["set"] == "mean") & (table["metric"] == "auroc")
+        for row in table[is_mean].itertuples():
+            sign = "" if row.verdict == "level" else " *"
+            cells[row.score][title] = f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}){sign}"
+    rows = pd.DataFrame(cells.values()).fillna("-")
+    return Part(f"{WORDS[group].capitalize()}-OOD AUROC by score", NOTE, rows, f"{WORDS[group]}-by-score.csv")
+
+
+def _parameters(scores: Runs) -> Part:
+    cells: dict[str, dict[str, str]] = {}
+    for row, tables in scores.items():
+        if SEARCHED in row:
+            for name in tables[0].attrs["fits"]:
+                taken = [_tried(name, table.attrs["fits"][name]["parameters"]) for table in tables]
+                cells.setdefault(name, {"score": name, "default": _text(_tried(name, POST_HOC[name].defaults))})
+                cells[name][row] = " / ".join(map(_text, taken))
+    return Part("Parameters", PARAMETERS_NOTE, pd.DataFrame(cells.values()).fillna("-"), "parameters.csv")
+
+
+def _tried(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: parameters[key] for key in POST_HOC[name].grid}
+
+
+def _text(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in parameters.items())
