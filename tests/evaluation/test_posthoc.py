@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores.of_logits import energy, msp
-from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, fitted as fitted_to_known, opengan
+from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, adascale, fitted as fitted_to_known, opengan
 from sona_pipeline.evaluation.posthoc.rankfeat import without_first
+from sona_pipeline.evaluation.posthoc.search import Trial, candidates, searched
 
 BY_STAGES = {"multi_mahalanobis", "mds_ensemble", "rankfeat", "nac"}
 OF_TWO_HEADS = {"mcd"}
@@ -272,6 +273,24 @@ def test_adascale_image_by_image(detector, name):
     scores = fitted(name, detector, in_batches(*TRAIN))(SEEN).numpy()
     np.testing.assert_allclose(scores, expected, rtol=2e-3)
     assert np.ptp(expected) > 1e-3
+
+
+def test_a_search_of_both_adascales_moves_every_image_once_and_finds_what_separate_fits_find(detector, monkeypatch):
+    held_out, unknown = in_batches(*images(60, seed=3)), [(NOISE, torch.full((10,), -1))]
+    moved, perturbed = [], adascale.perturbed
+    monkeypatch.setattr(adascale, "perturbed", lambda *given: moved.append(len(given[1])) or perturbed(*given))
+    trial = Trial(Known(detector, in_batches(*TRAIN), held_out), unknown)
+    found = {name: searched(name, trial) for name in ("adascale_a", "adascale_l")}
+    assert sum(moved) == 60 + 10
+
+    def auroc(name, percentiles):
+        score = fitted(name, detector, in_batches(*TRAIN), held_out, percentiles=percentiles)
+        sides = [score(pixels) for part in (held_out, unknown) for pixels, _ in part]
+        return 100 * roc_auc_score([0] * 60 + [1] * 10, torch.cat(sides))
+
+    for name, best in found.items():
+        assert best.validation_auroc == pytest.approx(auroc(name, best.parameters["percentiles"]))
+        assert all(auroc(name, **one) <= best.validation_auroc + 1e-6 for one in candidates(name)[::7])
 
 
 def test_nac_counts_the_states_that_training_images_had(detector):

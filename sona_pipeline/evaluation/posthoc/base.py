@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -26,12 +27,24 @@ class Seen:
         detector: in evaluation mode.
         pixels: `[B, 3, H, W]` in [0, 1]; None if the features are known.
         features: penultimate features `[B, D]`, computed when they are asked for by default.
+        found: what `once` has found for this batch before.
     """
 
     def __init__(
-        self, detector: Detector, pixels: torch.Tensor | None = None, features: torch.Tensor | None = None
+        self,
+        detector: Detector,
+        pixels: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        found: dict[Hashable, torch.Tensor] | None = None,
     ) -> None:
         self.detector, self._pixels, self._features = detector, pixels, features
+        self._found = {} if found is None else found
+
+    def once(self, key: Hashable, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `compute` gives for this batch; what has the same key is computed once."""
+        if key not in self._found:
+            self._found[key] = compute()
+        return self._found[key]
 
     @cached_property
     def pixels(self) -> torch.Tensor:
@@ -53,6 +66,8 @@ class Seen:
         return self.detector.network.head(self.features)
 
 
+Found: TypeAlias = defaultdict[int, dict[Hashable, torch.Tensor]]
+"""What `Seen.once` has found, by the number of the batch."""
 Scorer = Callable[[Seen], torch.Tensor]
 """From images to scores `[B]`, higher = more OOD."""
 
@@ -82,6 +97,7 @@ class Known:
     def __init__(self, detector: Detector, batches: Batches, validation: Batches | None = None) -> None:
         self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
         self._batches, self._validation = batches, validation
+        self._found: Found = defaultdict(dict)
 
     @cached_property
     def training(self) -> Labelled:
@@ -100,24 +116,24 @@ class Known:
 
     def training_images(self) -> Iterator[tuple[Seen, torch.Tensor]]:
         """Training images, batch by batch, with their class indices; again and again."""
-        return self._images(self._batches)
+        return self._images(self._batches, defaultdict(dict))
 
     def validation_images(self) -> Iterator[tuple[Seen, torch.Tensor]]:
-        """Validation images in the same way."""
-        return self._images(self._batches if self._validation is None else self._validation)
+        """Validation images in the same way; what `Seen.once` finds of them is kept."""
+        return self._images(self._batches if self._validation is None else self._validation, self._found)
 
     def _labelled(self, batches: Batches) -> Labelled:
-        parts = [(seen.features, seen.logits, labels) for seen, labels in self._images(batches)]
+        parts = [(seen.features, seen.logits, labels) for seen, labels in self._images(batches, defaultdict(dict))]
         return Labelled(*(torch.cat(part) for part in zip(*parts)))
 
-    def _images(self, batches: Batches) -> Iterator[tuple[Seen, torch.Tensor]]:
+    def _images(self, batches: Batches, found: Found) -> Iterator[tuple[Seen, torch.Tensor]]:
         seen: set[int] = set()
         wanted = set(range(len(self.detector.classes)))
-        for pixels, labels in batches:
+        for number, (pixels, labels) in enumerate(batches):
             seen.update(labels.tolist())
             if not seen <= wanted:
                 break
-            yield Seen(self.detector, pixels), labels.to(self.detector.device)
+            yield Seen(self.detector, pixels, found=found[number]), labels.to(self.detector.device)
         if seen != wanted:
             raise ValueError(
                 f"the images are of classes {sorted(seen)[:20]}, but the scores need images of every class from 0 to "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -13,7 +14,7 @@ import torch
 
 from sona_pipeline.evaluation.metrics import ood_metrics
 from sona_pipeline.evaluation.posthoc import POST_HOC, Fitted, fitted
-from sona_pipeline.evaluation.posthoc.base import Batches, Known, Seen
+from sona_pipeline.evaluation.posthoc.base import Batches, Found, Known, Seen
 
 ROWS = 4096
 """Features that are scored at once."""
@@ -25,6 +26,7 @@ class Trial:
     def __init__(self, known: Known, ood: Batches) -> None:
         self.known, self._ood = known, ood
         self._ood_features: torch.Tensor | None = None
+        self._found: Found = defaultdict(dict)
 
     def id_images(self, pixels: bool) -> Iterator[Seen]:
         """ID images, with their pixels or with their features only."""
@@ -35,7 +37,8 @@ class Trial:
     def ood_images(self, pixels: bool) -> Iterator[Seen]:
         """OOD images in the same way."""
         if pixels:
-            return (Seen(self.known.detector, batch) for batch, _ in self._ood)
+            batches = enumerate(batch for batch, _ in self._ood)
+            return (Seen(self.known.detector, batch, found=self._found[number]) for number, batch in batches)
         if self._ood_features is None:
             self._ood_features = torch.cat([seen.features for seen in self.ood_images(pixels=True)])
         return self._chunks(self._ood_features)
