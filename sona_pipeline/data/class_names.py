@@ -66,6 +66,12 @@ def matched(names: Sequence[str], known: Sequence[str]) -> list[str] | None:
     return chosen if len(chosen) == len(known) == len(names) == len(set(chosen)) else None
 
 
+def named_alike(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those of `names` that are called as one of `known`, or share a synonym with it; compared as in `matched`."""
+    words = {normal(word) for name in known for word in (name, *spoken(name))}
+    return [name for name in names if words & {normal(word) for word in (name, *spoken(name))}]
+
+
 def finder(entries: Mapping[str, T]) -> Callable[[str], T | None]:
     """What finds the entry of a name: as it is written, else however Unicode writes its letters; None without one."""
     forms = {composed(name): entry for name, entry in entries.items()}

@@ -24,6 +24,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.common.devices import usable_device
 from sona_pipeline.common.disk import check_readable, disk_explained, loosen, make_folder
+from sona_pipeline.common.files import read_json
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.imaging import fit, upright, with_short_side
@@ -429,6 +430,12 @@ def load_detector(
             f"weights and config.json of {folder} do not belong together: take both from one run ({brief(error)})"
         ) from error
     return detector.eval().to(place)
+
+
+def training_record(folder: str | Path) -> dict[str, Any]:
+    """What the training.json of a detector's folder says; nothing where there is none, as on the Hub."""
+    path = expanded(folder) / "training.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _check_is_detector(folder: str | Path) -> None:

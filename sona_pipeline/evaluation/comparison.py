@@ -132,6 +132,24 @@ def check_baseline(methods: Sequence[str], baseline: str) -> None:
             )
 
 
+def check_seeds(seeds: Sequence[tuple[str, int | None]], baseline: str) -> None:
+    """Raise ValueError if a method's detectors, one after the other, have other seeds than the baseline's.
+
+    Args:
+        seeds: method and seed of each detector; None is not known, and counts as the same.
+        baseline: one of the methods.
+    """
+    by_method: dict[str, list[int | None]] = {}
+    for method, seed in seeds:
+        by_method.setdefault(method, []).append(seed)
+    for method, own in by_method.items():
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(own, by_method[baseline])):
+            raise ValueError(
+                f"the detectors of {method!r} have the seeds {own} and those of the baseline {baseline!r}"
+                f" {by_method[baseline]}, but differences are taken seed by seed: give the same seeds in the same order"
+            )
+
+
 def _common_scores(method: str, pairs: Sequence[tuple[ScoreTable, ScoreTable]]) -> list[str]:
     """The scores that all tables of a method and of the baseline have; ValueError if there is none."""
     columns = ["group", "set", "key"]

@@ -11,8 +11,8 @@ import pandas as pd
 from sona_pipeline.common.files import digest, digest_of, json_lines, only_run, settle_settings, write_text
 from sona_pipeline.common.names import expanded
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.detection.detector import UNCALIBRATED, WITHOUT_NEIGHBOURS, Detector, load_detector
-from sona_pipeline.evaluation.comparison import check_baseline, compare
+from sona_pipeline.detection.detector import UNCALIBRATED, WITHOUT_NEIGHBOURS, Detector, load_detector, training_record
+from sona_pipeline.evaluation.comparison import check_baseline, check_seeds, compare
 from sona_pipeline.evaluation.leaderboard import FOLDER as LEADERBOARD, described, write_leaderboard
 from sona_pipeline.evaluation.report import Run, stems, write_report
 from sona_pipeline.evaluation.score_names import ALL, score_names
@@ -74,7 +74,7 @@ def evaluate_detectors(
     Raises:
         FileNotFoundError: there is no such detector.
         ValueError: a score or class is unknown, the folder holds scores of other detectors or images, or a method has
-            not as many detectors as the baseline.
+            not as many detectors as the baseline, or of other seeds.
         BlockingIOError: another run is writing to `output`.
     """
     output = expanded(output)
@@ -85,6 +85,7 @@ def evaluate_detectors(
         raise ValueError(f"{bad[0]!r} cannot be the name of a method, since files are named by it: choose another one")
     if baseline is not None:
         check_baseline([name for name, _ in detectors], baseline)
+        check_seeds([(name, _seed_of(one)) for name, one in detectors], baseline)
     fits = {"fit_images": fit_images, "validation_images": validation_images, "search_images": search_images}
     loaded = [(name, one if isinstance(one, Detector) else load_detector(one, device)) for name, one in detectors]
     paths = [output / "scores" / f"{stem}.parquet" for stem in stems([name for name, _ in detectors])]
@@ -115,6 +116,11 @@ def evaluate_detectors(
             about = {name: described(name, one, place) for (name, one), place in zip(loaded, places)}
             write_leaderboard(found, about, leaderboard, output / LEADERBOARD)
         return found
+
+
+def _seed_of(detector: str | Detector) -> int | None:
+    """The seed that a detector in a folder was trained with, if that is known."""
+    return None if isinstance(detector, Detector) else training_record(detector).get("seed")
 
 
 def _scores(

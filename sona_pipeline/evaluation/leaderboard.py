@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sona_pipeline.common.files import read_json, write_text
-from sona_pipeline.common.names import expanded
-from sona_pipeline.detection.detector import Detector
+from sona_pipeline.common.files import write_text
+from sona_pipeline.detection.detector import Detector, training_record
 
 FOLDER = "leaderboard"
 COLUMNS = (
@@ -74,8 +73,7 @@ def described(name: str, detector: Detector, folder: str | Path | None) -> Train
     What was trained by cross-entropy alone is called "CrossEntropy", and all else as the method is called. Outliers
     that were made of the ID images do not count as outlier data.
     """
-    path = expanded(folder) / "training.json" if folder is not None else None
-    record = read_json(path) if path is not None and path.exists() else {}
+    record = training_record(folder) if folder is not None else {}
     network, outliers = detector.settings["network"], record.get("outliers")
     is_plain = record.get("method") == "oe" and outliers is None
     return Trained(

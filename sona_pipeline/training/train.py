@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from logging import getLogger
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from sona_pipeline.common.files import digest_of, only_run, settle_settings, versions
 from sona_pipeline.common.names import expanded
 from sona_pipeline.common.processes import process_state
+from sona_pipeline.data.class_names import named_alike
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
@@ -21,6 +23,7 @@ from sona_pipeline.training.methods import METHODS
 from sona_pipeline.training.settings import Running, TrainingSettings, check_settings
 from sona_pipeline.training.start import check_without_classifier, classes_of, digest_of_weights, kept_settings
 
+logger = getLogger(__name__)
 NEW_KEYS = {"outlier_augmentation": "none", "freeze_batch_norm": False}
 """What version 0.1.0 did not record, and how it was then."""
 UNRECORDED = ("outlier_content",)
@@ -91,9 +94,10 @@ def train_detector(
 
 
 def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
-    """Raise ValueError if the settings or the sets cannot be trained with."""
+    """Raise ValueError if the settings or the sets cannot be trained with; warn of outliers that are ID images."""
     check_settings(settings)
     sets.check(settings.min_strength)
+    _warn_of_id_classes(sets)
     mi_weight(settings, sets.outliers)
     if settings.outlier_weight and METHODS[settings.method].needs_outliers and sets.outliers is None:
         raise ValueError(
@@ -101,6 +105,12 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
             f" {settings.method!r}: give some, or leave the weight out to train by cross-entropy only"
         )
     method = METHODS[settings.method]
+    if sets.outliers is not None and not method.needs_outliers:
+        able = [name for name, one in METHODS.items() if one.needs_outliers]
+        raise ValueError(
+            f"the method {settings.method!r} is trained without outliers, or makes its own, and would not look at those"
+            f" given: leave them out, or take one of {able}"
+        )
     is_nothing_without = method.needs_outliers and (method.heads > 1 or method.looks_at_all)
     if is_nothing_without and (sets.outliers is None or settings.outlier_weight == 0):
         raise ValueError(
@@ -117,6 +127,18 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
             f"a threshold at an ID rate of {settings.id_rate} needs validation images: give some, or set `id_rate` to"
             " None for a detector without a threshold"
         )
+
+
+def _warn_of_id_classes(sets: TrainingSets) -> None:
+    """Say by name which ID classes labelled outliers hold."""
+    if isinstance(sets.outliers, ImageSet):
+        held = {sets.outliers.label_name(k) for k, label in enumerate(sets.outliers.labels) if label >= 0}
+        if shared := named_alike(sorted(held), sets.images.classes):
+            logger.warning(
+                "The outliers hold images of %s, which are ID classes: a detector learns to call these OOD. Leave them"
+                " out.",
+                ", ".join(map(repr, shared)),
+            )
 
 
 def _is_finished(folder: Path) -> bool:

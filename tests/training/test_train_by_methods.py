@@ -21,7 +21,7 @@ from sona_pipeline.training.methods.base import Method
 from sona_pipeline.training.methods.cider import CIDER
 from sona_pipeline.training.methods.udg import UDG
 from sona_pipeline.training.settings import RECIPES
-from sona_pipeline.training.train import train_detector
+from sona_pipeline.training.train import check_training, train_detector
 
 SETTINGS = replace(RECIPES["small"], image_size=16, epochs=4, batch_size=16, flip=False)
 CHANGES = {
@@ -107,6 +107,30 @@ def test_methods_that_are_nothing_without_outliers_are_refused(method, id_images
             train_detector(
                 id_images, replace(SETTINGS, method=method, **changes), validation=validation, outliers=outliers
             )
+
+
+@pytest.mark.parametrize("method", ["ascood", "vos", "cider", "npos"])
+def test_outliers_that_a_method_would_not_look_at_are_refused(method, id_images, validation, pairs, tmp_path):
+    settings, message = (
+        replace(SETTINGS, method=method),
+        f"'{method}' is trained without outliers, or makes its own.*'oe'",
+    )
+    for outliers in (pairs, pairs.outliers):
+        with pytest.raises(ValueError, match=message):
+            train_detector(id_images, settings, validation=validation, outliers=outliers, output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_id_classes_among_real_outliers_are_named(id_images, validation, caplog):
+    spelled = id_images.classes[0].upper() + "s"
+    outliers = replace(id_images, classes=(spelled, "another"))
+    check_training(TrainingSets(id_images, validation, outliers), SETTINGS)
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"The outliers hold images of {spelled!r}, which are ID classes"
+    ]
+    caplog.clear()
+    check_training(TrainingSets(id_images, validation, outliers.of_classes(["another"])), SETTINGS)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("method, epochs, first", [("mcd", 10, 6), ("vos", 5, 3), ("npos", 5, 3)])
