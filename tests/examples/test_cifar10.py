@@ -493,12 +493,12 @@ def test_energy_and_knn_count_alike(bench, monkeypatch, detector):
 
 def test_mixtures_and_filters_are_of_sets_of_the_same_images(bench, images, sona, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    classifier = Detector(["cat", "dog"]).eval()
+    network = Detector(["cat", "dog"], "resnet8", 32).eval()
     places = {"unipc-12": tmp_path / "one", "classes-12": tmp_path / "two"}
     for place, label_seed in zip(places.values(), (3, 4)):
         bench.sets.make_set(bench.sets.Recipe(changes={"seed": label_seed}), images, load, place, SETTINGS)
     monkeypatch.setattr(bench.benchmark.Benchmark, "outliers", lambda self, name, seed: places[name])
-    monkeypatch.setattr(bench.benchmark.Benchmark, "load", lambda self, place: classifier)
+    monkeypatch.setattr(bench.benchmark.Benchmark, "load", lambda self, place: calibrated)
     monkeypatch.setattr(bench.benchmark.Benchmark, "detector", lambda self, row, seed: tmp_path)
     benchmark = bench.benchmark.Benchmark(SimpleNamespace(train=images), tmp_path, 3)
     row = bench.rows.Row("unipc-12", also=("classes-12",))
@@ -512,9 +512,15 @@ def test_mixtures_and_filters_are_of_sets_of_the_same_images(bench, images, sona
     assert len(set(pictures)) == 2 * len(images)
 
     with torch.no_grad():
-        shares = classifier(classifier.pixels([both.outliers.image(k) for k in range(len(images))])).softmax(dim=1)
+        logits, scores = network.scored(network.pixels([both.outliers.image(k) for k in range(len(images))]))
+    shares, middle = logits.softmax(dim=1), scores.median()
+    calibrated = network.calibrated(torch.cat([middle.repeat(97) - 0.001, scores.max().repeat(3) + 1]))
     own = shares[range(len(images)), both.images.labels]
-    for name, stays in (("rodeo", own <= 0.5), ("bad-ood", (shares.amax(1) >= 0.3) & (shares.amax(1) <= 0.5))):
+    for name, stays in (
+        ("rodeo", own <= 0.5),
+        ("bad-ood", (shares.amax(1) >= 0.3) & (shares.amax(1) <= 0.5)),
+        ("gcos", scores >= middle),  # 97 of 100 ID images are below the middle one, and none below a lower one
+    ):
         pairs = benchmark._training_sets(replace(row, also=(), reject=name), 0)[1]
         assert [strength > 0 for strength in pairs.strengths] == stays.tolist() and len(pairs.images) == len(images)
     assert 0 < (own <= 0.5).sum() < len(images)

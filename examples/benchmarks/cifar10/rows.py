@@ -157,7 +157,7 @@ SHIPPED = ("clothing", "photos")
 CROSS_ENTROPY = Row(None)
 SONA = Row("sona")
 NEAR_TEST = "near-test"
-"""Of the detectors of the first table, with other test sets."""
+"""The table with outliers of test images for its test sets."""
 REMEDIES_TABLE, KEPT, KEPT_FEATURES = "remedies", "kept", "kept-efficientnet"
 SYSTEMS_TABLE, POST_HOC_TABLE = "systems", "post-hoc"
 ANY_STRENGTH = {"min_strength": 0.0}
@@ -379,20 +379,45 @@ TABLES = {
         far_validation=(*SHIPPED, *KINDS),
         baselines=("SONA",),
     ),
-    "other-scores": Table(
-        "Systems that are far below their papers, by other scores, and after more epochs",
+    "filters": Table(
+        "Filters of other methods, and margins between energies",
         {
             "cross-entropy": CROSS_ENTROPY,
+            "SONA": Row("sona-25"),
+            "filter of RODEO": Row("sona-25", reject="rodeo"),
+            "filter of Bad-OOD": Row("sona-25", reject="bad-ood"),
+            "filter of GCOS": Row("sona-25", reject="gcos"),
+            "energy margins": Row("sona-25", {"method": "energy"}),
+        },
+        seeds=3,
+        far_validation=(*SHIPPED, *KINDS),
+        baselines=("SONA",),
+    ),
+    "other-scores": Table(
+        "Systems with other scores than their papers', and after more epochs",
+        {
+            "cross-entropy": CROSS_ENTROPY,
+            "cross-entropy, 100 epochs": Row(None, {"epochs": 100}),
+            "OE, real outliers": Row("real"),
             "MCD, real outliers": Row("real", {"method": "mcd"}),
+            "UDG, real outliers": Row("real", {"method": "udg"}),
+            "MixOE, real outliers": Row("real", {"method": "mixoe"}),
             "CIDER": Row(None, {"method": "cider"}),
             "CIDER, 100 epochs": Row(None, {"method": "cider", "epochs": 100}),
             "NPOS": Row(None, {"method": "npos"}),
+            "SONA": Row("sona-25"),
         },
         scores=("energy", "msp", "rmd", "knn"),
         seeds=3,
         far_validation=(*SHIPPED, *KINDS),
         baselines=("cross-entropy",),
         is_choice=True,
+    ),
+    NEAR_TEST: Table(
+        "SONA outliers of test images as a near-OOD test set (table 10)",
+        {"cross-entropy": CROSS_ENTROPY, "OE, real outliers": Row("real"), "SONA": Row("sona-25")},
+        scores=("energy", "msp", "knn"),
+        seeds=3,
     ),
     "steps": Table(
         "Fewer steps",

@@ -60,7 +60,6 @@ from sona_pipeline import compare, open_outlier_set, save_figure, write_text
 
 app = App(help="The paper's comparisons on CIFAR-10, at a size that two cores can run.", version_flags=())
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10"
-ALL_TABLES = (*TABLES, NEAR_TEST)
 PER_CLASS = 300
 
 
@@ -160,7 +159,7 @@ def weights(file: Path, /, *, data: Path, output: Path = Path("cifar10")) -> Non
 
 @app.command
 def table(
-    names: Annotated[list[str], Parameter(choices=(*ALL_TABLES, "all"))],
+    names: Annotated[list[str], Parameter(choices=(*TABLES, "all"))],
     /,
     *,
     data: Path,
@@ -183,11 +182,11 @@ def table(
         seeds: Seeds of each row, at least 1; those of the table by default.
         rows: Rows of the table, beside those that others are compared with; all by default.
     """
-    names = [name for name in ALL_TABLES if judge or name != KEPT] if "all" in names else names
+    names = [name for name in TABLES if judge or name != KEPT] if "all" in names else names
     if KEPT in names and judge is None:
         raise SystemExit(f"the table {KEPT!r} is of a classifier that others trained: give its weights as --judge")
     try:
-        tables = {name: table_named(name).only(rows) for name in names}
+        tables = {name: TABLES[name].only(rows) for name in names}
     except ValueError as error:
         raise SystemExit(str(error)) from None
     opened, weights = open_data(data, per_class), judge and Judge(judge)
@@ -321,21 +320,15 @@ def shortcuts(
     print((folder / "results.md").read_text(encoding="utf-8"))
 
 
-def table_named(name: str) -> Table:
-    """One of `TABLES`; that of the near-OOD test sets is of the detectors of the first."""
-    return TABLES["detectors" if name == NEAR_TEST else name]
-
-
 def make_table(benchmark: Benchmark, name: str, table: Table, seeds: int, folder: Path, judge: Judge | None) -> None:
-    """Make a table of `TABLES`, or that of the near-OOD test sets, and write it."""
-    is_near_test = name == NEAR_TEST
-    tests = benchmark.near_tests() if is_near_test else benchmark.tests(table)
+    """Make a table of `TABLES`, or some of its rows, and write it."""
+    tests = benchmark.near_tests() if name == NEAR_TEST else benchmark.tests(table)
     records = Records(folder / "scores", tests, benchmark.data.train, benchmark.model)
     scores, failed = benchmark.scored(table, seeds, tests, records)
     found = {test: found_of(by_row) for test, by_row in scores.items()}
     parts = []
     kinds = dict.fromkeys(row.outliers for title, row in table.rows.items() if title not in failed)
-    if judge and not is_near_test and (kinds := [kind for kind in kinds if kind in SETS]):
+    if judge and (kinds := [kind for kind in kinds if kind in SETS]):
 
         def described(kind: str) -> dict:
             seed = benchmark.seed_of_set(kind, seeds)
@@ -355,13 +348,12 @@ def make_table(benchmark: Benchmark, name: str, table: Table, seeds: int, folder
             title: [benchmark.detector(row, seed) for seed in range(seeds)] for title, row in table.rows.items()
         }
         parts = [describe_reasons(detectors, tests["validation"], scores["validation"])]
-    title = "SONA outliers of test images as a near-OOD test set (table 10)" if is_near_test else table.title
     command = f"python examples/benchmarks/cifar10/run.py table {name} --per-class {benchmark.per_class}"
     command += f" --seeds {seeds}"
-    if table != table_named(name):
+    if table != TABLES[name]:
         command += "".join(f' --rows "{row}"' for row in table.rows)
     run = describe_run(command, benchmark.data.counts(), seeds, seconds_of(scores), versions_of(scores))
-    write_outcome(folder, title, found, failed, run, parts)
+    write_outcome(folder, table.title, found, failed, run, parts)
     print((folder / "results.md").read_text(encoding="utf-8"))
 
 

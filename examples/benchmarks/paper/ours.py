@@ -80,8 +80,8 @@ OURS: dict[str, dict[str, Ours]] = {
     "7": {"MSP": _POST_HOC["MSP"], "EBO": _POST_HOC["EBO"], "KNN": _POST_HOC["KNN"], "SONA": _OF_SYSTEMS["SONA"]},
     "8": _OF_SYSTEMS,
     "9": _OF_SYSTEMS,
-    "10": {name: Ours("near-test", "cross-entropy", score) for name, score in (("EBO", "energy"),)}
-    | {"OE": Ours("near-test", "OE, real outliers")},
+    "10": {name: Ours("near-test", "cross-entropy", SCORES[name]) for name in ("MSP", "EBO", "KNN")}
+    | {"OE": Ours("near-test", "OE, real outliers", "msp")},
 }
 """Rows that stand for rows of the paper; the others have none yet."""
 SMALL_ONLY = ("near-OOD", "far-OOD", "ID accuracy", "SONA images")
