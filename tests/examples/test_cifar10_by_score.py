@@ -43,7 +43,7 @@ def runs() -> dict[str, list[pd.DataFrame]]:
 
 
 def test_scores_side_by_side_have_differences_of_pairs(bench, runs):
-    near, far, parameters = bench.by_score.describe_scores(bench.outcome.found_of(runs), runs)
+    near, far, parameters, claims = bench.by_score.describe_scores(bench.outcome.found_of(runs), runs)
     rows = near.rows.set_index("score")
     # of 16 pairs of an ID and an OOD image, 10 are in order with a shift of 0.5, and 13 with one of 1.5
     assert rows.loc["knn", "cross-entropy"] == "62.50 ± 0.00" and rows.loc["rmd", "SONA"] == "100.00 ± 0.00"
@@ -56,11 +56,14 @@ def test_scores_side_by_side_have_differences_of_pairs(bench, runs):
     assert set(far.rows["SONA"]) == {"100.00 ± 0.00"} and near.file == "near-by-score.csv"
     assert parameters.rows["score"].tolist() == ["knn"]
     assert parameters.rows["SONA, searched"].item() == "k 5 / k 10"
+    claimed = claims.rows.set_index("row")
+    assert claimed.loc["KNN", "near-OOD, ours"] == "62.50 ± 0.00" and "81.57" in claimed.loc["KNN", "its own claim"]
+    assert list(claimed.index) == ["KNN", "RMDS"]
 
 
 def test_rows_that_are_missing_leave_their_differences_out(bench, runs):
     few = {name: runs[name] for name in ("cross-entropy", "SONA")}
-    near, _, parameters = bench.by_score.describe_scores(bench.outcome.found_of(few), few)
+    near, _, parameters, _ = bench.by_score.describe_scores(bench.outcome.found_of(few), few)
     assert list(near.rows) == ["score", *few, "SONA beside cross-entropy"] and parameters.rows.empty
 
 

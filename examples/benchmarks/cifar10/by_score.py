@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from claims import PAPER, describe_claims
 from outcome import WORDS, Column, Part, means_of
 
 from sona_pipeline import POST_HOC, compare, with_spread
@@ -25,7 +26,7 @@ Runs = Mapping[str, Sequence[pd.DataFrame]]
 
 
 def describe_scores(found: pd.DataFrame, scores: Runs) -> list[Part]:
-    """A table of near-OOD and one of far-OOD AUROC with a row a score, the best first, and what searches took.
+    """A table of near-OOD and one of far-OOD AUROC with a row a score, the best first; what searches took; claims.
 
     Args:
         found: the results on test images.
@@ -37,7 +38,7 @@ def describe_scores(found: pd.DataFrame, scores: Runs) -> list[Part]:
         if {*pair} <= {*scores}
     }
     parts = [_of_group(group, found, differences) for group in ("near_ood", "far_ood")]
-    return [*parts, _parameters(scores)]
+    return [*parts, _parameters(scores), describe_claims(_as_systems(found))]
 
 
 def _of_group(group: str, found: pd.DataFrame, differences: Mapping[str, pd.DataFrame]) -> Part:
@@ -53,6 +54,14 @@ def _of_group(group: str, found: pd.DataFrame, differences: Mapping[str, pd.Data
             cells[row.score][title] = f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}){sign}"
     rows = pd.DataFrame(cells.values()).fillna("-")
     return Part(f"{WORDS[group].capitalize()}-OOD AUROC by score", NOTE, rows, f"{WORDS[group]}-by-score.csv")
+
+
+def _as_systems(found: pd.DataFrame) -> pd.DataFrame:
+    """The results of cross-entropy, with scores as methods, by the names that papers have for them."""
+    systems = pd.read_csv(PAPER / "systems.csv")
+    titles = systems[systems["kind"] == "score"].set_index("name")["system"].dropna()
+    plain = found[(found["method"] == "cross-entropy") & found["score"].isin(titles.index)]
+    return plain.assign(method=plain["score"].map(titles))
 
 
 def _parameters(scores: Runs) -> Part:
