@@ -133,7 +133,8 @@ def _warn_of_id_classes(sets: TrainingSets) -> None:
     """Say by name which ID classes labelled outliers hold."""
     if isinstance(sets.outliers, ImageSet):
         held = {sets.outliers.label_name(k) for k, label in enumerate(sets.outliers.labels) if label >= 0}
-        if shared := named_alike(sorted(held), sets.images.classes):
+        words = sorted(name for name in held if not name.isdigit())  # numbers may stand for anything
+        if shared := named_alike(words, sets.images.classes):
             logger.warning(
                 "The outliers hold images of %s, which are ID classes: a detector learns to call these OOD. Leave them"
                 " out.",

@@ -317,6 +317,9 @@ def test_nac_counts_the_states_that_rightly_classified_training_images_had(detec
     scores = fitted("nac", detector, in_batches(*TRAIN))(SEEN).numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-3)
     assert np.ptp(expected) > 0.05
+    wrong = in_batches(TRAIN[0][is_right], (TRAIN[1][is_right] + 1) % 3)
+    with pytest.raises(ValueError, match="no training image is classified correctly"):
+        fitted("nac", detector, wrong)
 
 
 def test_opengan_takes_the_epoch_that_tells_images_from_midpoints_best(detector):

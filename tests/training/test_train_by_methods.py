@@ -130,6 +130,8 @@ def test_id_classes_among_real_outliers_are_named(id_images, validation, caplog)
     ]
     caplog.clear()
     check_training(TrainingSets(id_images, validation, outliers.of_classes(["another"])), SETTINGS)
+    numbered = [replace(some, classes=("0", "1")) for some in (id_images, validation, outliers)]
+    check_training(TrainingSets(*numbered), SETTINGS)
     assert not caplog.messages
 
 

@@ -25,9 +25,15 @@ def fit(known: Known, steepness: float = 100.0, bins: int = 50, full: int = 50) 
         steepness: of the sigmoid.
         bins: between 0 and 1.
         full: training images in a bin from which on it counts as covered.
+
+    Raises:
+        ValueError: the network classifies no training image correctly.
     """
     detector, edges = known.detector, bin_edges(bins).to(known.detector.device)
-    places = torch.bucketize(states(detector, known.training.right().features, steepness), edges)
+    features = known.training.right().features
+    if not len(features):
+        raise ValueError("no training image is classified correctly: NAC counts the states of those that are")
+    places = torch.bucketize(states(detector, features, steepness), edges)
     neurons = torch.arange(places.shape[1], device=places.device)
     counts = torch.zeros(places.shape[1], len(edges) + 1, device=places.device)
     counts.index_put_((neurons.expand_as(places), places), counts.new_ones(()), accumulate=True)
