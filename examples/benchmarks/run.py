@@ -4,8 +4,9 @@
     python examples/benchmarks/run.py table-1 --scale imagenet200 --results runs/imagenet200/post-hoc
 
 Our figures are those of the CIFAR-10 benchmark, which is much smaller than the paper's: what to compare is which row is
-ahead. With the results of a full-size run, whose detectors are named "SONA", "cross-entropy" and as the rows of the
-paper, the figures are of the paper's own data.
+ahead. It has neither shifted images nor birds, so tables 6 and 7 have figures of ours with a full-size run only. With
+the results of such a run, whose detectors are named "SONA", "cross-entropy" and as the rows of the paper, the figures
+are of the paper's own data.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ TITLES = {
     "9": "Table 9: other ways to corrupt images",
     "10": "Table 10: SONA images as a near-OOD test set",
 }
-NOTE = "Paper: AUROC in % on the data of the title. Ours: mean ± standard deviation over seeds"
+NOTE = "Paper: AUROC in % on the data of the title. Ours: mean ± standard deviation over seeds, one seed without ±"
 app = App(help="The paper's tables in its own layout: our figures beside the paper's.", version_flags=())
 
 
@@ -54,6 +55,8 @@ def main(
     number = name.removeprefix("table-")
     if scale != "small" and results is None:
         raise SystemExit("a full-size table is of your own run: give --results, the folder of `sona evaluate`")
+    if results is not None and not results.is_dir():
+        raise SystemExit(f"{results} is not there: give the folder of the results")
     found = paper_table(number, scale, results or SMALL)
     table = Table(*(columns := shown(found)), title=TITLES[number])
     for cells in found[columns].itertuples(index=False):

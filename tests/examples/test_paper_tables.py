@@ -109,10 +109,18 @@ def test_every_table_is_printed(command, number, tmp_path, capsys):
     command(f"table-{number}", output=tmp_path / "table.csv")
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Table {number}: " in printed and "another scale" in printed
-    assert len(pd.read_csv(tmp_path / "table.csv")) == FIGURES[FIGURES["table"] == str(number)]["row"].nunique()
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert len(table) == FIGURES[FIGURES["table"] == str(number)]["row"].nunique()
+    has_ours = (table.filter(like=", ours") != "-").any().any()
+    assert has_ours == (str(number) not in "67")  # which are of shifted images and of birds
 
 
 def test_the_command_takes_a_table_and_a_full_size_one_needs_results():
     line = [package_python(), str(FOLDER / "run.py"), "table-1", "--scale", "imagenet200"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode != 0 and "give --results" in done.stderr
+
+
+def test_results_that_are_not_there_are_told(command, tmp_path):
+    with pytest.raises(SystemExit, match="nowhere is not there: give the folder of the results"):
+        command("table-1", results=tmp_path / "nowhere")
