@@ -97,7 +97,6 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
     """Raise ValueError if the settings or the sets cannot be trained with; warn of outliers that are ID images."""
     check_settings(settings)
     sets.check(settings.min_strength)
-    _warn_of_id_classes(sets)
     mi_weight(settings, sets.outliers)
     if settings.outlier_weight and METHODS[settings.method].needs_outliers and sets.outliers is None:
         raise ValueError(
@@ -127,6 +126,7 @@ def check_training(sets: TrainingSets, settings: TrainingSettings) -> None:
             f"a threshold at an ID rate of {settings.id_rate} needs validation images: give some, or set `id_rate` to"
             " None for a detector without a threshold"
         )
+    _warn_of_id_classes(sets)
 
 
 def _warn_of_id_classes(sets: TrainingSets) -> None:
