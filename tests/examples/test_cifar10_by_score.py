@@ -35,9 +35,9 @@ def runs() -> dict[str, list[pd.DataFrame]]:
     default = {"knn": POST_HOC["knn"].defaults, "rmd": {}}
     taken = [{"knn": POST_HOC["knn"].defaults | {"k": k}} for k in (5, 10)]
     return {
-        "cross-entropy": [table_of({"knn": 0.5, "rmd": -10.5}, default)] * 2,
+        "cross-entropy": [table_of({"knn": 0.5, "rmd": -10.5, "energy": 0.5}, default)] * 2,
         "cross-entropy, searched": [table_of({"knn": 1.5}, one) for one in taken],
-        "SONA": [table_of({"knn": 0.5, "rmd": 10.5}, default)] * 2,
+        "SONA": [table_of({"knn": 0.5, "rmd": 10.5, "energy": 10.5}, default)] * 2,
         "SONA, searched": [table_of({"knn": 10.5}, one) for one in taken],
     }
 
@@ -52,19 +52,23 @@ def test_scores_side_by_side_have_differences_of_pairs(bench, runs):
     assert rows.loc["rmd", "SONA beside cross-entropy"] == "+100.0 (+100.0 to +100.0) *"
     assert rows.loc["knn", "SONA beside cross-entropy"] == "+0.0 (+0.0 to +0.0)"
     assert rows.loc["knn", "search, cross-entropy"].startswith("+18.8 (")
+    assert rows.loc["rmd", "cross-entropy beside SONA by energy"] == "-100.0 (-100.0 to -100.0) *"
+    assert rows.loc["knn", "cross-entropy beside SONA by energy"].startswith("-37.5 (")
+    assert rows.loc["knn", "searched, beside SONA by energy"].startswith("-18.8 (")
     assert rows.loc["knn", "search, SONA"].startswith("+37.5 (")
     assert set(far.rows["SONA"]) == {"100.00 ± 0.00"} and near.file == "near-by-score.csv"
     assert parameters.rows["score"].tolist() == ["knn"]
     assert parameters.rows["SONA, searched"].item() == "k 5 / k 10"
     claimed = claims.rows.set_index("row")
     assert claimed.loc["KNN", "near-OOD, ours"] == "62.50 ± 0.00" and "81.57" in claimed.loc["KNN", "its own claim"]
-    assert list(claimed.index) == ["KNN", "RMDS"]
+    assert set(claimed.index) == {"KNN", "RMDS", "EBO"}
 
 
 def test_rows_that_are_missing_leave_their_differences_out(bench, runs):
     few = {name: runs[name] for name in ("cross-entropy", "SONA")}
     near, _, parameters, _ = bench.by_score.describe_scores(bench.outcome.found_of(few), few)
-    assert list(near.rows) == ["score", *few, "SONA beside cross-entropy"] and parameters.rows.empty
+    compared = ["SONA beside cross-entropy", "cross-entropy beside SONA by energy"]
+    assert list(near.rows) == ["score", *few, *compared] and parameters.rows.empty
 
 
 def test_a_searched_row_has_the_scores_that_a_search_can_change(bench, tmp_path):
@@ -82,6 +86,6 @@ def test_a_plot_of_many_scores_has_a_panel_a_group(bench, runs):
     figure = bench.outcome._figure({"test": bench.outcome.found_of(runs)})
     assert [axis.get_xlabel() for axis in figure.axes] == ["near AUROC in %", "far AUROC in %"]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(reversed(runs))
-    one = {name: [table.drop(columns="rmd", errors="ignore") for table in tables] for name, tables in runs.items()}
+    one = {name: [table.drop(columns=["rmd", "energy"], errors="ignore") for table in tables] for name, tables in runs.items()}
     figure = bench.outcome._figure({"test": bench.outcome.found_of(one)})
     assert [axis.get_xlabel() for axis in figure.axes] == ["AUROC in %"]

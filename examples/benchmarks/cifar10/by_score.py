@@ -7,14 +7,20 @@ import pandas as pd
 from claims import PAPER, describe_claims
 from outcome import WORDS, Column, Part, means_of
 
-from sona_pipeline import POST_HOC, compare, with_spread
+from sona_pipeline import POST_HOC, compare, score_columns, with_spread
 
 PAIRS = {
     "SONA beside cross-entropy": ("SONA", "cross-entropy"),
     "search, cross-entropy": ("cross-entropy, searched", "cross-entropy"),
     "search, SONA": ("SONA, searched", "SONA"),
 }
-"""Differences that are shown: a row, and the row that it is compared with."""
+"""Differences by the same score: a row, and the row that it is compared with."""
+OURS, OUR_SCORE = "SONA", "energy"
+RIVALS = {
+    "cross-entropy beside SONA by energy": "cross-entropy",
+    "searched, beside SONA by energy": "cross-entropy, searched",
+}
+"""Rows of which every score is compared with `OURS` by `OUR_SCORE`."""
 SEARCHED = "searched"
 NOTE = """Test images, AUROC in %, mean ± standard deviation over the seeds. The last columns are paired differences
 with 95 % intervals (2,000 resamples of images and seeds); "*" is an interval without zero. A search takes the
@@ -37,8 +43,24 @@ def describe_scores(found: pd.DataFrame, scores: Runs) -> list[Part]:
         for title, pair in PAIRS.items()
         if {*pair} <= {*scores}
     }
+    differences |= {
+        title: _beside_ours(scores[row], scores[OURS]) for title, row in RIVALS.items() if {row, OURS} <= {*scores}
+    }
     parts = [_of_group(group, found, differences) for group in ("near_ood", "far_ood")]
     return [*parts, _parameters(scores), describe_claims(_as_systems(found))]
+
+
+def _beside_ours(tables: Sequence[pd.DataFrame], ours: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Every score of some detectors less our score of ours, with the name of the score in the column of that name."""
+    rivals = {name: [_only(table, name) for table in tables] for name in score_columns(tables[0])}
+    found = compare(rivals | {OURS: [_only(table, OUR_SCORE) for table in ours]}, OURS)
+    return found.assign(score=found["method"])
+
+
+def _only(table: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The table with one score, which is called "score"."""
+    others = [name for name in score_columns(table) if name != score]
+    return table.drop(columns=others).rename(columns={score: "score"})
 
 
 def _of_group(group: str, found: pd.DataFrame, differences: Mapping[str, pd.DataFrame]) -> Part:

@@ -387,6 +387,7 @@ TABLES = {
             "filter of RODEO": Row("sona-25", reject="rodeo"),
             "filter of Bad-OOD": Row("sona-25", reject="bad-ood"),
             "filter of GCOS": Row("sona-25", reject="gcos"),
+            "filter of GCOS, no mutual information": Row("sona-25", {"mi_weight": 0.0}, reject="gcos"),
             "energy margins": Row("sona-25", {"method": "energy"}),
         },
         seeds=3,
