@@ -86,6 +86,7 @@ def test_a_plot_of_many_scores_has_a_panel_a_group(bench, runs):
     figure = bench.outcome._figure({"test": bench.outcome.found_of(runs)})
     assert [axis.get_xlabel() for axis in figure.axes] == ["near AUROC in %", "far AUROC in %"]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(reversed(runs))
-    one = {name: [table.drop(columns=["rmd", "energy"], errors="ignore") for table in tables] for name, tables in runs.items()}
+    others = {"columns": ["rmd", "energy"], "errors": "ignore"}
+    one = {name: [table.drop(**others) for table in tables] for name, tables in runs.items()}
     figure = bench.outcome._figure({"test": bench.outcome.found_of(one)})
     assert [axis.get_xlabel() for axis in figure.axes] == ["AUROC in %"]
