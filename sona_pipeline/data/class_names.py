@@ -59,17 +59,22 @@ def matched(names: Sequence[str], known: Sequence[str]) -> list[str] | None:
         return [name for name in found if name is not None]
     forms: dict[str, set[str]] = {}
     for name in names:
-        for word in (name, *spoken(name)):
-            forms.setdefault(normal(word), set()).add(name)
-    fitting = [set().union(*(forms.get(normal(word), ()) for word in (name, *spoken(name)))) for name in known]
+        for form in _forms(name):
+            forms.setdefault(form, set()).add(name)
+    fitting = [set().union(*(forms.get(form, ()) for form in _forms(name))) for name in known]
     chosen = [name for some in fitting if len(some) == 1 for name in some]
     return chosen if len(chosen) == len(known) == len(names) == len(set(chosen)) else None
 
 
 def named_alike(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Those of `names` that are called as one of `known`, or share a synonym with it; compared as in `matched`."""
-    words = {normal(word) for name in known for word in (name, *spoken(name))}
-    return [name for name in names if words & {normal(word) for word in (name, *spoken(name))}]
+    forms = set().union(*map(_forms, known))
+    return [name for name in names if forms & _forms(name)]
+
+
+def _forms(name: str) -> set[str]:
+    """A name and its synonyms, in forms that spelling does not change."""
+    return {normal(word) for word in (name, *spoken(name))}
 
 
 def finder(entries: Mapping[str, T]) -> Callable[[str], T | None]:

@@ -265,7 +265,7 @@ def scores_of(table: Table, row: Row) -> Sequence[str]:
     """The scores that a row's detectors are judged by; of a search, those that it can change."""
     if row.search:
         return [name for name, method in POST_HOC.items() if method.grid]
-    return table.scores or [row.score or OWN]
+    return table.scores or [row.score]
 
 
 def _described(what: Row | Recipe) -> dict[str, Any]:

@@ -56,9 +56,9 @@ def fit(
     detector = known.detector
 
     def movedness(seen: Seen) -> torch.Tensor:
-        return seen.once(("movedness", k1, k2, shift_weight, pixels), partial(moved_features, seen))
+        return seen.once(("movedness", k1, k2, shift_weight, pixels), partial(measured, seen))
 
-    def moved_features(seen: Seen) -> torch.Tensor:
+    def measured(seen: Seen) -> torch.Tensor:
         moved = detector.features(perturbed(detector, seen.pixels, pixels))
         values, shifts = moved.relu(), (moved - seen.features).abs()
         order = seen.features.argsort(dim=1, descending=True)
