@@ -35,7 +35,8 @@ def read(name: str):
 def run(notebook, place: str | Path) -> None:
     """Run a notebook in the folder `place`, and put what it shows into its cells."""
     resources = {"metadata": {"path": str(place)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False, resources=resources).execute()
+    options = {"timeout": 300, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources=resources, **options).execute()
 
 
 def code_cells(notebook) -> list:
