@@ -31,6 +31,7 @@ from sona_pipeline import (
     ImageSet,
     SONAPipeline,
     TrainingSettings,
+    only_run,
     open_images,
     open_outlier_set,
     sample,
@@ -618,3 +619,29 @@ def test_fake_it_draws_with_the_model_stopped_early_or_has_no_row(bench, images,
     )
     assert len(open_outlier_set(benchmark.outliers("fakeit-25", 0), images).outliers) == len(images)
     assert loaded == [early]
+
+
+def test_second_run_waits_for_the_test_outliers_of_the_first(bench, images, tmp_path, monkeypatch):
+    benchmark = bench.benchmark.Benchmark(SimpleNamespace(test=images), tmp_path, 3)
+    monkeypatch.setattr(bench.benchmark, "NEAR_TEST_IMAGES", 2)
+    monkeypatch.setattr(bench.benchmark, "SECONDS_TO_WAIT", 0.01)
+    said, let_go = [], threading.Event()
+    monkeypatch.setattr("builtins.print", lambda text: said.append(text) or let_go.set())
+
+    def hold():
+        with only_run(place):
+            begun.set()
+            let_go.wait(60)
+
+    def make(name, found, folder, seed):
+        with only_run(folder):
+            made.append((name, len(found), folder))
+
+    made, begun, place = [], threading.Event(), tmp_path / "per-class-3" / "sets" / "sona-of-test-images"
+    monkeypatch.setattr(benchmark, "_make", make)
+    first = threading.Thread(target=hold)
+    first.start()
+    begun.wait(60)
+    assert benchmark.test_outliers() == place
+    first.join(60)
+    assert made == [("sona", 2, place)] and said == ["Another run is at sona-of-test-images: waiting for it"]

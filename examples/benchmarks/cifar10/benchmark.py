@@ -208,10 +208,17 @@ class Benchmark:
         return next((seed for seed, place in places.items() if place.exists()), 0)
 
     def test_outliers(self) -> Path:
-        """Folder of SONA outliers of test images."""
-        folder = self.folder / "sets" / "sona-of-test-images"
-        self._make("sona", self.data.test.drawn(NEAR_TEST_IMAGES), folder, NEAR_TEST_SEED)
-        return folder
+        """Folder of SONA outliers of test images; waits where another run is making them."""
+        folder, told = self.folder / "sets" / "sona-of-test-images", False
+        while True:
+            try:
+                self._make("sona", self.data.test.drawn(NEAR_TEST_IMAGES), folder, NEAR_TEST_SEED)
+                return folder
+            except BlockingIOError:
+                if not told:
+                    print(f"Another run is at {folder.name}: waiting for it")
+                told = True
+                time.sleep(SECONDS_TO_WAIT)
 
     def _make(self, name: str, images: ImageSet, folder: Path, seed: int) -> None:
         recipe, settings = SETS[name], GenerationSettings(self.data.ood_labels, seed=seed)
