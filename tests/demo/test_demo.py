@@ -39,7 +39,7 @@ def url(tmp_path_factory) -> str:
     temporary = tmp_path_factory.mktemp("temporary")
     command = [sys.executable, "-m", "sona_pipeline", "demo", "--port", str(port)]
     server = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while True:
         assert server.poll() is None and time.monotonic() < deadline, "the page is not served"
         with socket.socket() as probe:
