@@ -85,7 +85,7 @@ class Benchmark:
         """
         found: dict[tuple[str, int], Mapping[str, pd.DataFrame]] = {}
         failed: dict[str, str] = {}
-        waiting, told = table.detectors(seeds), []
+        waiting, told = table.detectors(seeds), None
         while waiting:
             left = []
             for name, seed, stem in waiting:
@@ -104,10 +104,7 @@ class Benchmark:
                     kind = "" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: "
                     failed[name] = f"{kind}{error}"
             if left == waiting:
-                if told != left:
-                    print(f"Another run is at {', '.join(stem for *_, stem in left)}: waiting for it")
-                told = left
-                time.sleep(SECONDS_TO_WAIT)
+                told = _wait([stem for *_, stem in left], told)
             waiting = left
         rows = [name for name in table.rows if name not in failed]
         return {test: {name: [found[name, k][test] for k in range(seeds)] for name in rows} for test in tests}, failed
@@ -209,16 +206,13 @@ class Benchmark:
 
     def test_outliers(self) -> Path:
         """Folder of SONA outliers of test images; waits where another run is making them."""
-        folder, told = self.folder / "sets" / "sona-of-test-images", False
+        folder, told = self.folder / "sets" / "sona-of-test-images", None
         while True:
             try:
                 self._make("sona", self.data.test.drawn(NEAR_TEST_IMAGES), folder, NEAR_TEST_SEED)
                 return folder
             except BlockingIOError:
-                if not told:
-                    print(f"Another run is at {folder.name}: waiting for it")
-                told = True
-                time.sleep(SECONDS_TO_WAIT)
+                told = _wait([folder.name], told)
 
     def _make(self, name: str, images: ImageSet, folder: Path, seed: int) -> None:
         recipe, settings = SETS[name], GenerationSettings(self.data.ood_labels, seed=seed)
@@ -273,6 +267,14 @@ def scores_of(table: Table, row: Row) -> Sequence[str]:
     if row.search:
         return [name for name, method in POST_HOC.items() if method.grid]
     return table.scores or [row.score]
+
+
+def _wait(names: Sequence[str], told: Sequence[str] | None) -> Sequence[str]:
+    """Wait a little for what another run is at, and return it; say so, unless that was what was told last."""
+    if names != told:
+        print(f"Another run is at {', '.join(names)}: waiting for it")
+    time.sleep(SECONDS_TO_WAIT)
+    return names
 
 
 def _described(what: Row | Recipe) -> dict[str, Any]:
