@@ -33,6 +33,9 @@ class DiskFullError(OSError):
         super().__init__(f"the disk of {folder} {what}")
         self.folder, self.what = folder, what
 
+    def __reduce__(self) -> tuple:  # to other processes
+        return DiskFullError, (self.folder, self.what)
+
 
 @contextmanager
 def disk_explained(folder: Path) -> Iterator[None]:

@@ -125,6 +125,11 @@ def fit(image: Image.Image, size: int, mode: str = "RGB", resize_mode: str = "cr
     return padded
 
 
+def plain(image: Image.Image) -> Image.Image:
+    """`image` in RGB as it is looked at: of 8 bits, and on white, as `fit` makes it."""
+    return _opaque(_eight_bits(image)).convert("RGB")
+
+
 def with_short_side(image: Image.Image, size: int) -> Image.Image:
     """The whole of `image` in RGB, scaled as `fit` scales it, so that its short side has `size` pixels.
 
@@ -134,7 +139,7 @@ def with_short_side(image: Image.Image, size: int) -> Image.Image:
         image: of any size and mode.
         size: short side of the result in pixels.
     """
-    image = _opaque(_eight_bits(image)).convert("RGB")
+    image = plain(image)
     short = min(image.size)
     width, height = (round(min(side, LONGEST * short) * size / short) for side in image.size)
     return image if image.size == (width, height) else ImageOps.fit(image, (width, height), FILTER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -36,6 +37,12 @@ def address_of(place: str | Path) -> str | None:
 def storage_of(folder: Path) -> Storage:
     """A folder of this machine as storage."""
     return Storage(f"file://{folder.absolute().as_posix()}")
+
+
+class UnreachableError(OSError):
+    """An address cannot be reached now, which is no fault of what lies there: its number is that of such errors."""
+
+    errno = errno.EHOSTUNREACH
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def reached(address: str) -> Iterator[None]:
         ValueError: there is no such protocol, or what it needs is not installed.
         FileNotFoundError: nothing is there, such as a bucket that there is not.
         PermissionError: it takes credentials that are missing or wrong.
-        OSError: it cannot be reached.
+        UnreachableError: it cannot be reached.
     """
     try:
         yield
@@ -164,4 +171,4 @@ def _explained(address: str, error: Exception) -> Exception:
             f"{address} takes credentials that are missing or have no right to it: give them as its tools do"
             f" ({brief(error)})"
         )
-    return OSError(f"{address} cannot be reached ({brief(error)}): check the address and the network")
+    return UnreachableError(f"{address} cannot be reached ({brief(error)}): check the address and the network")

@@ -6,7 +6,8 @@ import io
 import os
 import tempfile
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,26 +123,39 @@ class RowGroups:
         import pyarrow as pa
 
         file, number = self.groups[group]
-        with open_parquet_file(self.storage, file) as opened:
+        with open_parquet_file(self.storage, file) as opened, _whole(f"{self.storage.address}/{file}"):
             table = opened.read_row_group(number, columns=[self.column])
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        descriptor, partial = tempfile.mkstemp(dir=self.kept.name)  # other threads may read the same group
+        with os.fdopen(descriptor, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         os.replace(partial, path)
 
 
 def open_parquet_file(storage: Storage, file: str) -> ParquetFile:
-    """A parquet file at an address; ValueError if it is none, or a damaged one, or cut short."""
-    import pyarrow as pa
+    """A parquet file at an address; errors are those of `reached`, and ValueError if it is none, or a damaged one."""
     from pyarrow import parquet
 
     place = f"{storage.address}/{file}"
     with reached(place):
         opened = storage.files.open(storage.place(file), "rb", block_size=1 << 20, cache_type="readahead")
-    try:
+    with _whole(place):
         return parquet.ParquetFile(opened, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{place} is no parquet file, or one that is damaged or cut short: {brief(error)}") from error
+
+
+@contextmanager
+def _whole(place: str) -> Iterator[None]:
+    """Tell a parquet file that is damaged, which is a ValueError, from one that is not `reached`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+            raise ValueError(
+                f"{place} is no parquet file, or one that is damaged or cut short: {brief(error)}"
+            ) from error
+        with reached(place):
+            raise
 
 
 def _open_parquet(
@@ -162,7 +176,7 @@ def _open_parquet(
     counts: dict[str, list[int]] = {}
     tables: list[pyarrow.Table] = []
     for file in files:
-        with open_parquet_file(storage, file) as opened:
+        with open_parquet_file(storage, file) as opened, _whole(f"{storage.address}/{file}"):
             counts[file] = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
             tables.append(opened.read(columns=small))
     rows = RowGroups(storage, counts, columns.image)

@@ -103,8 +103,9 @@ def saved_table(path: Path, split: str) -> Dataset:
 
 
 def hub_table(name: str, split: str) -> Dataset:
-    """A split of a data set on the Hub; FileNotFoundError if there is none."""
+    """A split of a data set on the Hub; FileNotFoundError if there is none, ValueError if it is damaged or a script."""
     import datasets
+    import pyarrow as pa
 
     if not re.fullmatch(r"[^\W_][\w.-]*/[^\W_][\w.-]*", name):
         raise FileNotFoundError(f"{name} does not exist: give an image folder, parquet files, a list or a Hub id")
@@ -112,6 +113,8 @@ def hub_table(name: str, split: str) -> Dataset:
         return datasets.load_dataset(name, split=split)
     except (OSError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(f"{name} exists neither here nor as a data set on the Hub: {error}") from error
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowException, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be read as a table: {brief(error.__cause__ or error)}") from error
 
 
 def _part(table: Dataset | DatasetDict, name: str, split: str) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ AT_ONCE = 8
 BLOCK = 1 << 16
 """Bytes that headers are read by: the files beside an image are mostly read along with it."""
 LARGEST_LABEL = 1 << 20
+_NUMBER = re.compile(r"-?\d+")
 
 
 @dataclass
@@ -64,6 +66,7 @@ def open_tars(
 
     Raises:
         ValueError: a tar is damaged or cut short, there are no images, or only some have a class.
+        OSError: see `reached`.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         looked_through = pool.map(lambda number: _samples(storage, tars[number], number), range(len(tars)))
@@ -96,8 +99,9 @@ def _samples(storage: Storage, tar: str, number: int) -> list[TarImage]:
                         _note(found, opened, member, number)
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise ValueError(f"{place} is no tar, or one that is damaged or cut short: {brief(error)}") from error
-        except OSError as error:
-            raise OSError(f"{place} cannot be read: {brief(error)}") from error
+        except Exception:
+            with reached(place):
+                raise
     return [image for image in found.values() if image.end]
 
 
@@ -135,8 +139,7 @@ def _classes(
             f"{len(without)} of {len(found)} images in the tars of {name} have no class, such as {without[0]}: put"
             f" {column or 'cls'} beside each, or name what holds it (--label-column)"
         )
-    if all(str(value).isdecimal() for value in values):
-        values = [int(str(value)) for value in values]
-    labels, classes = numbered([value if isinstance(value, int) else str(value) for value in values])
+    words = [str(value) for value in values]
+    labels, classes = numbered([int(word) for word in words] if all(map(_NUMBER.fullmatch, words)) else words)
     check_spellings(classes, name)
     return labels, classes

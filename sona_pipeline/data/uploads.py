@@ -114,7 +114,7 @@ class UploadingWriter(OutlierWriter):
         tables, self._waiting, self._size = self._waiting, [], 0
         rows = {table.stem: list(read_json_lines(table)) for table in tables}
         entry: dict = {
-            "table": f"{PARTS}/{tables[0].stem}.jsonl",
+            "table": f"{PARTS}/{len(self.shards):05d}-{tables[0].stem}.jsonl",  # no batch of another run is called so
             "batches": {name: sum("reason" not in row for row in some) for name, some in rows.items()},
         }
         if group := [payload for table in tables if (payload := self._payload(table)).exists()]:

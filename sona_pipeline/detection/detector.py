@@ -23,7 +23,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sona_pipeline.common.devices import usable_device
-from sona_pipeline.common.disk import check_readable, disk_explained, loosen, make_folder
+from sona_pipeline.common.disk import check_readable, disk_explained, loosen, make_folder, sync, sync_all
 from sona_pipeline.common.files import read_json
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
@@ -390,9 +390,14 @@ def save_detector(detector: Detector, folder: str | Path) -> None:
     make_folder(folder)
     with disk_explained(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         detector.save_pretrained(partial)
-        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == "config.json"):
+        paths = sorted(Path(partial).iterdir(), key=lambda path: path.name == "config.json")
+        for path in paths:
             loosen(path)
+        sync_all(paths)
+        (folder / "config.json").unlink(missing_ok=True)  # so that weights and settings never belong to two detectors
+        for path in paths:
             os.replace(path, folder / path.name)
+        sync(folder)
 
 
 def load_detector(

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sona_pipeline.common import figures
+from sona_pipeline.data.imaging import plain
 from sona_pipeline.data.outlier_set import OutlierPairs
 from sona_pipeline.evaluation.score_table import ScoreTable, TestSets, by_set
 from sona_pipeline.fitting.both import FOLDERS, Judged
@@ -48,7 +49,7 @@ class Kind(NamedTuple):
 
 def thumbnail(image: Image.Image, alt: str, caption: str = "") -> Picture:
     """An image of at most `SIDE` pixels; small ones as PNG, others as JPEG."""
-    image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+    image = plain(image).convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     form = "png" if max(image.size) <= SMALL else "jpeg"
     content = io.BytesIO()

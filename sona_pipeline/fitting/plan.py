@@ -131,7 +131,8 @@ def plan_fit(sources: FitSources, pipe: SONAMixin, output: str | Path, check_cla
     costs, share = _training_costs(sources), _share_left(sources, output / GENERATED)
     made = _cost_of_outliers(sources, pipe, output / GENERATED)
     names = held_out_classes(sources.train.classes, check_classes, sources.training.seed)
-    steps = [Step("generate", f"{len(sources.train)} outliers", share * made.seconds, made.bytes, share == 0)]
+    seconds, size = share * made.seconds, round(share * made.bytes)
+    steps = [Step("generate", f"{len(sources.train)} outliers", seconds, size, share == 0)]
     steps += [_checks_step(names, sources, costs, output / CHECKS)] if names else []
     steps += _detector_steps(sources, costs, output)
     tested = sum(len(images) for _, _, images in sources.sets)
@@ -148,7 +149,7 @@ def _checks_step(names: Sequence[str], sources: FitSources, costs: Costs, folder
     both = epochs * (count * (costs.with_outliers + costs.plain) + 2 * held * costs.forward) * share_of_fold
     what = f"without {', '.join(names)} in turn, {2 * len(names)} trainings"
     open_ones = sum(not _is_trained(folder / name) for name in unique_names(names).values())
-    return Step("check classes", what, open_ones * both, 2 * len(names) * costs.weights, not open_ones)
+    return Step("check classes", what, open_ones * both, 2 * open_ones * costs.weights, not open_ones)
 
 
 def _detector_steps(sources: FitSources, costs: Costs, output: Path) -> Iterator[Step]:

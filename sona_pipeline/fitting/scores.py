@@ -82,7 +82,6 @@ def give_score(
         return
     if config.exists() and read_json(config)["score"] != settings.score:
         found = rescored(load_detector(folder, device), settings.score, images, validation, settings)
-        config.unlink()  # so that weights and settings never belong to two scores
         save_detector(found, folder)
     if (known := read_json(record))["score"] != settings.score:
         write_text(record, json.dumps(known | {"score": settings.score}, indent=2, ensure_ascii=False) + "\n")

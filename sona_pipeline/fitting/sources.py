@@ -137,29 +137,32 @@ def open_fit(job: FitJob, source: FitImages, models: FitModels, asked: Classifie
     sources = FitSources(
         train, validation, sets, found.settings, settings, writing, running, classifier, found.id_names, chooses_score
     )
-    count = number_of_checks(job.check_classes, train, validation, test, has_classifier=bool(classifier))
+    blend = found.settings.blend
+    count = number_of_checks(job.check_classes, train, validation, test, has_classifier=bool(classifier), blend=blend)
     return Opened(sources, loading, count, found.left_out())
 
 
-def number_of_checks(asked: int | None, *parts: ImageSet, has_classifier: bool) -> int:
+def number_of_checks(asked: int | None, *parts: ImageSet, has_classifier: bool, blend: str = "none") -> int:
     """How many classes are held out: as asked, or else `DEFAULT` of small data, as long as `FEWEST` are left.
+
+    Of outliers between two classes, those that may mean the class go with it: of three classes, none would stay.
 
     Raises:
         ValueError: more are asked for than leave enough classes at a time, or a classifier has seen all of them.
     """
-    classes = parts[0].classes
+    classes, fewest = parts[0].classes, FEWEST + (blend == "classes")
     if asked is None:
         is_small = sum(map(len, parts)) <= SMALL and not has_classifier
-        return max(0, min(DEFAULT, len(classes) - FEWEST)) if is_small else 0
+        return max(0, min(DEFAULT, len(classes) - fewest)) if is_small else 0
     if asked and has_classifier:
         raise ValueError(
             "--check-classes asks about classes that no training knew, but the classifier knows all: leave it out, and"
             " give --near images"
         )
-    most = len(classes) if len(classes) > FEWEST else 0
+    most = len(classes) if len(classes) > fewest else 0
     if asked > most:
         raise ValueError(
-            f"--check-classes is {asked}, but has to be at most {most} of {len(classes)} classes, of which {FEWEST} or"
+            f"--check-classes is {asked}, but has to be at most {most} of {len(classes)} classes, of which {fewest} or"
             " more are left each time"
         )
     return asked

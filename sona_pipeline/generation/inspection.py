@@ -16,7 +16,7 @@ from sona_pipeline.common import figures
 from sona_pipeline.data.class_names import finder
 from sona_pipeline.data.codecs import KeptForm
 from sona_pipeline.data.image_set import ImageSet
-from sona_pipeline.data.imaging import fit
+from sona_pipeline.data.imaging import fit, plain
 from sona_pipeline.data.outlier_set import (
     FINGERPRINT,
     open_outliers,
@@ -170,7 +170,7 @@ def draw_inspection(folder: str | Path, path: Path, images: ImageSet | None = No
         sources = images.take([place for place in places if place is not None])
     samples = [
         (
-            sources.image(k) if sources else None,
+            plain(sources.image(k)) if sources else None,
             outliers.image(k),
             f"{row['id_label']}\n→ {row['ood_label'][:24]}, {row['stop_step']}",
         )

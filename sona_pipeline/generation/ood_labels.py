@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,16 @@ def labels_of(
 ) -> tuple[tuple[str, ...], list[Collision]]:
     """The OOD labels or prompts that settings name, without those that collide with an ID class; and the collisions.
 
+    Labels of a record are taken as they are, unless there are prompts in their place.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: both labels and prompts are given, or no label is left.
     """
     if isinstance(chosen.ood_labels, tuple):
-        return chosen.ood_labels, []
+        if not chosen.ood_prompts:
+            return chosen.ood_labels, []
+        chosen = replace(chosen, ood_labels=None)
     options = {"--ood-labels": chosen.ood_labels, "--ood-prompts": chosen.ood_prompts}
     options["--ood-embeddings"] = chosen.ood_embeddings
     if len(named := [option for option, value in options.items() if value]) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sona_pipeline.common.processes import process_state
-from sona_pipeline.data.class_names import Names, names_of_classes
+from sona_pipeline.data.class_names import Names, finder, names_of_classes
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_source
 from sona_pipeline.data.remote import address_of
@@ -53,7 +53,7 @@ def open_sources(
         source: where the images are.
         choice: where the OOD labels are.
         model: that the outliers are made by; the embedded one has labels of its own.
-        settings: how outliers are made; its words for ID classes stand if it has any.
+        settings: how outliers are made; its words for ID classes stand, unless the images have some of their own.
         writing: what will be written.
 
     Raises:
@@ -63,11 +63,12 @@ def open_sources(
     with process_state().main_process_first():
         images = open_source(source)
     id_names = names_of_classes(images.classes, source.class_names)
+    find = finder({} if source.class_names else settings.id_labels)
     labels, collisions = labels_of(choice, model, id_names)
     settings = replace(
         settings,
         ood_labels=labels,
-        id_labels=settings.id_labels or {name: names[0] for name, names in id_names.items()},
+        id_labels={name: find(name) or names[0] for name, names in id_names.items()},
         ood_prompt="{}" if choice.ood_prompts else settings.ood_prompt,
         ood_embeddings=str(choice.ood_embeddings) if choice.ood_embeddings else None,
     )

@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,11 @@ def test_a_full_disk_is_told_by_its_folder_and_nothing_is_left(tmp_path, number)
     with pytest.raises(DiskFullError, match=f"the disk of {tmp_path} is full"):
         write_with(tmp_path / "a.bin", write)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_to_other_processes():
+    error = pickle.loads(pickle.dumps(DiskFullError(Path("a/b"), "is full")))
+    assert (str(error), error.folder, error.what) == ("the disk of a/b is full", Path("a/b"), "is full")
 
 
 def test_the_full_disk_may_be_another_one(tmp_path):

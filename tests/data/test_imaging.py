@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageCms
 from torchvision.transforms import functional as peer
 
-from sona_pipeline.data.imaging import decoded, fit, image_suffixes, upright
+from sona_pipeline.data.imaging import decoded, fit, image_suffixes, plain, upright
 from sona_pipeline.data.settings import RESIZE_MODES
 
 SAND = (200, 100, 50)
@@ -87,6 +87,19 @@ def test_16_bit_greys_are_scaled_to_8(dtype, mode, stored, shade):
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I;16N"])
 def test_dark_16_bit_greys_stay_dark(mode):
     assert np.asarray(fit(Image.new(mode, (12, 8), 200), 8)).max() <= 1
+
+
+def test_what_is_looked_at_has_8_bits_and_lies_on_white():
+    half = Image.fromarray(np.full((2, 3), 32768, np.uint16))
+    for image, expected in (
+        (half, (128, 128, 128)),
+        (Image.new("LA", (3, 2), (40, 0)), (255, 255, 255)),
+        (Image.new("1", (3, 2), 1), (255, 255, 255)),
+        (Image.new("CMYK", (3, 2), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("RGB", (3, 2), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE), (1, 2, 3)),
+    ):
+        shown = plain(image)
+        assert (shown.mode, shown.size, shown.getpixel((1, 1))) == ("RGB", (3, 2), expected)
 
 
 def test_16_bit_greys_survive_a_file(tmp_path):

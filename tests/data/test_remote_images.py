@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -14,6 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 import webdataset
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from loopback_hub import LoopbackHub
 from loopback_s3 import BUCKET, LoopbackS3, without_credentials
 from PIL import Image
@@ -21,6 +24,7 @@ from warm_python import fresh_python
 
 from sona_pipeline.data.image_set import ImageSet, check_there
 from sona_pipeline.data.images import open_images
+from sona_pipeline.data.remote import UnreachableError
 
 CLASSES = ("cat", "sea lion")
 COUNT = 12
@@ -87,11 +91,43 @@ def test_an_address_has_the_images_of_the_same_files_here(root, s3, form):
     assert_same(open_images(f"file://{root}/{form}", labelled=True), here)
 
 
-def test_memory_is_an_address(root):
+def in_memory(folder: Path, name: str) -> str:
+    """The address of what a folder holds."""
     files = fsspec.filesystem("memory")
-    for path in (root / "folder").rglob("*.png"):
-        files.pipe_file(f"/set/{path.relative_to(root / 'folder').as_posix()}", path.read_bytes())
-    assert_same(open_images("memory://set"), open_images(root / "folder"))
+    for path in folder.rglob("*.*"):
+        files.pipe_file(f"/{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    return f"memory://{name}"
+
+
+def test_memory_is_an_address(root):
+    assert_same(open_images(in_memory(root / "folder", "set")), open_images(root / "folder"))
+
+
+def test_many_threads_read_the_rows_of_a_table_together(root, tmp_path):
+    rows = {"image": [{"bytes": encoded(n % COUNT), "path": None} for n in range(400)], "label": [0] * 400}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet", batch_size=20)
+    address = in_memory(tmp_path, "threads")
+    for _ in range(3):
+        images = open_images(address, labelled=True)
+        with ThreadPoolExecutor(8) as pool:
+            found = [image.getpixel((0, 0)) for image in pool.map(images.image, range(400))]
+        assert found == [picture(n % COUNT).getpixel((0, 0)) for n in range(400)]
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet", "tars"])
+def test_a_connection_that_breaks_is_no_fault_of_an_image(root, monkeypatch, form):
+    def broken(*_):
+        raise ConnectionResetError("by peer")
+
+    images = open_images(in_memory(root / form, f"breaks-{form}"), labelled=True)
+    monkeypatch.setattr(MemoryFile, "read", broken)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: broken())
+    with pytest.raises(UnreachableError, match=r"memory://breaks-.* cannot be reached .*by peer") as raised:
+        images.image(COUNT - 1)
+    assert pickle.loads(pickle.dumps(raised.value)).errno
+    with pytest.raises(OSError, match="cannot be reached"):
+        open_images(f"memory://breaks-{form}", labelled=True).image(0)
 
 
 def test_splits_at_an_address(root, s3):
@@ -165,6 +201,13 @@ def test_numbers_in_json_are_classes_in_their_order(tmp_path):
     write_tar(tmp_path / "a.tar", files | {f"{k}.json": json.dumps({"label": 10 - k}).encode() for k in range(3)})
     images = open_images(tmp_path / "a.tar")
     assert (images.labels, images.classes) == ((2, 1, 0), ("8", "9", "10"))
+
+
+def test_numbers_beside_words_in_json_are_words(tmp_path):
+    labels = {"1.json": b'{"label": 10}', "2.json": b'{"label": "cat"}', "3.json": b'{"label": 9}'}
+    write_tar(tmp_path / "a.tar", {f"{k}.png": encoded(k) for k in (1, 2, 3)} | labels)
+    images = open_images(tmp_path / "a.tar")
+    assert (images.labels, images.classes) == ((0, 2, 1), ("10", "9", "cat"))
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ for split in ("train", "test"):
     found[split] = [images.classes, images.labels, pixels]
 found["no split"] = failure("user/things", split="val")
 found["no data set"] = failure("user/nothing")
+found["a script"], found["damaged"] = failure("user/script"), failure("user/damaged")
 pathlib.Path("found.json").write_text(json.dumps(found))
 """
 
@@ -225,7 +226,12 @@ def test_data_set_on_the_hub(tmp_path):
     for part, rows in {"train": {5: 1, 6: 0}, "test": {7: 1}}.items():
         path = tmp_path / "things" / "data" / f"{part}-00000-of-00001.parquet"
         table(kinds, image=[picture(shade) for shade in rows], label=list(rows.values())).to_parquet(path)
+    for name, content in {"script/script.py": b"import datasets", "damaged/train.parquet": b"PAR1 no table"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
     with LoopbackHub() as hub:
+        for name in ("script", "damaged"):
+            hub.add(f"user/{name}", tmp_path / name, repo_type="dataset").commit()
         commit = hub.add("user/things", tmp_path / "things", repo_type="dataset").commit()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | hub.environment(
             tmp_path / "home"
@@ -239,6 +245,9 @@ def test_data_set_on_the_hub(tmp_path):
     assert found["no split"][0] == "ValueError"
     assert "val" in found["no split"][1]
     assert "['train', 'test']" in found["no split"][1]
+    for name in ("script", "damaged"):
+        kind, message = found["a script" if name == "script" else name]
+        assert kind == "ValueError" and message.startswith(f"user/{name} cannot be read as a table: "), message
     assert found["no data set"][0] == "FileNotFoundError"
     assert found["no data set"][1].startswith("user/nothing exists neither here nor as a data set on the Hub")
     assert f"GET /datasets/user/things/resolve/{commit}/data/test-00000-of-00001.parquet" in hub.requests

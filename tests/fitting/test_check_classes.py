@@ -105,6 +105,12 @@ def test_small_data_has_checks_by_default(asked, images, classes, count):
     some.classes = tuple(map(str, range(classes)))
     assert number_of_checks(asked, some, has_classifier=False) == count
     assert number_of_checks(None, some, has_classifier=True) == 0
+    if asked is None:
+        of_blends = {3: 0, 4: 1}.get(classes, count)  # of three classes, an outlier means the two others
+        assert number_of_checks(None, some, has_classifier=False, blend="classes") == of_blends
+    if classes == 3:
+        with pytest.raises(ValueError, match="has to be at most 0 of 3 classes, of which 3 or more are left"):
+            number_of_checks(1, some, has_classifier=False, blend="classes")
 
 
 def test_held_out_classes_of_a_smaller_draw_are_part_of_a_larger_one():

@@ -7,6 +7,7 @@ from small_runs import write_photos
 
 from sona_pipeline import RECIPES, Detector, GenerationSettings, Running, TestSets, hold_out, open_images
 from sona_pipeline.common.files import settle_settings
+from sona_pipeline.fitting.check_classes import held_out_classes
 from sona_pipeline.fitting.job import RECORD, record_of
 from sona_pipeline.fitting.plan import FitPlan, Step, plan_fit
 from sona_pipeline.fitting.sources import FitSources
@@ -46,8 +47,9 @@ def test_what_is_done_is_told_and_costs_nothing(sources, pipe, tmp_path):
     run, half = tmp_path / "run", sources.train.take(range(0, len(sources.train), 2))
     settle_settings(run / RECORD, record_of(sources, pipe))
     generate_outliers(half, pipe, run / "generated", sources.generation)
-    begun = plan_fit(sources, pipe, run, 0).steps[0]
+    begun, whole = (plan_fit(sources, pipe, folder, 0).steps[0] for folder in (run, tmp_path / "new"))
     assert not begun.is_done
+    assert begun.bytes == pytest.approx(whole.bytes / 2, rel=0.1)
     (run / "baseline").mkdir()
     (run / "baseline" / "config.json").write_text("{}")
     generate_outliers(sources.train, pipe, run / "generated", sources.generation)
@@ -55,6 +57,16 @@ def test_what_is_done_is_told_and_costs_nothing(sources, pipe, tmp_path):
     assert [step.name for step in plan.steps if step.is_done] == ["generate", "train baseline"]
     assert all(step.seconds == 0 for step in plan.steps if step.is_done)
     assert plan.bytes == plan.steps[1].bytes > 0
+
+
+def test_a_class_that_is_checked_takes_no_disk_any_more(sources, pipe, tmp_path):
+    settle_settings(tmp_path / RECORD, record_of(sources, pipe))
+    whole = plan_fit(sources, pipe, tmp_path, 2).steps[1]
+    for name in ("detector", "baseline"):
+        folder = tmp_path / "checks" / held_out_classes(sources.train.classes, 2, 0)[0] / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert plan_fit(sources, pipe, tmp_path, 2).steps[1].bytes == whole.bytes / 2 > 0
 
 
 def test_a_classifier_is_calibrated_and_judged_as_it_was(sources, pipe, tmp_path):

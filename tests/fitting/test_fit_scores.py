@@ -1,6 +1,8 @@
 """The score of detectors that held-out classes choose, beside sklearn and detectors that were trained with it."""
 
+import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from small_runs import write_photos, write_unknown
 
-from sona_pipeline import RECIPES, GenerationSettings, Running, TestSets, hold_out, load_detector, open_images
+from sona_pipeline import RECIPES, Detector, GenerationSettings, Running, TestSets, hold_out, load_detector, open_images
 from sona_pipeline.fitting import check_classes
 from sona_pipeline.fitting.job import Fitted, fit_detector
 from sona_pipeline.fitting.scores import Choice, choose_score, give_score
@@ -111,6 +113,18 @@ def test_a_run_whose_classes_choose_another_score_than_before_trains_nothing_ane
         for fold in found.checks.folds.values() if found.checks else ():
             assert {one.score for one in fold.detectors} == {score}
             assert {"energy", "energy+knn"} <= set(fold.tables[0])
+
+
+def test_a_full_disk_leaves_the_detector_as_it_was(sources, run, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "full")
+
+    folder = Path(shutil.copytree(run / "detector", tmp_path / "detector"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(Detector, "save_pretrained", full)
+    with pytest.raises(OSError, match="is full"):
+        give_score(folder, sources.train, sources.validation, replace(sources.training, score="energy+knn"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_fold_is_judged_by_the_score_and_threshold_of_a_training_with_it(sources, run, monkeypatch):

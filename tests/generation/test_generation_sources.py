@@ -55,6 +55,27 @@ def test_classes_that_are_numbers_are_told_before_the_run(tmp_path, capsys):
     assert "no words" not in capsys.readouterr().out
 
 
+def test_words_of_a_record_stand_unless_a_file_says_otherwise(tmp_path):
+    shard(tmp_path / "a.parquet", 2)
+    (tmp_path / "names.txt").write_text("0: dog\n1: wolf\n")
+    recorded = GenerationSettings(ood_labels=(), id_labels={"0": "cat", "7": "whale"})
+    names = {}
+    for file in (None, tmp_path / "names.txt"):
+        source = SourceImages(str(tmp_path / "a.parquet"), class_names=file)
+        names[file] = open_sources(source, LABELS, "tiny", recorded, OutputSettings()).settings.id_labels
+    assert list(names.values()) == [{"0": "cat", "1": "1"}, {"0": "dog", "1": "wolf"}]
+
+
+def test_prompts_take_the_place_of_the_labels_of_a_record(tmp_path):
+    shard(tmp_path / "a.parquet", 2)
+    (tmp_path / "captions.txt").write_text("a tall tree\na red barn\n")
+    choice = LabelSettings(ood_labels=("bag",), ood_prompts=tmp_path / "captions.txt")
+    source, settings = SourceImages(str(tmp_path / "a.parquet")), GenerationSettings(ood_labels=())
+    found = open_sources(source, choice, "tiny", settings, OutputSettings()).settings
+    assert found.ood_labels == ("a tall tree", "a red barn")
+    assert found.ood_prompt_of("a red barn", "cat") == "a red barn"
+
+
 def test_words_for_classes_are_found_however_unicode_writes_them():
     settings = GenerationSettings(ood_labels=("tree",), id_labels={"Cafe\u0301": "coffee house", "bar": "pub"})
     words = ("coffee house", "coffee house", "pub", "x")

@@ -2,6 +2,7 @@ import io
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -149,7 +150,7 @@ def drawn(monkeypatch, folder: Path, images: ImageSet | None = None, **options) 
         assert min(sheet.size) > 300
         assert np.asarray(sheet.convert("L")).std() > 10
     return [
-        (source.getpixel((0, 0)) if source else None, outlier.getpixel((0, 0)), caption)
+        (source.convert("L").getpixel((0, 0)) if source else None, outlier.getpixel((0, 0)), caption)
         for source, outlier, caption in seen
     ]
 
@@ -168,6 +169,12 @@ CAPTIONS = {
 def test_a_sheet_shows_outliers_below_their_sources(form, tmp_path, monkeypatch):
     samples = drawn(monkeypatch, outlier_set(tmp_path, form), sources())
     assert samples == [(200 + number, number, caption) for number, caption in CAPTIONS.items()]
+
+
+def test_a_sheet_shows_sources_of_every_mode(tmp_path, monkeypatch):
+    images = sources()
+    clear = replace(images, _open=lambda k: Image.merge("LA", [images.image(k), Image.new("L", (8, 8))]))
+    assert [shade for shade, *_ in drawn(monkeypatch, outlier_set(tmp_path), clear)] == [255] * len(CAPTIONS)
 
 
 @formats

@@ -9,6 +9,7 @@ from PIL import Image
 from sona_pipeline.data import sample
 from sona_pipeline.data.image_set import ImageSet
 from sona_pipeline.data.imaging import fit
+from sona_pipeline.data.remote import UnreachableError
 from sona_pipeline.generation.checkpoint import load_pipeline
 from sona_pipeline.generation.make import OutlierMaker, PromptCache, image_form
 from sona_pipeline.generation.plan import plan_outliers
@@ -127,11 +128,12 @@ def test_unreadable_image_is_rejected_or_raised(pipe, images):
         make(pipe, torn, strict=True)
 
 
-def test_error_of_the_disk_is_no_fault_of_the_image(pipe, images):
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "of the disk"), UnreachableError("of the network")])
+def test_error_of_disk_or_network_is_no_fault_of_the_image(pipe, images, error):
     def opened(index):
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match=r"of the (disk|network)"):
         make(pipe, ImageSet(images.keys, images.labels, images.classes, opened))
 
 

@@ -167,6 +167,23 @@ def test_of_two_runs_at_one_address_one_stops(images, pipe, s3):
     assert s3.files("both/") == before
 
 
+def test_a_batch_that_is_made_again_takes_nothing_from_the_run_before(s3):
+    """Images that could not be had come back as a batch of the same images, and so of the same name."""
+    address, lost = f"s3://{BUCKET}/again", {"file_name": "a/1.png", "source_key": "a", "reason": "gone"}
+    other, batches = lost | {"file_name": "a/2.png", "reason": "torn"}, []
+    for rejects in ({"b1": lost | {"may_pass": True}, "b2": other}, {"b1": lost | {"reason": "empty"}}):
+        with writer_to(address, "parquet") as writer:
+            (writer.folder / "settings.json").write_text("{}")
+            for name, reject in rejects.items():
+                writer.commit(name, [], [reject])
+            writer.finish()
+        found = [json.loads(line) for line in s3.files("again/")["rejects.jsonl"].splitlines()]
+        batches.append({row["file_name"]: row["reason"] for row in found})
+    assert batches == [{"a/1.png": "gone", "a/2.png": "torn"}, {"a/1.png": "empty", "a/2.png": "torn"}]
+    entries = json.loads(s3.files("again/")["manifest.json"])["shards"]
+    assert [digest(s3.files("again/")[entry["table"]]) for entry in entries] == [e["table_sha256"] for e in entries]
+
+
 @pytest.mark.parametrize(
     ("address", "writing", "error", "message"),
     [
