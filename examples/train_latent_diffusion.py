@@ -193,7 +193,8 @@ class Stage:
             parameter.data.copy_(state[f"model.{i}"])
             shadow.copy_(state[f"ema.{i}"])
             if self.step and f"exp_avg.{i}" in state:
-                inner.state[parameter] = {k: state[f"{k}.{i}"].clone() for k in ("exp_avg", "exp_avg_sq", "step")}
+                moments = {k: state[f"{k}.{i}"].to(parameter.device) for k in ("exp_avg", "exp_avg_sq")}
+                inner.state[parameter] = moments | {"step": state[f"step.{i}"].clone()}  # which stays on the CPU
         self.ema.optimization_step = self.step
         self.accelerator.print(f"{self.name}: resumed at step {self.step} of {self.steps}")
 

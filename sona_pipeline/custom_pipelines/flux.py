@@ -472,7 +472,7 @@ def noise_units(scheduler: Any) -> list[float]:
 def _levels(scheduler: Any, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The shares a of the source and b of the noise that the model expects at time steps."""
     if prediction_type(scheduler) == "flow_prediction":
-        b = (timesteps.double().cpu() / scheduler.config.num_train_timesteps).clamp(1e-4, 1 - 1e-4)
+        b = (timesteps.cpu().double() / scheduler.config.num_train_timesteps).clamp(1e-4, 1 - 1e-4)
         return 1 - b, b
     alphas = scheduler.alphas_cumprod.cpu()[timesteps.cpu().round().long().clamp(0, len(scheduler.alphas_cumprod) - 1)]
     return alphas.sqrt().clamp(min=1e-4), (1 - alphas).sqrt().clamp(min=1e-4)
@@ -767,6 +767,9 @@ class ImagesMixin(Family):
                 raise ValueError(f"Image {k} has the size {size} and image 0 {first}: bring all to one size.")
             if isinstance(one, PIL.Image.Image) and (one.mode == "F" or one.mode.startswith("I")):
                 raise ValueError(f"Image {k} has the mode {one.mode!r}: scale it to 8 bits (mode 'L' or 'RGB') first.")
+            is_latents = isinstance(one, torch.Tensor) and one.shape[-3:-2] == (self.latent_channels,)
+            if not isinstance(one, PIL.Image.Image) and not is_latents and one.min() < 0:  # else taken as [-1, 1]
+                raise ValueError(f"Image {k} has values below 0: scale arrays and tensors to [0, 1].")
         tensor = self.image_processor.preprocess(images if isinstance(image, tuple) else image)
 
         channels, latent_channels = self.image_channels, self.latent_channels

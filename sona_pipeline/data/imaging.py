@@ -53,7 +53,7 @@ def decoded(opened: Callable[[], Image.Image | None], name: str) -> Image.Image:
             raise OSError("there is no image")
         with image:
             _load(image)
-            return _turned(image)
+            return turned(image)
     except Exception as error:  # decoders fail on damaged files in any way
         if isinstance(error, OSError) and error.errno not in _OF_THE_IMAGE:
             raise
@@ -72,7 +72,7 @@ def _load(image: Image.Image) -> None:
             raise
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def turned(image: Image.Image) -> Image.Image:
     """`image` turned upright by its EXIF tag, or as it is where a broken EXIF block does not say how."""
     try:
         return ImageOps.exif_transpose(image)

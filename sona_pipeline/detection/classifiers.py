@@ -69,7 +69,7 @@ def as_detector(
         ValueError: the logits do not come straight from one linear layer with an output a class, or the module takes no
             images of this size.
     """
-    module = copy.deepcopy(module)
+    module = copy.deepcopy(module).cpu()
     name, channels = type(module).__name__, CHANNELS.get(channel_order, 3)
     output, path = found_head(module, name, image_size, channels, head)
     config = {"head": path, "output": output.key, "class": f"{type(module).__module__}.{type(module).__qualname__}"}

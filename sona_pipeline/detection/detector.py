@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import math
 import os
 import re
 import tempfile
@@ -27,7 +28,7 @@ from sona_pipeline.common.disk import check_readable, disk_explained, loosen, ma
 from sona_pipeline.common.files import read_json
 from sona_pipeline.common.messages import brief
 from sona_pipeline.common.names import expanded
-from sona_pipeline.data.imaging import fit, upright, with_short_side
+from sona_pipeline.data.imaging import fit, turned, upright, with_short_side
 from sona_pipeline.detection import networks
 from sona_pipeline.detection.config import check_config
 from sona_pipeline.detection.preprocessing import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, ordered
@@ -262,12 +263,12 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
         return torch.stack([self.one(image) for image in images]).float() / 255
 
     def whole(self, image: Image.Image) -> torch.Tensor:
-        """An image scaled and not cropped, as uint8 `[3, H, W]` with the short side S / crop_pct; at most 16 : 1."""
-        return pil_to_tensor(with_short_side(image, round(self.image_size / self.crop_pct)))
+        """An image, upright, scaled and not cropped: uint8 `[3, H, W]`, short side S / crop_pct; at most 16 : 1."""
+        return pil_to_tensor(with_short_side(turned(image), round(self.image_size / self.crop_pct)))
 
     def one(self, image: Image.Image) -> torch.Tensor:
-        """An image scaled and cropped as the network sees it, uint8 `[3, S, S]`."""
-        pixels, inner = pil_to_tensor(fit(image, round(self.image_size / self.crop_pct))), self.image_size
+        """An image turned upright, scaled and cropped as the network sees it, uint8 `[3, S, S]`."""
+        pixels, inner = pil_to_tensor(fit(turned(image), round(self.image_size / self.crop_pct))), self.image_size
         edge = (pixels.shape[1] - inner) // 2
         return pixels[:, edge : edge + inner, edge : edge + inner]
 
@@ -322,7 +323,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             confidences, labels = logits.softmax(dim=1).max(dim=1)
             energies = energy(logits, self.temperature).tolist()
             for label, confidence, e, score in zip(labels.tolist(), confidences.tolist(), energies, scores.tolist()):
-                is_ood = None if limits is None else score > limits[label]
+                is_ood = None if limits is None else not -math.inf < score <= limits[label]  # as where it is NaN
                 yield label, Detection(self.classes[label], confidence, e, score, is_ood)
 
     def calibrated(
@@ -342,6 +343,7 @@ class Detector(nn.Module, PyTorchModelHubMixin, library_name="sona-pipeline", ta
             ValueError: there are no scores, some are not finite, the rate is out of its range, or no class has enough.
         """
         check_rate(id_rate)
+        id_scores = id_scores.detach().cpu()
         if not len(id_scores) or not id_scores.isfinite().all():
             count = int((~id_scores.isfinite()).sum())
             raise ValueError(f"{count} of {len(id_scores)} ID scores are NaN or infinite: no threshold in them")

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ class Graph(nn.Module):
         probabilities = logits.softmax(dim=1)
         if self.limits is None:
             return logits, probabilities, score
-        return logits, probabilities, score, score > self.limits[logits.argmax(dim=1)]
+        is_known = (score > -math.inf) & (score <= self.limits[logits.argmax(dim=1)])
+        return logits, probabilities, score, ~is_known
 
 
 def export_detector(

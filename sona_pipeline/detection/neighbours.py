@@ -86,5 +86,6 @@ def _passed(detector: Detector, images: ImageSet, batch_size: int, track: Track)
 
 def _moments(values: torch.Tensor) -> list[float]:
     """Mean and standard deviation, the latter 1 where all are equal."""
-    deviation = values.double().std().item()
-    return [values.double().mean().item(), deviation if deviation > 0 else 1.0]
+    values = values.cpu().double()  # which the GPUs of Macs do not have
+    deviation = values.std().item()
+    return [values.mean().item(), deviation if deviation > 0 else 1.0]

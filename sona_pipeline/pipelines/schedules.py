@@ -135,7 +135,7 @@ def noise_units(scheduler: Any) -> list[float]:
 def _levels(scheduler: Any, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The shares a of the source and b of the noise that the model expects at time steps."""
     if prediction_type(scheduler) == "flow_prediction":
-        b = (timesteps.double().cpu() / scheduler.config.num_train_timesteps).clamp(1e-4, 1 - 1e-4)
+        b = (timesteps.cpu().double() / scheduler.config.num_train_timesteps).clamp(1e-4, 1 - 1e-4)
         return 1 - b, b
     alphas = scheduler.alphas_cumprod.cpu()[timesteps.cpu().round().long().clamp(0, len(scheduler.alphas_cumprod) - 1)]
     return alphas.sqrt().clamp(min=1e-4), (1 - alphas).sqrt().clamp(min=1e-4)

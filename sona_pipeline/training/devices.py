@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
@@ -25,9 +26,11 @@ def new_accelerator(running: Running, accumulation: int, folder: Path | None) ->
         ValueError: see `check_running`.
     """
     check_running(running, folder)
+    if AcceleratorState._shared_state.get("_mixed_precision", _precision(running)) != _precision(running):
+        AcceleratorState._reset_state()  # of a training before this one, whose precision would stay
     return Accelerator(
         cpu=_is_on_cpu(running),
-        mixed_precision=running.mixed_precision,
+        mixed_precision=_precision(running),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
         log_with=running.tracker,
         project_dir=folder,
@@ -41,11 +44,14 @@ def check_running(running: Running, folder: Path | None) -> None:
         running: how the training is computed.
         folder: where it writes to, if anywhere.
     """
-    precision = running.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and _is_on_cpu(running):
+    if _precision(running) == "fp16" and _is_on_cpu(running):
         raise ValueError("`mixed_precision` is 'fp16', which a CPU does not compute in: use 'bf16', 'no', or a GPU")
     if running.tracker is not None:
         _check_tracker(running.tracker, folder)
+
+
+def _precision(running: Running) -> str:
+    return running.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def _is_on_cpu(running: Running) -> bool:

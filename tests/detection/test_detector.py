@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from loopback_hub import LoopbackHub
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 from shapes import shapes
 from warm_python import fresh_python
 
 from sona_pipeline.detection.detector import Detector, load_detector, save_detector
+from sona_pipeline.detection.export import Graph
 from sona_pipeline.detection.scores.of_logits import energy, msp
 
 
@@ -54,6 +55,27 @@ def test_streams_in_batches_from_files_and_images_and_takes_single_ones(detector
     assert [one.energy for one in found] == pytest.approx([one.energy for one in whole], rel=1e-4)
     assert detector(str(paths[2])).energy == detector(pictures[2]).energy == pytest.approx(whole[2].energy, rel=1e-4)
     assert detector([]) == []
+
+
+def test_a_photo_of_a_phone_is_the_same_by_its_path_and_opened(detector, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 12, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo.save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as opened:
+        of_opened, whole = detector.pixels([opened]), detector.whole(opened)
+        assert detector(opened) == detector(tmp_path / "photo.png")
+    upright = photo.transpose(Image.Transpose.ROTATE_270)
+    assert (of_opened == detector.pixels([upright])).all() and (whole == detector.whole(upright)).all()
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), float("-inf")])
+def test_what_has_no_score_is_not_known(pictures, bias):
+    broken = Detector(["cat", "dog"], image_size=16, threshold=1e9)
+    broken.network.head.bias.data[:] = bias
+    assert [said.is_ood for said in broken(pictures[:2])] == [True, True]
+    graph = Graph(broken, torch.float32, True)
+    assert graph(torch.zeros(3, 3, 16, 16, dtype=torch.uint8))[-1].tolist() == [True] * 3
 
 
 def test_preprocessing_is_scaling_cropping_and_normalization():

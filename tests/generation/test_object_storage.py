@@ -173,7 +173,7 @@ def test_a_batch_that_is_made_again_takes_nothing_from_the_run_before(s3):
     other, batches = lost | {"file_name": "a/2.png", "reason": "torn"}, []
     for rejects in ({"b1": lost | {"may_pass": True}, "b2": other}, {"b1": lost | {"reason": "empty"}}):
         with writer_to(address, "parquet") as writer:
-            (writer.folder / "settings.json").write_text("{}")
+            (writer.folder / "settings.json").write_text('{"ood_labels": [], "format": "parquet"}')
             for name, reject in rejects.items():
                 writer.commit(name, [], [reject])
             writer.finish()

@@ -1,5 +1,6 @@
 """What a machine cannot do is refused before a file is written."""
 
+import json
 from collections import namedtuple
 from dataclasses import replace
 
@@ -44,6 +45,15 @@ def test_trackers_need_a_folder_and_all_of_none_is_none(images, monkeypatch, tmp
     monkeypatch.setattr(devices, "get_available_trackers", list)
     with pytest.raises(ValueError, match="`tracker` is 'all', which is not installed: pip install tensorboard"):
         train_detector(images, SETTINGS, output=tmp_path / "detector", running=Running(tracker="all", cpu=True))
+
+
+def test_the_precision_of_a_training_is_not_that_of_the_next(images, tmp_path):
+    found = []
+    for precision in ("bf16", None, "bf16", "no"):
+        running = Running(cpu=True, mixed_precision=precision)
+        train_detector(images, SETTINGS, output=tmp_path / f"{len(found)}", running=running)
+        found.append(json.loads((tmp_path / f"{len(found)}" / "training.json").read_text())["mixed_precision"])
+    assert found == ["bf16", "no", "bf16", "no"]
 
 
 def test_variables_of_accelerate_change_nothing_that_is_recorded_otherwise(images, monkeypatch):
