@@ -216,7 +216,7 @@ def read_rejects(folder: str | Path) -> Iterator[dict]:
     folder = local_copy(folder, with_shards=False)
     made = {row["file_name"] for row in _part_rows(folder) if "reason" not in row}
     rows = chain(_part_rows(folder), read_json_lines(folder / REJECTS))
-    rejects = (row for row in rows if "reason" in row)
+    rejects = sorted((row for row in rows if "reason" in row), key=may_pass)  # for good before others
     yield from _each_once(row for row in rejects if row["file_name"] not in made or not may_pass(row))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,12 @@ def labels_of(
         FileNotFoundError: there is no such file.
         ValueError: both labels and prompts are given, or no label is left.
     """
-    if isinstance(chosen.ood_labels, tuple):
+    named_by = chosen.ood_labels
+    if isinstance(named_by, tuple):
         if not chosen.ood_prompts:
-            return chosen.ood_labels, []
-        chosen = replace(chosen, ood_labels=None)
-    options = {"--ood-labels": chosen.ood_labels, "--ood-prompts": chosen.ood_prompts}
+            return named_by, []
+        named_by = None
+    options = {"--ood-labels": named_by, "--ood-prompts": chosen.ood_prompts}
     options["--ood-embeddings"] = chosen.ood_embeddings
     if len(named := [option for option, value in options.items() if value]) > 1:
         raise ValueError(f"{' and '.join(named)} exclude each other: give one of them")
@@ -67,11 +68,11 @@ def labels_of(
     labels: list[Names]
     if chosen.ood_prompts:
         labels = [(line,) for line in read_lines(chosen.ood_prompts)]
-    elif chosen.ood_labels is None and model in EMBEDDED_MODELS:
+    elif named_by is None and model in EMBEDDED_MODELS:
         known = [(label,) for label in embedded_labels(model)]
         return usable_labels(known, id_names, keep_collisions=chosen.keep_collisions)[0], []
     else:
-        labels = read_labels(chosen.ood_labels or IMAGENET)
+        labels = read_labels(named_by or IMAGENET)
     return usable_labels(labels, id_names, keep_collisions=chosen.keep_collisions)
 
 

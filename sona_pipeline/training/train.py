@@ -54,7 +54,7 @@ def train_detector(
             or none, for cross-entropy only.
         output: folder for the detector, a checkpoint after every epoch, and `log.jsonl` with a line an epoch. A run
             that was stopped goes on from its checkpoint and ends with the weights of an undisturbed one; a finished one
-            is only loaded.
+            is only loaded. Of several processes, all go on with the bound of mutual information of the first.
         running: see `Running`.
         title: what the progress bar says.
 
