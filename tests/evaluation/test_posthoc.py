@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sona_pipeline.detection.detector import Detector
 from sona_pipeline.detection.scores.of_logits import energy, msp
-from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, adascale, fitted as fitted_to_known, opengan
+from sona_pipeline.evaluation.posthoc import POST_HOC, Known, Seen, adascale, fitted as fitted_to_known, gmm, opengan
 from sona_pipeline.evaluation.posthoc.rankfeat import without_first
 from sona_pipeline.evaluation.posthoc.search import Trial, candidates, searched
 
@@ -291,6 +291,15 @@ def test_a_search_of_both_adascales_moves_every_image_once_and_finds_what_separa
     for name, best in found.items():
         assert best.validation_auroc == pytest.approx(auroc(name, best.parameters["percentiles"]))
         assert all(auroc(name, **one) <= best.validation_auroc + 1e-6 for one in candidates(name)[::7])
+
+
+def test_gaussians_of_many_classes_are_asked_in_parts(detector, monkeypatch):
+    whole = fitted("gmm", detector, in_batches(*TRAIN))(SEEN)
+    asked, predict = [], ood.GMM.predict_features
+    monkeypatch.setattr(gmm, "MOST", 3 * 3 * detector.network.head.in_features * 8 * 7)
+    monkeypatch.setattr(ood.GMM, "predict_features", lambda self, rows: asked.append(len(rows)) or predict(self, rows))
+    assert fitted("gmm", detector, in_batches(*TRAIN))(SEEN).tolist() == pytest.approx(whole.tolist(), rel=1e-4)
+    assert asked == [7, 7, 6]
 
 
 def test_nac_counts_the_states_that_rightly_classified_training_images_had(detector):
