@@ -770,7 +770,7 @@ class ImagesMixin(Family):
                 raise ValueError(f"Image {k} has the mode {one.mode!r}: scale it to 8 bits (mode 'L' or 'RGB') first.")
             is_latents = isinstance(one, torch.Tensor) and one.shape[-3:-2] == (self.latent_channels,)
             if not isinstance(one, PIL.Image.Image) and not is_latents and one.min() < 0:  # else taken as [-1, 1]
-                raise ValueError(f"Image {k} has values below 0: scale arrays and tensors to [0, 1].")
+                raise ValueError("Image values go below 0: scale arrays and tensors to [0, 1].")
         tensor = self.image_processor.preprocess(images if isinstance(image, tuple) else image)
 
         channels, latent_channels = self.image_channels, self.latent_channels

@@ -756,8 +756,14 @@ BAD_ARGUMENTS = {
         {"image": [pil(), torch.zeros(3, 24, 32)]},
         r"`image` is made of \['Image', 'Tensor'\]: give .* one kind",
     ),
-    "undershoot": ({"image": torch.full((4, 3, 24, 32), -0.01)}, r"Image 0 has values below 0: scale .* to \[0, 1\]"),
-    "undershoot of one": ({"image": [np.ones((24, 32, 3)), *3 * [np.full((24, 32, 3), -0.01)]]}, "Image 1 has values"),
+    "undershoot": (
+        {"image": torch.full((4, 3, 24, 32), -0.01)},
+        r"Image values go below 0: scale arrays and tensors to \[0, 1\]",
+    ),
+    "undershoot of one": (
+        {"image": [np.ones((24, 32, 3)), *3 * [np.full((24, 32, 3), -0.01)]]},
+        "Image values go below 0",
+    ),
     "0 to 255": ({"image": 255 * pictures()}, r"Image values go beyond 1: scale arrays and tensors to \[0, 1\]"),
     "0 to 255 in bytes": ({"image": np.full((4, 24, 32, 3), 200, dtype=np.uint8)}, "Image values go beyond 1"),
     "bytes of a tensor": ({"image": torch.full((4, 3, 24, 32), 200, dtype=torch.uint8)}, "Image values go beyond 1"),
